@@ -1,0 +1,1 @@
+"""Everything the scripts share. See README.md, "How the code is laid out"."""

@@ -1,0 +1,179 @@
+"""The two interfaces every backend implements: NetworkLayers (to build) and Engine (to run)."""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from helpers.batching import PaddedBatch
+from helpers.bert_config import BertConfig
+from helpers.engine_card import EngineCard
+from helpers.errors import DemoBertError
+
+#: Whatever a backend calls the output of a layer.
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What builder.py was asked for, as far as it concerns a backend. Sizes are ascending, without repeats."""
+
+    batch_sizes: tuple = (1,)
+    sequence_lengths: tuple = (128,)
+    layout: str = "padded"
+    fp16: bool = False
+    int8: bool = False
+    fp8: bool = False
+    strict: bool = False
+    workspace_mib: int | None = None
+    sparse: bool = False
+    timing_cache: str | None = None
+    distributive_independence: bool = False
+    force_int8_skipln: bool = False
+    force_int8_multihead: bool = False
+    plugin_version: str | None = None
+    network: str = "auto"
+    verbose: bool = False
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.batch_sizes[-1]
+
+    @property
+    def max_sequence_length(self) -> int:
+        return self.sequence_lengths[-1]
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A compiled network and what its card has to say. `precision`, `network`, `settings`: see EngineCard."""
+
+    data: bytes | memoryview
+    backend_version: str
+    device: str
+    network: str
+    precision: list
+    settings: dict = field(default_factory=dict)
+
+
+class NetworkLayers(ABC):
+    """What BERT needs of an engine's layer vocabulary; `bert_network.py` speaks no other words.
+
+    A backend creates its own inputs and output (names and shapes: design.md, "Contracts"), keeps activations in
+    whatever layout and type it likes, and hands them on as opaque tensors. `name` is the canonical name of the
+    weights (`l0_attention_self`, `l0_output_dense`…), which names the layers and finds quantization ranges.
+    Dense kernels are float32 [out, in], biases [out].
+    """
+
+    @abstractmethod
+    def embeddings(
+        self,
+        word: np.ndarray,
+        token_type: np.ndarray,
+        position: np.ndarray,
+        gamma: np.ndarray,
+        beta: np.ndarray,
+        name: str,
+    ) -> Tensor:
+        """Sum of the three embeddings of every token ([V, E], [types, E], [P, E]), layer-normalised."""
+
+    @abstractmethod
+    def query_key_value(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
+        """The three projections at once: kernel [3E, E] is query, key, value stacked; bias [3E]."""
+
+    @abstractmethod
+    def attention(self, query_key_value: Tensor, name: str) -> Tensor:
+        """softmax(Q·Kᵀ/√H)·V in every head over each sequence's own tokens (arXiv:1706.03762); heads concatenated."""
+
+    @abstractmethod
+    def dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
+        """hidden · kernelᵀ + bias."""
+
+    @abstractmethod
+    def gelu(self, hidden: Tensor, formula: str, name: str) -> Tensor:
+        """GELU (arXiv:1606.08415): x·Φ(x), with Φ by "erf", or by the paper's "tanh" approximation."""
+
+    @abstractmethod
+    def add_and_normalise(
+        self, branch: Tensor, residual: Tensor, gamma: np.ndarray, beta: np.ndarray, name: str
+    ) -> Tensor:
+        """Layer normalisation (arXiv:1607.06450) of branch + residual."""
+
+    @abstractmethod
+    def squad_output(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> None:
+        """A dense to start and end logits, marked as the network's output `logits_out`."""
+
+
+class Engine(ABC):
+    """A loaded engine. Not thread-safe: one engine per thread."""
+
+    def __init__(self, card: EngineCard):
+        self.card = card
+
+    @abstractmethod
+    def _infer(self, batch: PaddedBatch) -> np.ndarray:
+        """Run one checked batch; logits float32 [B, S, 2]."""
+
+    def run(self, batch: PaddedBatch) -> np.ndarray:
+        """Start and end logits of one batch, float32 [B, S, 2]. Raises DemoBertError if the batch does not fit."""
+        self.check(batch)
+        return self._infer(batch)
+
+    def run_all(self, batches: Sequence[PaddedBatch], on_done: Callable[[int, np.ndarray], None]) -> None:
+        """Run many batches as fast as the device can; `on_done(index, logits)` is called once for each, in any order."""
+        for index, batch in enumerate(batches):
+            on_done(index, self.run(batch))
+
+    def time(self, batch: PaddedBatch, iterations: int, warm_up_runs: int, duration: float) -> np.ndarray:
+        """Latencies in ms of running `batch` again and again, float64 [n].
+
+        At least `iterations` runs, and as many more as fit into `duration` seconds, after `warm_up_runs` that do
+        not count. Copies of the inputs to the device are not timed, where there are any.
+        """
+        self.check(batch)
+        run_once = self._timed_run(batch)
+        for _ in range(warm_up_runs):
+            run_once()
+        latencies = []
+        end = time.perf_counter() + duration
+        while len(latencies) < iterations or time.perf_counter() < end:
+            latencies.append(run_once())
+        return np.array(latencies)
+
+    @abstractmethod
+    def _timed_run(self, batch: PaddedBatch) -> Callable[[], float]:
+        """A function that runs `batch` once and returns the ms it took."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for people: backend, device, precision, sizes."""
+
+    def check(self, batch: PaddedBatch) -> None:
+        """Raises DemoBertError unless `batch` is well formed and fits the engine's sizes and embedding tables."""
+        card = self.card
+        shapes = {array.shape for array in (batch.input_ids, batch.segment_ids, batch.input_mask)}
+        if len(shapes) != 1 or batch.input_ids.ndim != 2 or batch.input_ids.size == 0:
+            raise DemoBertError(f"inputs must be three equal, non-empty [batch, sequence] arrays, not {sorted(shapes)}")
+        if any(array.dtype != np.int32 for array in (batch.input_ids, batch.segment_ids, batch.input_mask)):
+            raise DemoBertError("inputs must be int32")
+        if batch.batch_size > card.max_batch_size:
+            raise DemoBertError(
+                f"batch size {batch.batch_size} is over this engine's largest, {card.max_batch_size}; "
+                f"rebuild it with -b {batch.batch_size}"
+            )
+        if batch.sequence_length > card.max_sequence_length:
+            raise DemoBertError(
+                f"sequence length {batch.sequence_length} is over this engine's longest, "
+                f"{card.max_sequence_length}; rebuild it with -s {batch.sequence_length}"
+            )
+        for name, ids, size in (
+            ("token", batch.input_ids, card.config.vocab_size),
+            ("segment", batch.segment_ids, card.config.type_vocab_size),
+        ):
+            if ids.min() < 0 or ids.max() >= size:
+                raise DemoBertError(f"a {name} id is outside the model's {size}: {ids.min()} to {ids.max()}")
+        mask = batch.input_mask
+        if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any() or not mask[:, 0].all():
+            raise DemoBertError("the input mask must be ones on each row's leading tokens, then zeros")

@@ -1,0 +1,49 @@
+"""BERT for question answering (arXiv:1810.04805), layer by layer, in the words of `NetworkLayers`.
+
+This is the only place where the network is written down; each backend translates the words into its own layers.
+"""
+
+import numpy as np
+
+from helpers.backends.base import NetworkLayers
+from helpers.bert_config import BertConfig
+from helpers.weights import BertWeights
+
+
+def build_bert(layers: NetworkLayers, config: BertConfig, weights: BertWeights, gelu: str) -> None:
+    """Write BERT into `layers`: embeddings → N × (attention, feed-forward) → start and end logits.
+
+    `gelu` is "tanh" or "erf". Weights are canonical (`helpers/weights/canonical.py`).
+    """
+
+    def dense(hidden, name):
+        return layers.dense(hidden, weights[f"{name}_kernel"], weights[f"{name}_bias"], name)
+
+    def add_and_normalise(branch, residual, name):
+        return layers.add_and_normalise(branch, residual, weights[f"{name}_gamma"], weights[f"{name}_beta"], name)
+
+    hidden = layers.embeddings(
+        word=weights["bert_embeddings_word_embeddings"],
+        token_type=weights["bert_embeddings_token_type_embeddings"],
+        position=weights["bert_embeddings_position_embeddings"],
+        gamma=weights["bert_embeddings_layernorm_gamma"],
+        beta=weights["bert_embeddings_layernorm_beta"],
+        name="bert_embeddings",
+    )
+    for i in range(config.num_hidden_layers):
+        query_key_value = layers.query_key_value(hidden, *stacked_query_key_value(weights, i), f"l{i}_attention_self")
+        context = layers.attention(query_key_value, f"l{i}_attention_self")
+        branch = dense(context, f"l{i}_attention_output_dense")
+        hidden = add_and_normalise(branch, hidden, f"l{i}_attention_output_layernorm")
+        inner = layers.gelu(dense(hidden, f"l{i}_intermediate_dense"), gelu, f"l{i}_intermediate")
+        branch = dense(inner, f"l{i}_output_dense")
+        hidden = add_and_normalise(branch, hidden, f"l{i}_output_layernorm")
+    layers.squad_output(hidden, weights["cls_squad_output_weights"], weights["cls_squad_output_bias"], "cls_squad_output")
+
+
+def stacked_query_key_value(weights: BertWeights, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Query, key and value of one layer as one dense: kernel [3E, E] and bias [3E]."""
+    names = [f"l{layer}_attention_self_{part}" for part in ("query", "key", "value")]
+    kernel = np.concatenate([weights[f"{name}_kernel"] for name in names])
+    bias = np.concatenate([weights[f"{name}_bias"] for name in names])
+    return kernel, bias

@@ -1,0 +1,107 @@
+"""The engine card: what an engine file can't say of itself, as JSON beside it (`<engine>.json`)."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError
+from helpers.files import read_json, write_json
+
+LAYOUTS = ("padded", "packed")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class EngineCard:
+    """One engine, described.
+
+    backend            "openvino", "tensorrt" or "tensorrt_rtx"
+    backend_version    the version that built it, as the backend itself spells it
+    device             the device it was built for, as the backend names it
+    layout             "padded" ([B, S] inputs) or "packed" ([T] inputs)
+    network            "layers", "plugin" or "native": the form of the network
+    precision          the types it computes in, widest last: ["fp32"], ["bf16"], ["int8", "bf16"]…
+    batch_sizes        ascending; the last is the largest that it serves
+    sequence_lengths   ascending; likewise, in tokens
+    config             the model's shape
+    do_lower_case      whether text is lower-cased and stripped of accents before the word pieces
+    vocab_file         path of the vocabulary, relative to the card's folder where possible; None: not known
+    vocab_sha256       its SHA-256; None: not known
+    engine_sha256      SHA-256 of the engine file
+    engine_bytes       its size
+    settings           what the backend needs to load the engine again (strings)
+    """
+
+    backend: str
+    backend_version: str
+    device: str
+    layout: str
+    network: str
+    precision: list
+    batch_sizes: list
+    sequence_lengths: list
+    config: BertConfig
+    do_lower_case: bool
+    vocab_file: str | None
+    vocab_sha256: str | None
+    engine_sha256: str
+    engine_bytes: int
+    settings: dict
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.batch_sizes[-1]
+
+    @property
+    def max_sequence_length(self) -> int:
+        return self.sequence_lengths[-1]
+
+    def write(self, path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def path_for(cls, engine_path) -> Path:
+        return Path(f"{engine_path}.json")
+
+    @classmethod
+    def read(cls, path) -> "EngineCard":
+        """Read and check a card. Raises DemoBertError where a field is missing or makes no sense."""
+        values = read_json(path, "engine card")
+        try:
+            if not isinstance(values, dict):
+                raise DemoBertError("not a JSON object")
+            if missing := [name for name in cls.__dataclass_fields__ if name not in values]:
+                raise DemoBertError(f"it lacks {', '.join(missing)}")
+            fields = {name: values[name] for name in cls.__dataclass_fields__}
+            _check(fields)
+            fields["config"] = BertConfig.from_dict(fields["config"])
+            return cls(**fields)
+        except DemoBertError as error:
+            raise DemoBertError(f"the engine card {path} can't be used: {error}; build the engine again") from None
+
+
+def _check(fields: dict) -> None:
+    texts = ("backend", "backend_version", "device", "layout", "network", "engine_sha256")
+    for name in texts:
+        if not isinstance(fields[name], str):
+            raise DemoBertError(f"{name} is not text")
+    for name in ("vocab_file", "vocab_sha256"):
+        if not isinstance(fields[name], (str, type(None))):
+            raise DemoBertError(f"{name} is not text")
+    if fields["layout"] not in LAYOUTS:
+        raise DemoBertError(f"layout is {fields['layout']!r}")
+    precision = fields["precision"]
+    if not isinstance(precision, list) or not precision or any(item not in PRECISIONS for item in precision):
+        raise DemoBertError(f"precision is {precision!r}")
+    for name in ("batch_sizes", "sequence_lengths"):
+        sizes = fields[name]
+        whole = isinstance(sizes, list) and sizes and all(type(size) is int and size > 0 for size in sizes)
+        if not whole or sizes != sorted(sizes):
+            raise DemoBertError(f"{name} is not an ascending list of whole numbers")
+    if not isinstance(fields["do_lower_case"], bool):
+        raise DemoBertError("do_lower_case is not true or false")
+    if type(fields["engine_bytes"]) is not int:
+        raise DemoBertError("engine_bytes is not a whole number")
+    settings = fields["settings"]
+    if not isinstance(settings, dict) or any(not isinstance(value, str) for value in settings.values()):
+        raise DemoBertError("settings is not an object of texts")

@@ -1,0 +1,21 @@
+"""Mistakes that the user can mend. `cli.run` prints them in one line; anything else is a bug of ours."""
+
+
+class DemoBertError(Exception):
+    """A file, checkpoint, engine or text that can't be used: the message says what is wrong and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(DemoBertError):
+    """Arguments that contradict each other, or that the chosen engine can't serve."""
+
+    exit_code = 2
+
+
+def missing_package(package: str, install: str, why: str) -> DemoBertError:
+    """The error for an optional package that is not installed.
+
+    `package` is the import name, `install` what follows `pip install`, `why` the thing that needs it.
+    """
+    return DemoBertError(f"{why} needs the package {package}, which is not installed: pip install {install}")

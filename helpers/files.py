@@ -1,0 +1,122 @@
+"""Reading and writing files: text as UTF-8, JSON with clear errors, outputs whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from helpers.errors import DemoBertError
+
+#: A JSON or text file larger than this is refused before it is read: SQuAD's training set has 30 MB.
+MAX_TEXT_BYTES = 1 << 30
+
+
+def require_file(path, what: str) -> Path:
+    """`path` as a Path, if it is a readable, non-empty regular file; else a DemoBertError naming `what`."""
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise DemoBertError(f"{what} not found: {path}")
+        if not path.is_file():
+            raise DemoBertError(f"{what} is not a file: {path}")
+        if path.stat().st_size == 0:
+            raise DemoBertError(f"{what} is empty: {path}")
+    except OSError as error:
+        raise DemoBertError(f"{what} can't be read: {path}: {error.strerror}") from error
+    except ValueError as error:  # NUL in a path
+        raise DemoBertError(f"{what} is not a path: {str(path)!r}") from error
+    return path
+
+
+def read_text(path, what: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark. Raises DemoBertError."""
+    path = require_file(path, what)
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise DemoBertError(f"{what} is larger than {MAX_TEXT_BYTES >> 20} MiB: {path}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DemoBertError(f"{what} is not UTF-8 text (byte {error.start}): {path}") from error
+    except OSError as error:
+        raise DemoBertError(f"{what} can't be read: {path}: {error.strerror}") from error
+
+
+def read_json(path, what: str):
+    """The value of a JSON file. Raises DemoBertError with the place of the first mistake."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DemoBertError(f"{what} is not JSON (line {error.lineno}: {error.msg}): {path}") from error
+    except (RecursionError, ValueError) as error:
+        raise DemoBertError(f"{what} is not JSON that can be read ({error}): {path}") from error
+
+
+def sha256_of(path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def check_writable(path, what: str) -> Path:
+    """Say before any work starts that `path` can't be written. Raises DemoBertError."""
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise DemoBertError(f"{what}: the folder {folder} does not exist; create it first: mkdir -p {folder}")
+    if path.is_dir():
+        raise DemoBertError(f"{what} is a folder, not a file: {path}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DemoBertError(f"{what}: can't write into {folder}: {error.strerror}") from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode: str = "wb"):
+    """A file object whose content replaces `path` when the block ends well, and leaves it alone when not.
+
+    The content goes to a temporary name in the same folder, is flushed to the disk, then renamed.
+    """
+    path = Path(path)
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise DemoBertError(f"can't write {path}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from a server's user
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DemoBertError(f"can't write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_json(path, value) -> None:
+    """Write `value` as indented JSON, whole or not at all. Raises DemoBertError."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
