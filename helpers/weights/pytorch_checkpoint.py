@@ -1,0 +1,112 @@
+"""PyTorch checkpoints: .safetensors, .bin/.pt, and Hugging Face folders, sharded ones too."""
+
+from pathlib import Path
+
+from helpers.errors import DemoBertError, missing_package
+from helpers.files import read_json, require_file
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
+from helpers.weights.paths import file_inside
+from helpers.weights.pytorch_names import canonical_name, is_skipped
+from helpers.weights.safetensors_file import read_safetensors
+
+#: In the order in which Hugging Face looks for them.
+_FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def load_pytorch(path) -> StoredCheckpoint:
+    """The BERT in a .safetensors or .bin/.pt file, or in a Hugging Face folder. Raises DemoBertError."""
+    checkpoint = StoredCheckpoint(gelu="erf")
+    for name, tensor in _stored_tensors(Path(path)).items():
+        canonical = canonical_name(name)
+        if canonical:
+            _add(checkpoint, canonical, tensor, path)
+        elif not is_skipped(name):
+            checkpoint.extra.append(name)
+    return checkpoint
+
+
+def _add(checkpoint: StoredCheckpoint, name: str, tensor: StoredTensor, path) -> None:
+    try:
+        checkpoint.add(name, tensor)
+    except DemoBertError as error:
+        raise DemoBertError(f"{path} can't be used: {error}") from None
+
+
+def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    if path.is_dir():
+        return _read_folder(path)
+    path = require_file(path, "checkpoint")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    # safetensors' header is JSON after its length; a renamed file is recognised, too.
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return read_safetensors(path)
+    return _read_pickled(path)
+
+
+def _read_folder(folder: Path) -> dict[str, StoredTensor]:
+    for name in _FOLDER_FILES:
+        if (folder / name).exists():
+            return _stored_tensors(folder / name)
+    raise DemoBertError(f"no {' or '.join(_FOLDER_FILES)} in {folder}")
+
+
+def _read_shards(index_path: Path) -> dict[str, StoredTensor]:
+    """The tensors that an index file spreads over several files of its own folder."""
+    index = read_json(index_path, "index of the checkpoint")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise DemoBertError(f"the index of the checkpoint has no weight_map of names to files: {index_path}")
+    shards = {shard: _stored_tensors(_shard_path(index_path.parent, shard)) for shard in sorted(set(weight_map.values()))}
+    if absent := [name for name, shard in weight_map.items() if name not in shards[shard]]:
+        raise DemoBertError(one_line(f"{weight_map[absent[0]]} lacks {absent[0]}, which {index_path} says it holds"))
+    return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _shard_path(folder: Path, shard: str) -> Path:
+    if shard.endswith(".index.json"):
+        raise DemoBertError(one_line(f"the checkpoint's index names another index: {shard!r}"))
+    return file_inside(folder, shard, "shard of the checkpoint")
+
+
+def _read_pickled(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a .bin/.pt file. Only tensors and plain containers are unpickled: no code of the file runs."""
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_package("torch", "torch==2.13.0", f"reading {path.name}") from error
+    state = _torch_load(torch, path)
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict):
+        raise DemoBertError(f"{path} holds no state dict (name → tensor)")
+    return {
+        name: StoredTensor(tuple(tensor.shape), _torch_reader(path, name, tensor))
+        for name, tensor in state.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+    }
+
+
+def _torch_load(torch, path: Path):
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of torch < 1.6 are no zip archives and can't be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes torch raise
+        reason = one_line(error, 200)
+        raise DemoBertError(f"{path} is not a PyTorch file of plain tensors (damaged, or it would run code): {reason}") from error
+
+
+def _torch_reader(path: Path, name: str, tensor):
+    def read():
+        try:
+            if not tensor.is_floating_point():
+                raise TypeError(f"its type is {tensor.dtype}, not a floating-point type")
+            return tensor.detach().float().numpy() if tensor.element_size() < 4 else tensor.detach().numpy()
+        except Exception as error:  # sparse, quantized, meta tensors; storages that are not there
+            raise DemoBertError(one_line(f"{path}: {name} can't be read: {error}", 300)) from error
+
+    return read
