@@ -9,6 +9,14 @@ from dataclasses import dataclass
 from helpers.errors import DemoBertError, missing_package
 
 
+#: How the CUDA runtime says that there is no driver.
+_NO_DRIVER = "cudaError 35"
+
+
+#: First bytes of TensorRT-RTX's plans. TensorRT's own differ in the first letter, by release.
+RTX_PLAN_MAGIC = b"vtrt"
+
+
 @dataclass(frozen=True)
 class Flavour:
     """One of the two TensorRTs: same API, other module, other reach.
@@ -66,7 +74,8 @@ def one_line(text) -> str:
 def logger_of(trt):
     """The logger of a TensorRT module: one a process, since TensorRT keeps to the first that it is given.
 
-    `.last_error` is the newest error since `.start(verbose)`, or ""; `.verbose` passes everything on to stderr.
+    `.errors` holds the error messages, each in one line, since `.start(verbose)`; `verbose` passes everything on to
+    stderr. TensorRT's errors become the text of a DemoBertError, so that they are not printed twice.
     """
 
     class Logger(trt.ILogger):
@@ -76,20 +85,22 @@ def logger_of(trt):
 
         def start(self, verbose: bool) -> None:
             self.verbose = verbose
-            self.last_error = ""
+            self.errors = []
 
         def log(self, severity, msg):
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last_error = one_line(msg)
+                # Without a driver TensorRT-RTX follows each error by this one, which only hides the cause.
+                if not (self.errors and _NO_DRIVER in msg):
+                    self.errors.append(one_line(msg))
             if self.verbose:
                 print(f"[{trt.__name__}] {severity.name}: {msg}", file=sys.stderr)
 
     return Logger()
 
 
-def explain(logger, what: str) -> DemoBertError:
-    """The error for `what` failed, with TensorRT's own last words."""
-    reason = logger.last_error or "it gave no reason; see --verbose"
+def explain(logger, what: str, index: int = 0) -> DemoBertError:
+    """The error for `what`, with one of TensorRT's own messages as the reason: the first (the cause), or `index`."""
+    reason = logger.errors[index] if logger.errors else "it gave no reason; see --verbose"
     return DemoBertError(f"{what}: {reason}")
 
 
@@ -113,6 +124,12 @@ def _plugin_libraries(trt) -> list[str]:
     if sys.platform == "win32":
         return [f"nvinfer_plugin_{major}.dll", "nvinfer_plugin.dll"]
     return [f"libnvinfer_plugin.so.{major}", "libnvinfer_plugin.so"]
+
+
+def plan_magic(path) -> bytes:
+    """The first four bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(len(RTX_PLAN_MAGIC))
 
 
 def cuda_driver():

@@ -19,7 +19,7 @@ ADD_AND_NORM = "CustomSkipLayerNormPluginDynamic"
 
 #: Plugin → its version in padded networks, by plugin interface.
 PADDED_VERSIONS = {
-    "v2": {EMBEDDINGS: "1", ATTENTION: "1", ADD_AND_NORM: "1"},
+    "deprecated": {EMBEDDINGS: "1", ATTENTION: "1", ADD_AND_NORM: "1"},
     "v3": {EMBEDDINGS: "6", ATTENTION: "4", ADD_AND_NORM: "5"},
 }
 
@@ -29,7 +29,7 @@ TYPE_IDS = {"fp32": 0, "fp16": 1}
 
 @dataclass(frozen=True)
 class BertPlugins:
-    """The BERT plugins of one registry, by one interface: "v2" (IPluginV2) or "v3" (IPluginV3)."""
+    """The BERT plugins of one registry, by one interface: "deprecated" (IPluginV2) or "v3" (IPluginV3)."""
 
     trt: object
     registry: object
@@ -39,7 +39,7 @@ class BertPlugins:
     def creator(self, plugin: str):
         """The creator of `plugin`, or None."""
         registry, version = self.registry, self.versions[plugin]
-        if self.interface == "v2":
+        if self.interface == "deprecated":
             return registry.get_plugin_creator(plugin, version, "") if hasattr(registry, "get_plugin_creator") else None
         return registry.get_creator(plugin, version, "") if hasattr(registry, "get_creator") else None
 
@@ -50,25 +50,25 @@ class BertPlugins:
     def create(self, plugin: str, name: str, fields: list):
         """A plugin object from PluginFields, or None where TensorRT refuses them."""
         collection = self.trt.PluginFieldCollection(fields)
-        if self.interface == "v2":
+        if self.interface == "deprecated":
             return self.creator(plugin).create_plugin(name, collection)
         return self.creator(plugin).create_plugin(name, collection, self.trt.TensorRTPhase.BUILD)
 
     def add(self, network, inputs: list, plugin_object):
         """The plugin as a layer of `network`."""
-        if self.interface == "v2":
+        if self.interface == "deprecated":
             return network.add_plugin_v2(inputs, plugin_object)
         return network.add_plugin_v3(inputs, [], plugin_object)
 
 
 def find_plugins(trt, registry, interface: str | None) -> BertPlugins | None:
-    """The BERT plugins by `interface` ("v2", "v3"; None: v2 where the registry has it, else v3); None: not there.
+    """The BERT plugins by `interface` ("deprecated" or "v3"; None: the first that the registry has); None: not there.
 
     Networks of these plugins are weakly typed, which TensorRT 11 no longer is, whatever its registry holds.
     """
     if registry is None or not hasattr(trt.BuilderFlag, "FP16"):
         return None
-    for candidate in (interface,) if interface else ("v2", "v3"):
+    for candidate in (interface,) if interface else ("deprecated", "v3"):
         plugins = BertPlugins(trt, registry, candidate, PADDED_VERSIONS[candidate])
         if plugins.complete:
             return plugins
