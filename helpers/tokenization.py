@@ -150,6 +150,6 @@ def _check_unicode(text: str, what: str) -> None:
 
 def _tokenized(text: str, encoding) -> TokenizedText:
     offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    # Unicode's canonical ordering can swap characters; an answer's slice needs offsets that never go back.
+    # A guard: answers are slices of the text, so offsets must not go back whatever the normaliser moved.
     offsets = np.minimum(np.maximum.accumulate(offsets, axis=0), len(text))
     return TokenizedText(text, np.array(encoding.ids, dtype=np.int32), offsets)
