@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.backends.base import BuildOptions, BuiltEngine
-from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, one_line, plugin_registry
+from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, plugin_registry
 from helpers.backends.tensorrt.native_layers import NativeLayers
 from helpers.backends.tensorrt.plugin_layers import BertPlugins, PluginLayers, find_plugins
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import atomic_write, require_file
+from helpers.files import atomic_write, check_writable
 from helpers.weights import BertWeights
 
 INPUTS = ("input_ids", "segment_ids", "input_mask")
@@ -81,7 +81,8 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     layers = _layers(trt, network, logger, config, options, plugins, precision, weakly_typed)
     build_bert(layers, config, weights, gelu)
     _add_profiles(builder, builder_config, options)
-    with _timing_cache(builder_config, options.timing_cache):
+    # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
+    with _timing_cache(builder_config, None if flavour.portable else options.timing_cache):
         plan = builder.build_serialized_network(network, builder_config)
         if plan is None:
             raise explain(logger, f"{flavour.module} {trt.__version__} could not build the engine", index=-1)
@@ -219,7 +220,8 @@ def _set_targets(trt, config, options: BuildOptions) -> None:
     for index, asked in enumerate(options.compute_capabilities):
         if asked not in known:
             raise UsageError(f"{trt.__name__} can't build for compute capability {asked}; it can for {', '.join(known)}")
-        config.set_compute_capability(known[asked], index)
+        if not config.set_compute_capability(known[asked], index):
+            raise UsageError(f"{trt.__name__} refused compute capability {asked} beside the others")
 
 
 def _capability_name(member: str) -> str:
@@ -233,9 +235,11 @@ def _timing_cache(config, path: str | None):
     if path is None:
         yield
         return
-    content = b""
-    if Path(path).exists():
-        content = _read_timing_cache(path)
+    check_writable(path, "--timing-cache-file")
+    try:
+        content = Path(path).read_bytes() if Path(path).exists() else b""
+    except OSError as error:
+        raise DemoBertError(f"the timing cache {path} can't be read: {error.strerror}") from error
     cache = config.create_timing_cache(content)
     # A cache of another GPU or release is refused here, not mixed up with this one's timings.
     if cache is None or not config.set_timing_cache(cache, False):
@@ -243,10 +247,3 @@ def _timing_cache(config, path: str | None):
     yield
     with atomic_write(path) as file:
         file.write(memoryview(config.get_timing_cache().serialize()))
-
-
-def _read_timing_cache(path: str) -> bytes:
-    try:
-        return require_file(path, "timing cache").read_bytes()
-    except OSError as error:
-        raise DemoBertError(f"the timing cache {path} can't be read: {one_line(error.strerror)}") from error

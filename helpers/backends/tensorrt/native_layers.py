@@ -10,7 +10,7 @@ import numpy as np
 from helpers.backends.base import NetworkLayers, Tensor
 from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.bert_config import BertConfig
-from helpers.errors import UsageError
+from helpers.errors import DemoBertError, UsageError
 
 #: Added to the scores of padding: e^-10000 is 0 in every type, and -10000 fits float16.
 _MASKED_SCORE = -10000.0
@@ -63,6 +63,8 @@ class NativeLayers(NetworkWriter, NetworkLayers):
             bits = bfloat16_bits(array)
             self.keep.append(bits)
             return self.trt.Weights(self.trt.bfloat16, bits.ctypes.data, bits.size)
+        if self.precision == "fp16" and np.abs(array).max() > np.finfo(np.float16).max:
+            raise DemoBertError("a weight is over 65504, which float16 can't hold; build in fp32 or bf16")
         return self.weights(array.astype(_NUMPY_TYPES[self.precision]))
 
     def _constant(self, array, shape: tuple, name: str) -> Tensor:
