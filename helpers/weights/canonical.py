@@ -83,7 +83,7 @@ def check_shapes(tensors: Mapping, config: BertConfig, source: str, extra: Itera
     _complain(
         source,
         missing=[name for name in expected if name not in found],
-        extra=[name for name in found if name not in expected] + list(extra),
+        extra=sorted([name for name in found if name not in expected] + list(extra)),
         misshapen=[
             f"{name} {list(found[name])} instead of {list(shape)}"
             for name, shape in expected.items()

@@ -1,5 +1,7 @@
 """PyTorch checkpoints: .safetensors, .bin/.pt, and Hugging Face folders, sharded ones too."""
 
+import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -27,9 +29,9 @@ def load_pytorch(path) -> StoredCheckpoint:
 
 
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    path = path if path.is_dir() else require_file(path, "checkpoint")
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path)
+    path = require_file(path, "checkpoint")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     start = _first_bytes(path)
@@ -94,8 +96,10 @@ def _torch_load(torch, path: Path, is_zip: bool):
     try:
         if is_zip:
             _check_archive(path)
-        # What torch before 1.6 wrote is no zip archive and can't be mapped into memory.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's age, of which users can make nothing
+            # What torch before 1.6 wrote is no zip archive and can't be mapped into memory.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever a damaged file makes torch raise
         raise DemoBertError(
             f"{path} is not a PyTorch file of plain tensors: it is damaged, or unpickling it would run code; "

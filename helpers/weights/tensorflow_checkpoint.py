@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-from pathlib import Path
 
 from helpers.errors import DemoBertError, missing_package
 from helpers.files import require_file
@@ -75,13 +74,10 @@ def _flat(name: str) -> str:
 def _checked_prefix(prefix) -> str:
     """The prefix, checked before TensorFlow's slow import; one of the checkpoint's own files stands for it, too."""
     prefix = re.sub(r"\.(?:index|meta|data-[0-9]{5}-of-[0-9]{5})$", "", str(prefix))
-    try:
-        if Path(prefix).is_dir() or not Path(f"{prefix}.index").exists():
-            raise DemoBertError(
-                f"TensorFlow checkpoint not found: there is no {prefix}.index; name its prefix, as in models/model.ckpt-8144"
-            )
-    except ValueError as error:  # NUL in a path
-        raise DemoBertError(f"TensorFlow checkpoint is not a path: {prefix!r}") from error
+    if os.path.isdir(prefix) or not os.path.exists(f"{prefix}.index"):
+        raise DemoBertError(
+            f"TensorFlow checkpoint not found: there is no {prefix}.index; name its prefix, as in models/model.ckpt-8144"
+        )
     require_file(f"{prefix}.index", "index of the TensorFlow checkpoint")
     return prefix
 
