@@ -106,6 +106,9 @@ def run(main) -> None:
     arguments = sys.argv[1:]
     verbose = "--verbose" in arguments
     program = os.path.basename(sys.argv[0])
+    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a letter is no reason to end
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         code = main(arguments)
         sys.stdout.flush()

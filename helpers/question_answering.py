@@ -48,8 +48,10 @@ class QuestionAnswerer:
     def __init__(self, engine: Engine, tokenizer: BertTokenizer, options: AnswerOptions = AnswerOptions()):
         card = engine.card
         check_same_vocabulary(tokenizer.vocabulary, card)
-        check_vocabulary(tokenizer.vocabulary, card.config)
-        longest = min(card.max_sequence_length, card.config.max_position_embeddings)
+        longest = card.max_sequence_length
+        if card.config is not None:
+            check_vocabulary(tokenizer.vocabulary, card.config)
+            longest = min(longest, card.config.max_position_embeddings)
         sequence_length = longest if options.sequence_length is None else options.sequence_length
         _check_fits("sequence length", "-s", sequence_length, longest)
         _check_fits("batch size", "-b", options.batch_size, card.max_batch_size)
@@ -57,16 +59,18 @@ class QuestionAnswerer:
         self.tokenizer = tokenizer
         self.options = dataclasses.replace(options, sequence_length=sequence_length)
 
-    def ask(self, passage: str, question: str) -> tuple[list[Answer], float, int]:
+    def ask(
+        self, passage: str, question: str, on_progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[Answer], float, int]:
         """The n-best answers, best first; the seconds the engine took; the number of windows it was given.
 
-        Raises DemoBertError for text that is empty or not Unicode.
+        `on_progress(done, total)` is called, in windows, after each batch. Raises DemoBertError for text that is empty or not Unicode.
         """
         passage_tokens = require_tokens(self.tokenizer.encode(passage, "passage"), "passage")
         question_tokens = require_tokens(self.tokenizer.encode(question, "question"), "question")
         features = self._features(question_tokens, passage_tokens)
         logits: list = [None] * len(features)
-        seconds = 0.0
+        seconds, done = 0.0, 0
         groups = length_sorted_batches(features, self.options.batch_size)
         for group, batch in zip(groups, _Batches(self.engine, features, groups)):
             begin = time.perf_counter()
@@ -74,6 +78,9 @@ class QuestionAnswerer:
             seconds += time.perf_counter() - begin
             for row, index in enumerate(group):
                 logits[index] = output[row]
+            done += len(group)
+            if on_progress is not None:
+                on_progress(done, len(features))
         return best_answers(passage_tokens, features, logits, self.options), seconds, len(features)
 
     def answer_squad(

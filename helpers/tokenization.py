@@ -115,9 +115,7 @@ class BertTokenizer:
         self.do_lower_case = do_lower_case
         self.cls_id = vocabulary.ids[CLS]
         self.sep_id = vocabulary.ids[SEP]
-        word_piece = models.WordPiece(
-            vocabulary.ids, unk_token=UNK, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
-        )
+        word_piece = models.WordPiece(vocabulary.ids, unk_token=UNK, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
         self._tokenizer = Tokenizer(word_piece)
         self._tokenizer.normalizer = normalizers.BertNormalizer(
             clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=do_lower_case

@@ -86,6 +86,24 @@ def test_every_token_has_one_window_of_maximum_context(sizes):
         assert math.isclose(scores[chosen[0]], max(scores.values()), abs_tol=1e-9)
 
 
+def window_of(token, spans):
+    masks = max_context_masks(spans, sum(spans[-1]))
+    return [
+        window
+        for window, (start, length) in enumerate(spans)
+        if start <= token < start + length and masks[window][token - start]
+    ]
+
+
+def test_maximum_context_by_hand():
+    # Token 6 has 3 tokens to its right in the first window, 3 to its left in the second, of equal length: a tie.
+    assert window_of(6, [(0, 10), (3, 10)]) == [0]
+    assert window_of(7, [(0, 10), (3, 10)]) == [1]
+    # 49 tokens to the right + 0.01 · 300 = 52 in the first; 50 to the left + 0.01 · 110 = 51.1 in the second.
+    assert window_of(250, [(0, 300), (200, 110)]) == [0]
+    assert window_of(251, [(0, 300), (200, 110)]) == [1]
+
+
 @settings(deadline=None)
 @given(sizes, st.integers(1, 20), st.integers(1, 10))
 def test_features_are_windows(sizes, question_length, max_query_length):

@@ -81,10 +81,8 @@ def token_logits(input_ids, segment_ids):
 def expected_answers(passage, question, options, version_2=False):
     """What the loop must give, window by window, without batches."""
     passage = TOKENIZER.encode(passage)
-    features = make_features(
-        TOKENIZER.encode(question), passage, TOKENIZER, options.sequence_length, options.max_query_length,
-        options.doc_stride,
-    )
+    lengths = options.sequence_length, options.max_query_length, options.doc_stride
+    features = make_features(TOKENIZER.encode(question), passage, TOKENIZER, *lengths)
     logits = [token_logits(feature.input_ids, feature.segment_ids) for feature in features]
     return best_answers(passage, features, logits, options, version_2), len(features)
 
@@ -207,7 +205,10 @@ def test_question_longer_than_the_window():
         answerer.ask("Me.", "who " * 30)
 
 
-@pytest.mark.parametrize("text", ["I saw \0 NUL.", "emoji 😀 👨‍👩‍👧 here", "日本語の文章です。", "e\u0301te\u0301 a\u0323\u0302", "字" * 30_000])
+HARD_PASSAGES = ["I saw \0 NUL.", "emoji 😀 👨‍👩‍👧 here", "日本語の文章です。", "e\u0301te\u0301 a\u0323\u0302", "字" * 30_000]
+
+
+@pytest.mark.parametrize("text", HARD_PASSAGES, ids=range(len(HARD_PASSAGES)))
 def test_hard_passages(text):
     answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=4))
     answers, _, windows = answerer.ask(text, "What is it?")

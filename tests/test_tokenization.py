@@ -16,9 +16,7 @@ from helpers.errors import DemoBertError
 from helpers.tokenization import BertTokenizer, check_same_vocabulary, check_vocabulary, load_vocabulary
 
 VOCABULARY = Path(__file__).parent.parent / "models/bundled/bert_mini_squad11/vocab.txt"
-CONFIG = BertConfig(
-    hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=30522
-)
+CONFIG = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=30522)
 
 HARD_TEXTS = [
     "What is TensorRT?",

@@ -43,15 +43,16 @@ def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None
     else:
         from helpers.weights.onnx_model import load_onnx as load
     path = next(path for path in (tensorflow, pytorch, onnx) if path is not None)
-    return bert_weights(load(path), config, str(path))
+    return bert_weights(load(path), config)
 
 
-def bert_weights(stored: StoredCheckpoint, config: BertConfig, source: str) -> BertWeights:
+def bert_weights(stored: StoredCheckpoint, config: BertConfig) -> BertWeights:
     """Read `stored` into memory, once it is known to be what `config` asks for. Raises DemoBertError."""
+    source = stored.source
     check_shapes(stored.tensors, config, source, stored.extra)
     tensors = {name: _float32(tensor) for name, tensor in stored.tensors.items()}
     check_weights(tensors, config, source)
-    return BertWeights(tensors, stored.gelu, source, _ranges(stored, source))
+    return BertWeights(tensors, stored.gelu, source, _ranges(stored))
 
 
 def _float32(tensor: StoredTensor) -> np.ndarray:
@@ -59,20 +60,21 @@ def _float32(tensor: StoredTensor) -> np.ndarray:
         return np.array(tensor.read(), np.float32, order="C")
 
 
-def _ranges(stored: StoredCheckpoint, source: str) -> dict[str, np.ndarray]:
+def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
     """The quantization ranges: a scalar per tensor, or [out, 1] for a kernel quantized per output channel."""
-    ranges = {name: _float32(tensor).reshape(_range_shape(stored, name, source)) for name, tensor in stored.ranges.items()}
-    check_finite(ranges, source)
+    shapes = {name: _range_shape(stored, name) for name in stored.ranges}
+    ranges = {name: _float32(stored.ranges[name]).reshape(shape) for name, shape in shapes.items()}
+    check_finite(ranges, stored.source)
     if negative := [name for name, amax in ranges.items() if amax.min() < 0]:
-        raise DemoBertError(f"{source} can't be used: the range {negative[0]} is negative")
+        raise DemoBertError(f"{stored.source} can't be used: the range {negative[0]} is negative")
     return ranges
 
 
-def _range_shape(stored: StoredCheckpoint, name: str, source: str) -> tuple:
+def _range_shape(stored: StoredCheckpoint, name: str) -> tuple:
     tensor = stored.ranges[name]
     ranged = stored.tensors.get(name.removesuffix("_amax"))
     if all(size == 1 for size in tensor.shape):
         return ()
     if ranged is not None and tensor.shape in ((ranged.shape[0],), (ranged.shape[0], 1)):
         return (ranged.shape[0], 1)
-    raise DemoBertError(f"{source} can't be used: the range {name} has the shape {list(tensor.shape)}")
+    raise DemoBertError(f"{stored.source} can't be used: the range {name} has the shape {list(tensor.shape)}")

@@ -31,9 +31,10 @@ class StoredTensor:
 class StoredCheckpoint:
     """What a reader found. `tensors` and `ranges` are keyed by canonical names; `extra` are names it does not know.
 
-    `gelu` is "tanh" or "erf": what the checkpoint's origin means by GELU.
+    `source` names the file, for messages; `gelu` is "tanh" or "erf": what the checkpoint's origin means by GELU.
     """
 
+    source: str
     gelu: str
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     ranges: dict[str, StoredTensor] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class StoredCheckpoint:
         """Keep `tensor` under its canonical name, `<tensor>_amax` among the ranges. Raises DemoBertError on a second."""
         kept = self.ranges if name.endswith("_amax") else self.tensors
         if name in kept:
-            raise DemoBertError(f"it holds {name} twice")
+            raise DemoBertError(f"{self.source} can't be used: it holds {name} twice")
         kept[name] = tensor
 
 
@@ -82,7 +83,7 @@ def check_shapes(tensors: Mapping, config: BertConfig, source: str, extra: Itera
     _complain(
         source,
         missing=[name for name in expected if name not in found],
-        extra=[name for name in found if name not in expected] + list(extra),
+        extra=sorted([name for name in found if name not in expected] + list(extra)),
         misshapen=[
             f"{name} {list(found[name])} instead of {list(shape)}"
             for name, shape in expected.items()

@@ -36,15 +36,13 @@ def load_onnx(path) -> StoredCheckpoint:
     """
     path = require_file(path, "ONNX model")
     graph = _Graph(_parse(path), path)
+    checkpoint = StoredCheckpoint(source=str(path), gelu=graph.gelu())
     try:
-        checkpoint = StoredCheckpoint(gelu=graph.gelu())
-        for name, tensor in _named_tensors(graph).items():
-            checkpoint.add(name, tensor)
-        for name, tensor in _placed_tensors(graph).items():
-            if name not in checkpoint.tensors:
-                checkpoint.add(name, tensor)
+        named, placed = _named_tensors(graph), _placed_tensors(graph)
     except DemoBertError as error:
         raise DemoBertError(one_line(f"{path} can't be used: {error}")) from error
+    for name, tensor in (placed | named).items():
+        checkpoint.add(name, tensor)
     return checkpoint
 
 

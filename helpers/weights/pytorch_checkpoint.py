@@ -1,5 +1,8 @@
 """PyTorch checkpoints: .safetensors, .bin/.pt, and Hugging Face folders, sharded ones too."""
 
+import os
+import warnings
+import zipfile
 from pathlib import Path
 
 from helpers.errors import DemoBertError, missing_package
@@ -15,35 +18,35 @@ _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_m
 
 def load_pytorch(path) -> StoredCheckpoint:
     """The BERT in a .safetensors or .bin/.pt file, or in a Hugging Face folder. Raises DemoBertError."""
-    checkpoint = StoredCheckpoint(gelu="erf")
+    checkpoint = StoredCheckpoint(source=str(path), gelu="erf")
     for name, tensor in _stored_tensors(Path(path)).items():
         canonical = canonical_name(name)
         if canonical:
-            _add(checkpoint, canonical, tensor, path)
+            checkpoint.add(canonical, tensor)
         elif not is_skipped(name):
             checkpoint.extra.append(name)
     return checkpoint
 
 
-def _add(checkpoint: StoredCheckpoint, name: str, tensor: StoredTensor, path) -> None:
-    try:
-        checkpoint.add(name, tensor)
-    except DemoBertError as error:
-        raise DemoBertError(f"{path} can't be used: {error}") from None
-
-
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path)
     path = require_file(path, "checkpoint")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    with open(path, "rb") as file:
-        start = file.read(9)
-    # safetensors' header is JSON after its length; a renamed file is recognised, too.
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
+    start = _first_bytes(path)
+    # A .safetensors file is known by its JSON after eight bytes of length, whatever its name.
+    if path.suffix == ".safetensors" or start[8:] == b"{":
         return read_safetensors(path)
-    return _read_pickled(path)
+    return _read_pickled(path, is_zip=start.startswith(b"PK"))
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise DemoBertError(f"checkpoint can't be read: {path}: {error.strerror}") from error
 
 
 def _read_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -71,13 +74,13 @@ def _shard_path(folder: Path, shard: str) -> Path:
     return file_inside(folder, shard, "shard of the checkpoint")
 
 
-def _read_pickled(path: Path) -> dict[str, StoredTensor]:
+def _read_pickled(path: Path, is_zip: bool) -> dict[str, StoredTensor]:
     """The tensors of a .bin/.pt file. Only tensors and plain containers are unpickled: no code of the file runs."""
     try:
         import torch
     except ImportError as error:
         raise missing_package("torch", "torch==2.13.0", f"reading {path.name}") from error
-    state = _torch_load(torch, path)
+    state = _torch_load(torch, path, is_zip)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict):
@@ -89,15 +92,27 @@ def _read_pickled(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def _torch_load(torch, path: Path):
+def _torch_load(torch, path: Path, is_zip: bool):
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files of torch < 1.6 are no zip archives and can't be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+        if is_zip:
+            _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's age, of which users can make nothing
+            # What torch before 1.6 wrote is no zip archive and can't be mapped into memory.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever a damaged file makes torch raise
-        reason = one_line(error, 200)
-        raise DemoBertError(f"{path} is not a PyTorch file of plain tensors (damaged, or it would run code): {reason}") from error
+        raise DemoBertError(
+            f"{path} is not a PyTorch file of plain tensors: it is damaged, or unpickling it would run code; "
+            "save its state_dict() as .safetensors"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """torch.save compresses nothing, so no entry can be larger than the file."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.file_size > size for entry in archive.infolist()):
+            raise DemoBertError(f"an entry of {path} claims to be larger than the file")
 
 
 def _torch_reader(path: Path, name: str, tensor):

@@ -76,13 +76,12 @@ class OpenVINOEngine(Engine):
         return self._request.get_output_tensor(0).data.copy()
 
     def run_all(self, batches: Sequence[PaddedBatch], on_done: Callable[[int, np.ndarray], None]) -> None:
-        for batch in batches:
-            self.check(batch)
         requests = ov.AsyncInferQueue(self._compiled)
         finished = queue.SimpleQueue()  # callbacks come on OpenVINO's threads; on_done is called on this one
         requests.set_callback(lambda request, index: finished.put((index, request.get_output_tensor(0).data.copy())))
         for index, batch in enumerate(batches):
-            requests.start_async(_inputs(batch), index, share_inputs=True)
+            self.check(batch)
+            requests.start_async(_inputs(batch), index)  # copies the inputs: the batch is gone before the run ends
             while not finished.empty():
                 on_done(*finished.get())
         requests.wait_all()
