@@ -177,11 +177,16 @@ def test_a_package_that_does_not_load_is_told_from_one_that_is_missing(tmp_path,
     one_line(caught)
 
 
-def test_pycuda_is_asked_for(fake):
+@pytest.mark.parametrize(
+    "driver_is_there, message", [(True, "pip install pycuda"), (False, "no NVIDIA GPU answers .NVIDIA's driver is not")]
+)
+def test_pycuda_is_asked_for_where_there_is_a_driver(fake, driver_is_there, message):
     fake.monkeypatch.setitem(sys.modules, "pycuda", None)
     fake.monkeypatch.delitem(sys.modules, "pycuda.driver")
-    with pytest.raises(DemoBertError, match="pip install pycuda"):
+    fake.monkeypatch.setattr(module, "_has_driver", lambda: driver_is_there)
+    with pytest.raises(DemoBertError, match=message) as caught:
         tensorrt.load("bert.engine", card())
+    one_line(caught)
 
 
 def no_device(fake):
@@ -253,9 +258,12 @@ def test_an_engine_that_can_not_be_read(fake):
 @pytest.mark.parametrize(
     "capability, options, message",
     [
-        ((7, 0), {"force_int8_multihead": True}, "-imh needs compute capability 7.5; this GPU is NVIDIA A10"),
-        ((7, 2), {"force_int8_multihead": True}, "-imh needs compute capability 7.5"),
-        ((7, 0), {"force_int8_skipln": True}, "-iln needs compute capability 7.2"),
+        ((7, 0), {"int8": True, "force_int8_multihead": True}, "-imh needs compute capability 7.5; this GPU is NVIDIA A10"),
+        ((7, 2), {"int8": True, "force_int8_multihead": True}, "-imh needs compute capability 7.5"),
+        ((7, 0), {"int8": True, "force_int8_skipln": True}, "-iln needs compute capability 7.2"),
+        ((8, 6), {"fp8": True}, "--fp8 needs compute capability 8.9"),
+        ((8, 6), {"int8": True}, "--int8 is not on the tensorrt backend yet"),
+        ((8, 9), {"fp8": True}, "--fp8 is not on the tensorrt backend yet"),
         ((8, 6), {"compute_capabilities": ("8.6",)}, "--compute-capability is TensorRT-RTX's"),
         ((8, 6), {"fp16": True, "bf16": True}, "--fp16 and --bf16 exclude each other"),
         ((8, 6), {"distributive_independence": True}, "TensorRT 10.16.1 has no --distributive_independence"),

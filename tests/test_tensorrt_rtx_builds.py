@@ -126,6 +126,12 @@ def test_a_target_that_rtx_does_not_know_is_refused():
         build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), compute_capabilities=("6.1",))
 
 
+@pytest.mark.parametrize("target", ["8", "8.x", "", "sm_86", "8.6.1"])
+def test_a_target_that_is_none_is_refused(target):
+    with pytest.raises(UsageError, match="a compute capability is written like 8.6|can't build for"):
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), compute_capabilities=(target,))
+
+
 def test_what_the_builder_refuses_ends_in_one_line():
     """bf16 does not exist on Turing: the builder's own reason is passed on."""
     with pytest.raises(DemoBertError, match="could not build the engine.*sm75") as caught:
@@ -158,6 +164,7 @@ def test_a_timing_cache_is_left_alone(tmp_path):
     [
         ({"int8": True}, "--int8 is not on the tensorrt_rtx backend yet"),
         ({"fp8": True}, "--fp8 is not on the tensorrt_rtx backend yet"),
+        ({"fp8": True, "compute_capabilities": ("8.6",)}, "--fp8 needs compute capability 8.9; --compute-capability 8.6"),
         ({"network": "plugin"}, "has no BERT plugins; use --network native"),
         ({"plugin_version": "v3"}, "has no v3 BERT plugins; use --network native"),
         ({"layout": "packed"}, "packed engines are not on the tensorrt_rtx backend yet"),

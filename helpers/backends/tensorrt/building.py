@@ -22,11 +22,11 @@ AVERAGE_TIMINGS = 8
 #: What TensorRT-RTX calls its default targets (its documentation, "CPU-Only AOT").
 RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0 and later"
 
-#: Flag → the compute capability from which GPUs have what it needs, and what that is.
+#: Options, the flag they come from, and the compute capability from which GPUs can do it.
 _NEEDED_CAPABILITY = (
-    ("force_int8_multihead", "-imh", (7, 5)),
-    ("force_int8_skipln", "-iln", (7, 2)),
-    ("fp8", "--fp8", (8, 9)),
+    (("int8", "force_int8_multihead"), "-imh", (7, 5)),
+    (("int8", "force_int8_skipln"), "-iln", (7, 2)),
+    (("fp8",), "--fp8", (8, 9)),
 )
 
 
@@ -68,8 +68,8 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     trt = load(flavour)
     logger = logger_of(trt)
     logger.start(options.verbose)
-    _refuse_what_is_missing(trt, options, flavour)
     device = _device(options, flavour)
+    _refuse_what_is_missing(trt, options, flavour)
     plugins = _plugins(trt, logger, options)
     precision = _precision(options)
 
@@ -105,8 +105,6 @@ def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> Non
         raise UsageError(f"{asked} is not on the {flavour.backend} backend yet; take --fp16 or fp32")
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
-    if options.compute_capabilities and not flavour.portable:
-        raise UsageError("--compute-capability is TensorRT-RTX's; TensorRT builds for the GPU of this machine")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
         raise UsageError(f"TensorRT {trt.__version__} has no --distributive_independence; it came after 10.0")
 
@@ -115,12 +113,28 @@ def _device(options: BuildOptions, flavour: Flavour) -> str:
     """What the engine is built for, as the card names it. Raises UsageError where that is too old for a flag."""
     if flavour.portable:
         targets = options.compute_capabilities
+        for target in targets:
+            _check_capability(options, _capability(target), f"--compute-capability {target} is older")
         return f"NVIDIA GPUs of compute capability {', '.join(targets)}" if targets else RTX_DEVICE
+    if options.compute_capabilities:
+        raise UsageError("--compute-capability is TensorRT-RTX's; TensorRT builds for the GPU of this machine")
     device = gpu(cuda_driver())
-    for name, flag, needed in _NEEDED_CAPABILITY:
-        if getattr(options, name) and device.compute_capability < needed:
-            raise UsageError(f"{flag} needs compute capability {needed[0]}.{needed[1]}; this GPU is {device}")
+    _check_capability(options, device.compute_capability, f"this GPU is {device}")
     return str(device)
+
+
+def _check_capability(options: BuildOptions, capability: tuple, what_is_there: str) -> None:
+    for names, flag, needed in _NEEDED_CAPABILITY:
+        if all(getattr(options, name) for name in names) and capability < needed:
+            raise UsageError(f"{flag} needs compute capability {needed[0]}.{needed[1]}; {what_is_there}")
+
+
+def _capability(text: str) -> tuple[int, int]:
+    """ "8.6" → (8, 6). Raises UsageError."""
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise UsageError(f"a compute capability is written like 8.6, not {text!r}")
+    return int(major), int(minor)
 
 
 def _precision(options: BuildOptions) -> str:

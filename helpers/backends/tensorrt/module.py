@@ -137,6 +137,8 @@ def cuda_driver():
     try:
         driver = importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
+        if not _has_driver():  # whoever has no GPU need not build PyCUDA to be told so
+            raise _no_gpu("NVIDIA's driver is not installed") from error
         raise missing_package("pycuda", "pycuda", "running on an NVIDIA GPU") from error
     except Exception as error:  # PyCUDA is there, NVIDIA's driver (libcuda) is not
         raise _no_gpu(error) from error
@@ -148,6 +150,14 @@ def cuda_driver():
     if not count:
         raise _no_gpu("no device found")
     return driver
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _no_gpu(error) -> DemoBertError:
