@@ -189,6 +189,22 @@ def test_pycuda_is_asked_for_where_there_is_a_driver(fake, driver_is_there, mess
     one_line(caught)
 
 
+@pytest.mark.parametrize(
+    "driver_is_there, message",
+    [(True, "the package pycuda is installed but can't be loaded: undefined symbol"), (False, "no NVIDIA GPU answers")],
+)
+def test_a_pycuda_that_does_not_load(fake, tmp_path, driver_is_there, message):
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda/__init__.py").touch()
+    (tmp_path / "pycuda/driver.py").write_text("raise ImportError('undefined symbol: cuArrayCreate_v2')")
+    fake.monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pycuda", "pycuda.driver"):
+        fake.monkeypatch.delitem(sys.modules, name)
+    fake.monkeypatch.setattr(module, "_has_driver", lambda: driver_is_there)
+    with pytest.raises(DemoBertError, match=message):
+        tensorrt.load("bert.engine", card())
+
+
 def no_device(fake):
     fake.driver.Device.devices = 0
 

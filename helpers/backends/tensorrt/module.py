@@ -140,8 +140,8 @@ def cuda_driver():
         if not _has_driver():  # whoever has no GPU need not build PyCUDA to be told so
             raise _no_gpu("NVIDIA's driver is not installed") from error
         raise missing_package("pycuda", "pycuda", "running on an NVIDIA GPU") from error
-    except Exception as error:  # PyCUDA is there, NVIDIA's driver (libcuda) is not
-        raise _no_gpu(error) from error
+    except Exception as error:  # linked to a driver (libcuda) that is missing, or built for another CUDA
+        raise (_unloadable("pycuda", error) if _has_driver() else _no_gpu(error)) from error
     try:
         driver.init()
         count = driver.Device.count()
