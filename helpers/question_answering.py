@@ -64,7 +64,8 @@ class QuestionAnswerer:
     ) -> tuple[list[Answer], float, int]:
         """The n-best answers, best first; the seconds the engine took; the number of windows it was given.
 
-        `on_progress(done, total)` is called, in windows, after each batch. Raises DemoBertError for text that is empty or not Unicode.
+        `on_progress(done, total)` is called, in windows, after each batch. Raises DemoBertError for text that is
+        empty or not Unicode.
         """
         passage_tokens = require_tokens(self.tokenizer.encode(passage, "passage"), "passage")
         question_tokens = require_tokens(self.tokenizer.encode(question, "question"), "question")

@@ -9,12 +9,15 @@ Throughput (--squad FILE): questions per second over a SQuAD file, this engine b
 Needs requirements-bench.txt.
 """
 
+import contextlib
+import copy
+import logging
 import os
 import sys
 import tempfile
 import time
 import warnings
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +34,10 @@ from helpers.errors import missing_package  # noqa: E402
 from helpers.files import check_writable, write_json  # noqa: E402
 
 #: Google's two published sizes, for random weights: speed does not depend on their values.
-RANDOM_SIZES = {"base": dict(), "large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)}
+RANDOM_SIZES = {
+    "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+}
 
 #: Each peer runs this often in its turn, after one run that only wakes its threads.
 RUNS_PER_TURN = 2
@@ -41,7 +47,14 @@ def parse(arguments):
     parser = cli.Parser("Time this project's CPU engine beside Hugging Face, ONNX Runtime and plain OpenVINO.")
     parser.add_argument("--model", default="base", help="base or large (random weights), or a Hugging Face or config folder")
     parser.add_argument("-b", "--batch-size", type=cli.positive_int, default=1, metavar="N", help="batch size")
-    parser.add_argument("-s", "--sequence-length", type=cli.positive_int, action="append", metavar="N", help="tokens; repeatable (default: 128 and 384)")
+    parser.add_argument(
+        "-s",
+        "--sequence-length",
+        type=cli.positive_int,
+        action="append",
+        metavar="N",
+        help="tokens; repeat for more (default: 128 and 384; with --squad: 384)",
+    )
     parser.add_argument("-i", "--iterations", type=cli.positive_int, default=30, metavar="N", help="timed runs of each peer")
     parser.add_argument("--peers", metavar="WORD", nargs="+", help="only the peers whose name holds one of these words")
     parser.add_argument("--squad", metavar="FILE", help="measure throughput on this SQuAD file instead")
@@ -59,11 +72,10 @@ def main(arguments) -> None:
     torch_model, config = load_model(args.model)
     with tempfile.TemporaryDirectory(prefix="demobert-peers-") as folder:
         if args.squad:
-            from scripts.squad_throughput import measure
-
-            report = measure(args, torch_model, config, partial(build_engine, torch_model, config, folder))
+            report = measure_throughput(args, torch_model, config, Path(folder))
         else:
-            report = [measure_latency(args, torch_model, config, length, Path(folder)) for length in args.sequence_length or (128, 384)]
+            lengths = args.sequence_length or (128, 384)
+            report = [measure_latency(args, torch_model, config, length, Path(folder)) for length in lengths]
     if args.json:
         write_json(args.json, {"model": args.model, "batch_size": args.batch_size, "machine": machine(), "report": report})
 
@@ -109,6 +121,105 @@ def build_engine(torch_model, config, folder, fp16: bool, options: BuildOptions,
         built = backend_module("openvino").build(config, weights, "erf", options)
         write_engine(path, built, "openvino", options, config, True, None)
     return load_engine(path, options.layout, throughput)
+
+
+def measure_throughput(args, torch_model, config, folder: Path) -> dict:
+    """Questions per second and F1 of both sides on one SQuAD file, in turn; printed as a table and returned."""
+    import torch
+
+    from helpers.data_processing import AnswerOptions
+    from helpers.question_answering import QuestionAnswerer
+    from helpers.squad import read_squad, token_f1
+    from helpers.tokenization import BertTokenizer, load_vocabulary
+
+    data = read_squad(args.squad)
+    if args.questions:  # spread over the file, so that its lengths stay representative
+        data = replace(data, examples=data.examples[:: max(len(data.examples) // args.questions, 1)][: args.questions])
+    tokenizer = BertTokenizer(load_vocabulary(Path(args.model) / "vocab.txt"), do_lower_case=True)
+    length = (args.sequence_length or [384])[0]
+    sides = {}
+    for half, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        options = BuildOptions((args.batch_size,), (length,), fp16=half)
+        engine = build_engine(torch_model, config, folder, half, options, throughput=True)
+        answerer = QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size))
+        precision = "bf16" if half else "fp32"
+        model = torch_model if not half else copy.deepcopy(torch_model).to(dtype)
+        sides[f"this engine, {engine.card.precision[0]}"] = partial(answer_with_engine, answerer, data)
+        sides[f"Hugging Face, {precision}"] = partial(answer_with_torch, model, Path(args.model) / "vocab.txt", data, length)
+    seconds, f1 = {name: [] for name in sides}, {}
+    for round_ in range(args.rounds):
+        for name, answer in sides.items():
+            cli.note(f"Round {round_ + 1} of {args.rounds}: {name}")
+            start = time.perf_counter()
+            answers = answer()
+            seconds[name].append(time.perf_counter() - start)
+            scores = [max(token_f1(answers[e.question_id], gold) for gold in e.answers) for e in data.examples]
+            f1[name] = 100 * float(np.mean(scores))
+    return throughput_table(seconds, f1, len(data.examples))
+
+
+def answer_with_engine(answerer, data) -> dict[str, str]:
+    return {key: result.text for key, result in answerer.answer_squad(data).items()}
+
+
+def answer_with_torch(model, vocab_file: Path, data, length: int, batch_size: int = 8) -> dict[str, str]:
+    """Hugging Face's recipe with its defaults: windows padded to `length`, overlapping by 128, eight at a time.
+
+    The recipe is that of transformers' documentation, "Question answering": for each window the 20 best starts with
+    the 20 best ends, none over 30 tokens.
+    """
+    import torch
+    import transformers
+
+    tokenizer = transformers.BertTokenizerFast(str(vocab_file))
+    encoded = tokenizer(
+        [example.question for example in data.examples],
+        [example.passage for example in data.examples],
+        truncation="only_second",
+        max_length=length,
+        stride=128,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        padding="max_length",
+        return_tensors="pt",
+    )
+    best = {}
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    for first in range(0, len(encoded["input_ids"]), batch_size):
+        rows = slice(first, first + batch_size)
+        with torch.inference_mode():
+            output = model(**{name: encoded[name][rows] for name in names})
+        starts, ends = output.start_logits.float().numpy(), output.end_logits.float().numpy()
+        for row in range(len(starts)):
+            index = first + row
+            example = data.examples[int(encoded["overflow_to_sample_mapping"][index])]
+            in_passage = np.array([sequence == 1 for sequence in encoded.sequence_ids(index)])
+            candidates = (
+                (starts[row, start] + ends[row, end], start, end)
+                for start in np.argsort(-starts[row])[:20]
+                for end in np.argsort(-ends[row])[:20]
+                if in_passage[start] and in_passage[end] and start <= end < start + 30
+            )
+            score, start, end = max(candidates, default=(-np.inf, 0, 0))
+            if score > best.get(example.question_id, (-np.inf,))[0]:
+                offsets = encoded["offset_mapping"][index]
+                best[example.question_id] = (score, example.passage[int(offsets[start, 0]) : int(offsets[end, 1])])
+    return {example.question_id: best.get(example.question_id, (0, ""))[1] for example in data.examples}
+
+
+def throughput_table(seconds: dict, f1: dict, questions: int) -> dict:
+    """Print and return questions per second, from the median over the rounds, and the ratios at equal precision."""
+    rates = {name: questions / float(np.median(values)) for name, values in seconds.items()}
+    print(f"\n{questions} questions, median of {len(next(iter(seconds.values())))} rounds, in turn\n")
+    print(f"| {'engine':22} | questions/s | F1    | this engine is     |")
+    print(f"| {'-' * 22} | ----------: | ----: | -----------------: |")
+    rows = []
+    for name, rate in rates.items():
+        ours = rates.get(f"this engine, {name.split(', ')[1]}")
+        ratio = ours / rate if ours and not name.startswith("this") else None
+        print(f"| {name:22} | {rate:11.2f} | {f1[name]:5.2f} | {f'{ratio:.2f} × as fast' if ratio else '':>18} |")
+        rows.append({"engine": name, "questions_per_second": rate, "f1": f1[name], "ratio": ratio})
+    return {"questions": questions, "rows": rows}
 
 
 def measure_latency(args, torch_model, config, length: int, folder: Path) -> dict:
@@ -198,8 +309,6 @@ def torch_inputs(batch) -> dict:
 
 
 def prepare_torch(torch_model, batch, dtype: str, compiled: bool):
-    import copy
-
     import torch
 
     model = copy.deepcopy(torch_model).to(getattr(torch, dtype))
@@ -247,9 +356,6 @@ def prepare_openvino(onnx_path: Path, batch, precision: str):
 
 def silence():
     """Keeps the exporters' progress reports off the table."""
-    import contextlib
-    import logging
-
     logging.disable(logging.WARNING)
     return contextlib.redirect_stdout(open(os.devnull, "w"))
 

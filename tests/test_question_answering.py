@@ -1,4 +1,4 @@
-"""The loop over an engine: with a stand-in whose logits depend on the tokens alone, and with the real model in torch."""
+"""The loop over an engine: a stand-in whose logits depend on the tokens alone, and the real model in torch."""
 
 import dataclasses
 import random
@@ -26,8 +26,8 @@ CONFIG = BertConfig.from_folder(MODEL)
 
 
 def card(batch_size=4, sequence_length=64, config=CONFIG, sha256=VOCABULARY.sha256):
-    sizes = [batch_size], [sequence_length]
-    return EngineCard("openvino", "1", "CPU", "padded", "layers", ["fp32"], *sizes, config, True, None, sha256, "", 0, {})
+    head = "openvino", "1", "CPU", "padded", "layers", ["fp32"], [batch_size], [sequence_length]
+    return EngineCard(*head, config, True, None, sha256, "", 0, {})
 
 
 class TokenEngine(Engine):
@@ -122,8 +122,13 @@ def test_a_squad_file(options, name, multiple):
 def test_ask(options):
     example = read_squad(DATA / "squad_v1.1.json").examples[1]
     engine = TokenEngine(card())
-    answers, seconds, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    progress = []
+    answers, seconds, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(
+        example.passage, example.question, lambda *counts: progress.append(counts)
+    )
     assert (answers, windows) == expected_answers(example.passage, example.question, options)
+    size = options.batch_size
+    assert progress == [(min(done, windows), windows) for done in range(size, windows + size, size)]
     assert seconds > 0 and sum(batch.batch_size for batch in engine.batches) == windows
     assert max(batch.batch_size for batch in engine.batches) <= options.batch_size
 

@@ -779,6 +779,16 @@ def test_names_with_line_breaks_stay_on_one_line(tmp_path):
     error_of(pytorch=write_safetensors(tmp_path / "a.safetensors", state(**{"a\nb\x1b[31m" * 99: np.ones(1)})))
 
 
+def test_onnx_names_that_are_not_utf8(tmp_path, onnx_path):
+    content = onnx_path.read_bytes()
+    for name in (b"bert.embeddings.LayerNorm.weight", b"input_ids", b"MatMul", b"external"):
+        if name == b"external":
+            content = edited(onnx_path, tmp_path / "e.onnx", lambda m: external(m, location=name.decode())).read_bytes()
+        assert name in content
+        (tmp_path / "m.onnx").write_bytes(content.replace(name, b"\xff" + name[1:]))
+        error_of(onnx=tmp_path / "m.onnx")
+
+
 # --- damage at random ---------------------------------------------------------------------------------------------
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)

@@ -83,8 +83,20 @@ class _Graph:
                 for place, value in enumerate(node.input):
                     self.consumers[value].append((node, place))
             self._bodies = [node for function in model.functions for node in function.node]
-        except UnicodeDecodeError as error:
-            raise DemoBertError(f"{path} is not a whole ONNX model: a name in it is not UTF-8") from error
+            sound = all(isinstance(name, str) for name in self._names())
+        except UnicodeDecodeError:
+            sound = False
+        if not sound:
+            raise DemoBertError(f"{path} is not a whole ONNX model: a name in it is not UTF-8")
+
+    def _names(self):
+        """Every name that the graph is read by; protobuf hands out one that is not UTF-8 as bytes."""
+        yield from self.constants
+        yield from self.inputs
+        for node in self.nodes + self._bodies:
+            yield node.op_type
+            yield from (*node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
 
     def constant(self, value: str) -> tuple[str, bool] | None:
         """(name, transposed) of the constant that `value` is, perhaps after a Transpose; None if it is computed."""
@@ -315,7 +327,7 @@ def _read(tensor, shape: tuple, path: Path) -> np.ndarray:
         raw_type, field = _TYPES[tensor.data_type]
         values = _values(tensor, raw_type, field, math.prod(shape), path)
         return (widen_bfloat16(values) if tensor.data_type == _BFLOAT16 else values).reshape(shape)
-    except (DemoBertError, ValueError, OSError) as error:
+    except (DemoBertError, ValueError, TypeError, OSError) as error:
         raise DemoBertError(one_line(f"{path}: {tensor.name} can't be read: {error}")) from error
 
 

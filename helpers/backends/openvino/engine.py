@@ -45,11 +45,9 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
 def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
     """Load a blob. `throughput` trades the latency of one batch for the rate of many (`run_all`)."""
     settings = {"PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY"}
-    built_with = blob_facts(path)
-    if built_with.get("ov") not in (None, _build_number()):
-        raise DemoBertError(
-            f"{path} was built with OpenVINO {built_with['ov']}, this is {_build_number()}; build it again"
-        )
+    for built_with in (card and card.backend_version, blob_facts(path).get("ov")):
+        if built_with and built_with != _build_number():
+            raise DemoBertError(f"{path} was built with OpenVINO {built_with}, this is {_build_number()}; build it again")
     if card is not None:
         settings["INFERENCE_PRECISION_HINT"] = _TYPES[card.precision[-1]]
     compiled = _import(path, settings)
