@@ -81,7 +81,7 @@ def test_the_bundled_model_builds_in_every_precision(bundled, precision):
 
 
 @pytest.mark.parametrize(
-    "batch_sizes, lengths", [((1,), (384,)), ((1, 8), (128,)), ((1, 4, 32), (64, 128, 384))], ids=["static", "batches", "both"]
+    "batch_sizes, lengths", [((1,), (384,)), ((1, 8), (128,)), ((1, 16), (128, 384))], ids=["static", "batches", "both"]
 )
 def test_bert_base_builds_for_one_and_several_sizes(batch_sizes, lengths):
     weights = shaped_weights(BASE)
@@ -96,7 +96,7 @@ def test_bert_large_builds():
     check_size(build(LARGE, weights, fp16=True, sequence_lengths=(384,)), weights, "fp16")
 
 
-@pytest.mark.parametrize("targets", [("8.6",), ("8.9",), ("12.0",), ("7.5", "8.6", "12.0")], ids=" ".join)
+@pytest.mark.parametrize("targets", [("8.6",), ("8.9",), ("12.0",), ("8.6", "8.9", "12.0")], ids=" ".join)
 def test_the_targets_are_those_asked_for(targets):
     built = build(SMALL, shaped_weights(SMALL), sequence_lengths=(64,), compute_capabilities=targets)
     assert built.settings == {"compute_capabilities": " ".join(targets)}
