@@ -101,7 +101,6 @@ def _check_build(module, network, config, logger=None) -> dict:
     graph = network._graph
     if not graph.outputs:
         raise TensorRTDoubleError("the network has no output")
-    _check_names(graph)
     _check_precisions(network, config)
     profiles = [_checked_profile(profile, graph) for profile in config._profiles]
     dynamic = [graph.tensors[i].name for i in graph.inputs if -1 in graph.tensors[i].info.shape]
@@ -133,16 +132,6 @@ def _check_build(module, network, config, logger=None) -> dict:
         "compute_capabilities": [c for c in config._capabilities],
         "verbosity": config._settings.get("profiling_verbosity", "LAYER_NAMES_ONLY"),
     }
-
-
-def _check_names(graph) -> None:
-    for what, names in (
-        ("tensors", [graph.tensors[i].name for i in graph.inputs + graph.outputs]),
-        ("layers", [node.name for node in graph.nodes]),
-    ):
-        repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
-        if repeated or "" in names:
-            raise TensorRTDoubleError(f"{what} share a name or have none: {', '.join(repeated)}")
 
 
 def _check_dimension_names(network, shapes: dict) -> None:

@@ -402,8 +402,8 @@ def _fill(params, inputs, shapes):
     alpha, beta = (list(inputs) + [None] * 3)[1:3]
     alpha = params["alpha"] if alpha is None else alpha
     beta = [params["beta"]] if beta is None else beta
-    grid = np.indices(shapes[0])
-    return alpha + sum((step * index for step, index in zip(beta, grid)), np.zeros(shapes[0], np.int64))
+    total = alpha + sum((step * index for step, index in zip(beta, np.indices(shapes[0]))), np.zeros(shapes[0]))
+    return np.trunc(total) if params["to_type"] in INTEGERS else total
 
 
 @run("select")

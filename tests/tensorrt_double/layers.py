@@ -24,6 +24,8 @@ class ITensor(Native):
 
     @name.setter
     def name(self, value: "str"):
+        if any(tensor.name == value for tensor in self._network._graph.tensors if tensor is not self._record):
+            raise TensorRTDoubleError(f"the tensor name {value!r} is in use already")
         self._record.name = value
 
     @property
@@ -156,7 +158,7 @@ class ILayer(Native):
 
     @name.setter
     def name(self, value: "str"):
-        self._node.name = value
+        self._network._rename(self._node, value)
 
     @property
     def metadata(self):
@@ -480,7 +482,7 @@ class IAttention(Native):
 
     @name.setter
     def name(self, value: "str"):
-        self._node.name = value
+        self._network._rename(self._node, value)
 
     @property
     def mask(self):
@@ -555,6 +557,12 @@ class INetworkDefinition(Native):
         layer = new(getattr(self._module, cls), network=self, node=node)
         self._layers.append(layer)
         return layer
+
+    def _rename(self, node, name: str) -> None:
+        """Names a layer; the real one logs an error and keeps the old name where the new one is taken."""
+        if not name or any(other.name == name for other in self._graph.nodes if other is not node):
+            raise TensorRTDoubleError(f"the layer name {name!r} is empty or in use already")
+        node.name = name
 
     def _require_weak(self, what: str) -> None:
         if self._graph.strongly_typed:
@@ -767,7 +775,7 @@ class INetworkDefinition(Native):
     def add_fill(self, shape: "Dims", op: "FillOperation", output_type: "DataType" = None):
         """Evenly spaced numbers."""
         to_type = "FLOAT" if output_type is None else output_type.name
-        params = {"shape": tuple(shape), "operation": op.name, "to_type": to_type, "alpha": None, "beta": None}
+        params = {"shape": tuple(shape), "operation": op.name, "to_type": to_type, "alpha": 0.0, "beta": 1.0}
         return self._add("IFillLayer", "fill", [], **params)
 
     def add_select(self, condition: "ITensor", then_input: "ITensor", else_input: "ITensor"):

@@ -179,7 +179,8 @@ def _unary(params, inputs, graph):
 
 @rule("activation")
 def _activation(params, inputs, graph):
-    require_type(inputs[0], FLOATS, f"activation {params['type']}'s input")
+    allowed = (*FLOATS, "INT32", "INT64", "INT8") if params["type"] == "RELU" else FLOATS
+    require_type(inputs[0], allowed, f"activation {params['type']}'s input")
     return [(inputs[0].shape, inputs[0].dtype)]
 
 
@@ -353,8 +354,6 @@ def _quantize(params, inputs, graph):
     data, scale = inputs[:2]
     require_type(data, FLOATS, "quantize's input")
     _scale(params, data, scale, graph)
-    if graph.strongly_typed:
-        require(scale.dtype == data.dtype, f"quantize: scale {scale.dtype}, input {data.dtype}")
     require(params["to_type"] in QUANTIZED, f"quantize to {params['to_type']}")
     return [(data.shape, params["to_type"])]
 
@@ -365,8 +364,6 @@ def _dequantize(params, inputs, graph):
     require_type(data, QUANTIZED, "dequantize's input")
     _scale(params, data, scale, graph)
     require(params["to_type"] in FLOATS, f"dequantize to {params['to_type']}")
-    if graph.strongly_typed:
-        require(scale.dtype == params["to_type"], f"dequantize: scale {scale.dtype}, output {params['to_type']}")
     return [(data.shape, params["to_type"])]
 
 
@@ -434,7 +431,6 @@ def _fill(params, inputs, graph):
     require((alpha is None) == (beta is None), "fill takes both alpha and beta as tensors, or neither")
     if alpha is None:
         require(len(shape) == 1, f"fill LINSPACE with static alpha and beta needs rank 1, not {shape}")
-        require(params["alpha"] is not None and params["beta"] is not None, "fill: alpha and beta are not set")
         return [(shape, params["to_type"])]
     require(alpha.rank == 0, f"fill: alpha must be a scalar, not {alpha.shape}")
     require(beta.rank == 1 and beta.shape == (len(shape),), f"fill: beta {beta.shape} for rank {len(shape)}")
