@@ -148,7 +148,7 @@ def _namespace(cls, module, version: Version, recorder: Recorder) -> dict:
         path = f"{cls.__name__}.{name}"
         if name in ("__dict__", "__weakref__") or not has(version, path):
             continue
-        if isinstance(member, property):
+        if isinstance(member, property) and not name.startswith("_"):
             result[name] = _property(name, member, cls.__name__, module, version, recorder)
         elif inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
             result[name] = _checked(member, cls.__name__, module, version, recorder)

@@ -790,9 +790,9 @@ class INetworkDefinition(Native):
         """New axes of size 1."""
         return self._add("IUnsqueezeLayer", "unsqueeze", [input, axes])
 
-    def add_squeeze(self, input: "ITensor", axes: "ITensor"):
-        """Axes of size 1 taken away."""
-        return self._add("ISqueezeLayer", "squeeze", [input, axes])
+    def add_squeeze(self, input: "ITensor", axes: "ITensor|None" = None):
+        """Axes of size 1 taken away; without `axes`, all that are 1 in the network."""
+        return self._add("ISqueezeLayer", "squeeze", [input] if axes is None else [input, axes])
 
     def _add_plugin(self, cls: str, inputs: list, plugin):
         params = dict(plugin._params)

@@ -19,7 +19,7 @@ def real_module_folder() -> Path | None:
     """Where the `tensorrt_rtx` package is (the environment, or DEMOBERT_TENSORRT_RTX), None where it is nowhere."""
     if folder := os.environ.get("DEMOBERT_TENSORRT_RTX"):
         return Path(folder) if (Path(folder) / "tensorrt_rtx").is_dir() else None
-    cached = ROOT / ".venv" / "bindings" / "tensorrt_rtx"
+    cached = Path(sys.prefix) / "bindings" / "tensorrt_rtx"
     if (cached / "tensorrt_rtx").is_dir():
         return cached
     spec = importlib.util.find_spec("tensorrt_rtx") if sys.modules.get("tensorrt_rtx") is None else None

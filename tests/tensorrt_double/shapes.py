@@ -465,6 +465,8 @@ def _unsqueeze(params, inputs, graph):
 
 @rule("squeeze")
 def _squeeze(params, inputs, graph):
+    if len(inputs) == 1:
+        return [(tuple(size for size in inputs[0].shape if size != 1), inputs[0].dtype)]
     axes = _constant_axes(inputs[1], inputs[0].rank, "squeeze")
     require(all(inputs[0].shape[axis] in (1, -1) for axis in axes), f"squeeze axes {axes} of {inputs[0].shape}")
     return [(tuple(s for axis, s in enumerate(inputs[0].shape) if axis not in axes), inputs[0].dtype)]

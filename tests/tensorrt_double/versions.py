@@ -54,6 +54,8 @@ _BEFORE_11 = ("8.6", "10.0", "10.16")
 
 #: The versions that have a class, method, property or argument; what is not listed, all of them have.
 ONLY_IN = {
+    "Builder.platform_has_fast_fp16": _BEFORE_11,
+    "Builder.platform_has_fast_int8": _BEFORE_11,
     "IAttention": _FROM_10_16,
     "IAttention.causal_kind": _FROM_11,
     "IAttention.key_value_form": _FROM_11,
@@ -117,6 +119,7 @@ ONLY_IN = {
 REQUIRED_IN = {
     "INetworkDefinition.add_dequantize.output_type": _FROM_11,
     "INetworkDefinition.add_quantize.output_type": _FROM_11,
+    "INetworkDefinition.add_squeeze.axes": ("10.16",),
 }
 
 #: Properties that can be read, but not set, in these versions.
