@@ -82,7 +82,7 @@ class BertConfig:
         fields = {name: values[name] for name in (*_LIMITS, "layer_norm_eps", "gelu", "do_lower_case") if name in values}
         if "hidden_act" in values:
             activation = values["hidden_act"]
-            if activation not in _GELU_BY_ACTIVATION:
+            if not isinstance(activation, str) or activation not in _GELU_BY_ACTIVATION:
                 known = ", ".join(_GELU_BY_ACTIVATION)
                 raise DemoBertError(f"hidden_act {activation!r} is not supported (supported: {known})")
             fields.setdefault("gelu", _GELU_BY_ACTIVATION[activation])

@@ -23,7 +23,7 @@ class EngineCard:
     precision          the types it computes in, widest last: ["fp32"], ["bf16"], ["int8", "bf16"]…
     batch_sizes        ascending; the last is the largest that it serves
     sequence_lengths   ascending; likewise, in tokens
-    config             the model's shape
+    config             the model's shape; None: not known (only without a card file)
     do_lower_case      whether text is lower-cased and stripped of accents before the word pieces
     vocab_file         path of the vocabulary, relative to the card's folder where possible; None: not known
     vocab_sha256       its SHA-256; None: not known
@@ -40,7 +40,7 @@ class EngineCard:
     precision: list
     batch_sizes: list
     sequence_lengths: list
-    config: BertConfig
+    config: BertConfig | None
     do_lower_case: bool
     vocab_file: str | None
     vocab_sha256: str | None

@@ -1,0 +1,136 @@
+"""Choosing a backend, writing an engine with its card, loading an engine.
+
+A backend is a module with three functions:
+
+    usable() -> (bool, str)                             does it run on this machine, and if not, why
+    build(config, weights, gelu, options) -> BuiltEngine
+    load(path, card, throughput) -> Engine              card None: guess one from the file itself
+"""
+
+import hashlib
+import importlib
+import os
+from pathlib import Path
+
+from helpers.backends.base import BuiltEngine, BuildOptions, Engine
+from helpers.bert_config import BertConfig
+from helpers.engine_card import EngineCard
+from helpers.errors import DemoBertError
+from helpers.files import atomic_write, require_file, sha256_of
+from helpers.tokenization import Vocabulary
+
+_MODULES = {"openvino": "helpers.backends.openvino"}
+
+
+def backend_module(name: str):
+    """The module of backend `name`. Heavy packages are imported by its functions, not by this."""
+    if name not in _MODULES:
+        raise DemoBertError(f"there is no backend {name!r} here (there is: {', '.join(_MODULES)})")
+    return importlib.import_module(_MODULES[name])
+
+
+def choose_backend(asked: str) -> tuple[str, str]:
+    """The backend that `--backend` asks for, and the reason, for people: ("openvino", "no NVIDIA GPU…")."""
+    if asked != "auto":
+        return asked, "asked for"
+    reasons = []
+    for name in ("tensorrt", "openvino"):
+        if name not in _MODULES:
+            continue
+        usable, reason = backend_module(name).usable()
+        reasons.append(reason)
+        if usable:
+            return name, "; ".join(reasons)
+    raise DemoBertError(f"no backend can run here: {'; '.join(reasons)}")
+
+
+def write_engine(
+    path,
+    built: BuiltEngine,
+    backend: str,
+    options: BuildOptions,
+    config: BertConfig,
+    do_lower_case: bool,
+    vocabulary: Vocabulary | None,
+) -> EngineCard:
+    """Write the engine and its card, each whole or not at all; returns the card. Raises DemoBertError.
+
+    The card records the vocabulary's path relative to itself, so that an engine and its model can move together.
+    """
+    card = EngineCard(
+        backend=backend,
+        backend_version=built.backend_version,
+        device=built.device,
+        layout=options.layout,
+        network=built.network,
+        precision=built.precision,
+        batch_sizes=list(options.batch_sizes),
+        sequence_lengths=list(options.sequence_lengths),
+        config=config,
+        do_lower_case=do_lower_case,
+        vocab_file=_relative(vocabulary.path, Path(path).parent) if vocabulary else None,
+        vocab_sha256=vocabulary.sha256 if vocabulary else None,
+        engine_sha256=hashlib.sha256(built.data).hexdigest(),
+        engine_bytes=len(built.data),
+        settings=built.settings,
+    )
+    with atomic_write(path) as file:
+        file.write(built.data)
+    # Should this fail, the old card's checksum refuses the new engine: never a wrong pair.
+    card.write(EngineCard.path_for(path))
+    return card
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return os.path.relpath(path.resolve(), folder.resolve())
+    except ValueError:  # another drive on Windows
+        return str(path.resolve())
+
+
+def load_engine(path, layout: str, throughput: bool = False, say=lambda message: None) -> Engine:
+    """Load an engine and hold it against its card. Raises DemoBertError where anything does not fit.
+
+    `layout` is what the caller can feed it: "padded" or "packed". `throughput` prepares for `Engine.run_all`.
+    `say` is told, in one line, what had to be guessed where there is no card.
+    """
+    path = require_file(path, "engine")
+    card_path = EngineCard.path_for(path)
+    if card_path.exists():
+        card = EngineCard.read(card_path)
+        _check_pair(path, card)
+        engine = backend_module(card.backend).load(path, card, throughput)
+    else:
+        engine = _load_without_card(path, throughput)
+        say(f"no engine card {card_path}; read from the engine or guessed: {_guesses(engine.card)}")
+    if engine.card.layout != layout:
+        script = "inference_varseqlen.py or perf_varseqlen.py" if layout == "padded" else "inference.py or perf.py"
+        raise DemoBertError(f"{path} is a {engine.card.layout} engine, run it with {script}")
+    return engine
+
+
+def _check_pair(path: Path, card: EngineCard) -> None:
+    size = path.stat().st_size
+    if size != card.engine_bytes:
+        raise DemoBertError(
+            f"{path} has {size} bytes, its card says {card.engine_bytes}: it is truncated or another engine; "
+            "build it again"
+        )
+    if sha256_of(path) != card.engine_sha256:
+        raise DemoBertError(f"{path} is not the engine that its card describes, or is damaged; build it again")
+
+
+def _load_without_card(path: Path, throughput: bool) -> Engine:
+    for name in _MODULES:
+        module = backend_module(name)
+        if module.recognises(path):
+            return module.load(path, None, throughput)
+    raise DemoBertError(f"{path} is not an engine of any backend here ({', '.join(_MODULES)}); build one with builder.py")
+
+
+def _guesses(card: EngineCard) -> str:
+    case = "lower-cased text" if card.do_lower_case else "cased text"
+    return (
+        f"backend {card.backend}, {card.layout}, {'+'.join(card.precision)}, batch size up to {card.max_batch_size}, "
+        f"sequence length up to {card.max_sequence_length}, {case}"
+    )

@@ -126,20 +126,34 @@ class Engine(ABC):
         for index, batch in enumerate(batches):
             on_done(index, self.run(batch))
 
-    def time(self, batch: PaddedBatch, iterations: int, warm_up_runs: int, duration: float) -> np.ndarray:
+    def padded_length(self, length: int) -> int:
+        """The length to pad a batch to whose longest row has `length` tokens; engines of fixed lengths round it up."""
+        return length
+
+    def time(
+        self,
+        batch: PaddedBatch,
+        iterations: int,
+        warm_up_runs: int = 0,
+        duration: float = 0.0,
+        on_run: Callable[[], object] = lambda: None,
+    ) -> np.ndarray:
         """Latencies in ms of running `batch` again and again, float64 [n].
 
         At least `iterations` runs, and as many more as fit into `duration` seconds, after `warm_up_runs` that do
-        not count. Copies of the inputs to the device are not timed, where there are any.
+        not count. Copies of the inputs to the device are not timed, where there are any. `on_run` is called after
+        each run, outside the time taken.
         """
         self.check(batch)
         run_once = self._timed_run(batch)
         for _ in range(warm_up_runs):
             run_once()
+            on_run()
         latencies = []
         end = time.perf_counter() + duration
         while len(latencies) < iterations or time.perf_counter() < end:
             latencies.append(run_once())
+            on_run()
         return np.array(latencies)
 
     @abstractmethod
@@ -168,12 +182,14 @@ class Engine(ABC):
                 f"sequence length {batch.sequence_length} is over this engine's longest, "
                 f"{card.max_sequence_length}; rebuild it with -s {batch.sequence_length}"
             )
-        for name, ids, size in (
-            ("token", batch.input_ids, card.config.vocab_size),
-            ("segment", batch.segment_ids, card.config.type_vocab_size),
-        ):
-            if ids.min() < 0 or ids.max() >= size:
-                raise DemoBertError(f"a {name} id is outside the model's {size}: {ids.min()} to {ids.max()}")
+        if card.config is not None:
+            _check_ids(batch.input_ids, "token", card.config.vocab_size)
+            _check_ids(batch.segment_ids, "segment", card.config.type_vocab_size)
         mask = batch.input_mask
         if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any() or not mask[:, 0].all():
             raise DemoBertError("the input mask must be ones on each row's leading tokens, then zeros")
+
+
+def _check_ids(ids: np.ndarray, kind: str, table_size: int) -> None:
+    if ids.min() < 0 or ids.max() >= table_size:
+        raise DemoBertError(f"a {kind} id is outside the model's {table_size}: {ids.min()} to {ids.max()}")

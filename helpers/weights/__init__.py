@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError, UsageError
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_finite, check_shapes, check_weights
+
 
 @dataclass
 class BertWeights:
@@ -21,3 +25,56 @@ class BertWeights:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.tensors[name]
+
+
+def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None) -> BertWeights:
+    """The weights of one checkpoint, checked against `config`.
+
+    One of: `tensorflow`, a checkpoint's prefix (`model.ckpt`); `pytorch`, a .safetensors or .bin/.pt file or a
+    Hugging Face folder; `onnx`, a model file. Arrays are float32, C-contiguous, the caller's own.
+    Raises DemoBertError, in one line, for whatever is wrong with the files; UsageError unless one is named.
+    """
+    if sum(path is not None for path in (tensorflow, pytorch, onnx)) != 1:
+        raise UsageError("name one checkpoint: TensorFlow (-m), PyTorch (-pt) or ONNX (-x)")
+    if tensorflow is not None:
+        from helpers.weights.tensorflow_checkpoint import load_tensorflow as load
+    elif pytorch is not None:
+        from helpers.weights.pytorch_checkpoint import load_pytorch as load
+    else:
+        from helpers.weights.onnx_model import load_onnx as load
+    path = next(path for path in (tensorflow, pytorch, onnx) if path is not None)
+    return bert_weights(load(path), config)
+
+
+def bert_weights(stored: StoredCheckpoint, config: BertConfig) -> BertWeights:
+    """Read `stored` into memory, once it is known to be what `config` asks for. Raises DemoBertError."""
+    source = stored.source
+    check_shapes(stored.tensors, config, source, stored.extra)
+    tensors = {name: _float32(tensor) for name, tensor in stored.tensors.items()}
+    check_weights(tensors, config, source)
+    return BertWeights(tensors, stored.gelu, source, _ranges(stored))
+
+
+def _float32(tensor: StoredTensor) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which check_weights reports
+        return np.array(tensor.read(), np.float32, order="C")
+
+
+def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
+    """The quantization ranges: a scalar per tensor, or [out, 1] for a kernel quantized per output channel."""
+    shapes = {name: _range_shape(stored, name) for name in stored.ranges}
+    ranges = {name: _float32(stored.ranges[name]).reshape(shape) for name, shape in shapes.items()}
+    check_finite(ranges, stored.source)
+    if negative := [name for name, amax in ranges.items() if amax.min() < 0]:
+        raise DemoBertError(f"{stored.source} can't be used: the range {negative[0]} is negative")
+    return ranges
+
+
+def _range_shape(stored: StoredCheckpoint, name: str) -> tuple:
+    tensor = stored.ranges[name]
+    ranged = stored.tensors.get(name.removesuffix("_amax"))
+    if all(size == 1 for size in tensor.shape):
+        return ()
+    if ranged is not None and tensor.shape in ((ranged.shape[0],), (ranged.shape[0], 1)):
+        return (ranged.shape[0], 1)
+    raise DemoBertError(f"{stored.source} can't be used: the range {name} has the shape {list(tensor.shape)}")

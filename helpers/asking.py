@@ -1,0 +1,199 @@
+"""inference.py's flags and its three ways to ask: once, at the prompt, for a whole SQuAD file.
+
+Shared with inference_varseqlen.py and inference_c.py, which differ only in the engine they load.
+"""
+
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from helpers import cli
+from helpers.backends.base import Engine
+from helpers.data_processing import AnswerOptions, read_squad
+from helpers.errors import DemoBertError, UsageError
+from helpers.files import check_writable, read_text, write_json
+from helpers.question_answering import QuestionAnswerer, QuestionResult
+from helpers.tokenization import BertTokenizer, load_vocabulary
+
+RULE = "-" * 24
+
+#: A question that takes longer gets a progress bar.
+_SECONDS_WITHOUT_A_BAR = 1.0
+
+
+def add_inference_arguments(parser: cli.Parser) -> None:
+    """All flags of inference.py but --verbose."""
+    cli.add_engine(parser)
+    parser.add_argument("-p", "--passage", nargs="+", metavar="WORD", help="passage to look for answers in")
+    parser.add_argument("-pf", "--passage-file", metavar="FILE", help="file with the passage, UTF-8")
+    parser.add_argument("-q", "--question", nargs="+", metavar="WORD", help="question about the passage")
+    parser.add_argument("-qf", "--question-file", metavar="FILE", help="file with questions, UTF-8, one a line")
+    parser.add_argument("-sq", "--squad-json", metavar="FILE", help="SQuAD v1.1 or v2.0 file: answer all its questions")
+    parser.add_argument(
+        "-o", "--output-prediction-file", default="./predictions.json", metavar="FILE", help="answers to the SQuAD file"
+    )
+    parser.add_argument("--n-best-output", metavar="FILE", help="the n best answers to each question of the SQuAD file")
+    parser.add_argument(
+        "--null-odds-output", metavar="FILE", help="SQuAD v2.0: score of no answer less that of the best, per question"
+    )
+    parser.add_argument(
+        "--null-score-diff-threshold",
+        type=cli.finite_float,
+        default=0.0,
+        metavar="X",
+        help="SQuAD v2.0: answer nothing where the null odds are above this",
+    )
+    parser.add_argument("-v", "--vocab-file", metavar="FILE", help="vocabulary (default: the one in the engine's card)")
+    parser.add_argument(
+        "-s",
+        "--sequence-length",
+        type=cli.positive_int,
+        metavar="N",
+        help="tokens in a window (default: the engine's longest)",
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=cli.positive_int, default=1, metavar="N", help="how many windows run at once"
+    )
+    for flag, default, text in (
+        ("--max-query-length", AnswerOptions.max_query_length, "tokens of the question that are read"),
+        ("--max-answer-length", AnswerOptions.max_answer_length, "longest answer in tokens"),
+        ("--n-best-size", AnswerOptions.n_best_size, "answers to weigh against each other"),
+        ("--doc-stride", AnswerOptions.doc_stride, "tokens from one window of a long passage to the next"),
+    ):
+        parser.add_argument(flag, type=cli.positive_int, default=default, metavar="N", help=text)
+    parser.add_argument("--cased", action="store_true", help="keep upper case and accents (default: as the card says)")
+
+
+def check_inference_arguments(args) -> None:
+    """Say what contradicts or can't be written before the engine is loaded. Raises DemoBertError."""
+    if args.passage and args.passage_file:
+        raise UsageError("give the passage with -p or with -pf, not both")
+    if args.question and args.question_file:
+        raise UsageError("give the question with -q or with -qf, not both")
+    if args.squad_json:
+        if args.passage or args.passage_file or args.question or args.question_file:
+            raise UsageError("a SQuAD file (-sq) has its own passages and questions: leave out -p, -pf, -q and -qf")
+        check_writable(args.output_prediction_file, "--output-prediction-file")
+        for path, flag in ((args.n_best_output, "--n-best-output"), (args.null_odds_output, "--null-odds-output")):
+            if path:
+                check_writable(path, flag)
+    elif args.n_best_output or args.null_odds_output:
+        raise UsageError("--n-best-output and --null-odds-output need a SQuAD file (-sq)")
+
+
+def question_answerer(args, engine: Engine) -> QuestionAnswerer:
+    """The engine with its vocabulary and the options of `args`. Raises DemoBertError where they do not fit."""
+    card = engine.card
+    path = args.vocab_file
+    if path is None:
+        if card.vocab_file is None:
+            raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
+        path = Path(args.engine).parent / card.vocab_file
+    tokenizer = BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not args.cased)
+    return QuestionAnswerer(
+        engine,
+        tokenizer,
+        AnswerOptions(
+            sequence_length=args.sequence_length,
+            batch_size=args.batch_size,
+            max_query_length=args.max_query_length,
+            doc_stride=args.doc_stride,
+            max_answer_length=args.max_answer_length,
+            n_best_size=args.n_best_size,
+            null_score_diff_threshold=args.null_score_diff_threshold,
+        ),
+    )
+
+
+def answer_questions(args, answerer: QuestionAnswerer) -> None:
+    """Answer the questions given, or, where none is, those typed in until `exit`, `quit` or the end of input."""
+    passage = _given_text(args.passage, args.passage_file, "passage")
+    if passage is None:
+        passage = _prompt("Passage: ")
+        if passage is None:
+            return
+    question = _given_text(args.question, args.question_file, "question")
+    if question is not None:
+        lines = question.splitlines() if args.question_file else [question]
+        for line in [line for line in lines if line.strip()] or [""]:
+            _answer(answerer, passage, line)
+        return
+    while (question := _prompt("Question (exit or quit ends): ")) is not None:
+        if question.strip().lower() in ("exit", "quit"):
+            return
+        try:
+            _answer(answerer, passage, question)
+        except DemoBertError as error:  # a question that can't be answered does not end the conversation
+            cli.note(cli.one_line(error))
+
+
+def answer_squad_file(args, answerer: QuestionAnswerer) -> None:
+    """Answer a whole SQuAD file and write the predictions, each file whole or not at all. Raises DemoBertError."""
+    data = read_squad(args.squad_json)
+    start = time.perf_counter()
+    with tqdm(total=len(data.examples), unit="question", disable=None) as progress:
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(done - progress.n)
+
+        results = answerer.answer_squad(data, on_progress)
+    seconds = time.perf_counter() - start
+    write_json(args.output_prediction_file, {key: result.text for key, result in results.items()})
+    if args.n_best_output:
+        write_json(args.n_best_output, {key: _n_best(result) for key, result in results.items()})
+    if args.null_odds_output and not data.version_2:
+        cli.note("Note: --null-odds-output has no effect: this is a SQuAD v1.1 file, every question has an answer")
+    elif args.null_odds_output:
+        write_json(args.null_odds_output, {key: result.null_odds for key, result in results.items()})
+    print(
+        f"Answered {len(results)} questions in {seconds:.1f} s, {len(results) / seconds:.1f} questions per second: "
+        f"{args.output_prediction_file}"
+    )
+
+
+def _answer(answerer: QuestionAnswerer, passage: str, question: str) -> None:
+    with tqdm(unit="window", leave=False, delay=_SECONDS_WITHOUT_A_BAR, disable=None) as progress:
+
+        def on_progress(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.n)
+
+        answers, seconds, windows = answerer.ask(passage, question, on_progress)
+    print(f"Passage: {cli.one_line(passage)}")
+    print(f"Question: {cli.one_line(question)}")
+    print(RULE)
+    print(f"Running inference in {windows / seconds:.3f} Sentences/Sec")
+    print(RULE)
+    print(f"Answer: '{cli.one_line(answers[0].text)}'")
+    print(f"With probability: {answers[0].probability * 100:.3f}", flush=True)
+
+
+def _n_best(result: QuestionResult) -> list[dict]:
+    return [
+        {
+            "text": answer.text,
+            "probability": answer.probability,
+            "start_char": answer.start_char,
+            "end_char": answer.end_char,
+            "start_logit": answer.start_logit,
+            "end_logit": answer.end_logit,
+        }
+        for answer in result.n_best
+    ]
+
+
+def _given_text(words, path, what: str) -> str | None:
+    if path is not None:
+        return read_text(path, f"{what} file")
+    return None if words is None else " ".join(words)
+
+
+def _prompt(text: str) -> str | None:
+    try:
+        return input(text)
+    except EOFError:
+        print()
+        return None
+    except UnicodeDecodeError as error:
+        raise DemoBertError("what was typed is not UTF-8 text") from error

@@ -1,0 +1,41 @@
+"""The CPU backend: OpenVINO. The package is imported when a function is called, not with this module."""
+
+from pathlib import Path
+
+from helpers.errors import missing_package
+
+#: First bytes of the CPU plugin's blobs since OpenVINO 2026.
+_BLOB_MAGIC = b"RR_UPCVO"
+
+
+def usable() -> tuple[bool, str]:
+    """OpenVINO's CPU engine runs wherever its package is installed."""
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        return False, "the package openvino is not installed (pip install openvino)"
+    return True, "OpenVINO runs on this CPU"
+
+
+def build(config, weights, gelu, options):
+    return _engine_module().build(config, weights, gelu, options)
+
+
+def load(path, card, throughput=False):
+    return _engine_module().load(path, card, throughput)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file without a card begins like an OpenVINO CPU blob."""
+    with open(path, "rb") as file:
+        return file.read(len(_BLOB_MAGIC)) == _BLOB_MAGIC
+
+
+def _engine_module():
+    try:
+        from helpers.backends.openvino import engine
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise
+        raise missing_package("openvino", "openvino", "the openvino backend") from error
+    return engine

@@ -1,0 +1,213 @@
+"""From builder.py's arguments to a checkpoint, a configuration and build options; shared with builder_varseqlen.py."""
+
+from pathlib import Path
+
+from helpers import cli
+from helpers.backends.base import BuildOptions
+from helpers.bert_config import BertConfig
+from helpers.errors import UsageError
+from helpers.tokenization import Vocabulary, check_vocabulary, load_vocabulary
+from helpers.weights import BertWeights, load_weights
+
+#: TensorRT's own default for upstream's users: MiB of scratch memory.
+DEFAULT_WORKSPACE_MIB = 2500
+
+#: Flags that only TensorRT can obey: attribute, spelling, what the CPU engine does instead.
+_TENSORRT_ONLY = (
+    ("strict", "--strict", "it always computes in the precision asked for"),
+    ("workspace_size", "--workspace-size", "it takes the memory that it needs"),
+    ("timing_cache_file", "--timing-cache-file", "it times no tactics"),
+    ("distributive_independence", "--distributive_independence", "its rows do not depend on the batch around them"),
+    ("use_v3_plugins", "--use-v3-plugins", "it has no plugins"),
+    ("use_deprecated_plugins", "--use-deprecated-plugins", "it has no plugins"),
+    ("force_int8_skipln", "--force-int8-skipln", "int8 is not on this backend yet"),
+    ("force_int8_multihead", "--force-int8-multihead", "int8 is not on this backend yet"),
+)
+
+#: Flags that mean something only with --int8.
+_INT8_ONLY = (
+    ("squad_json", "--squad-json"),
+    ("calib_num", "--calib-num"),
+    ("calib_path", "--calib-path"),
+    ("force_int8_skipln", "--force-int8-skipln"),
+    ("force_int8_multihead", "--force-int8-multihead"),
+)
+
+
+def add_build_arguments(parser: cli.Parser) -> None:
+    """builder.py's flags. Those whose use has to be noticed default to None; their help names the real default."""
+    checkpoint = parser.add_argument_group("checkpoint (one of -m, -x, -pt)")
+    checkpoint.add_argument("-m", "--ckpt", metavar="PREFIX", help="TensorFlow checkpoint prefix, such as model.ckpt")
+    checkpoint.add_argument("-x", "--onnx", metavar="FILE", help="ONNX model, plain or with QAT ranges")
+    checkpoint.add_argument(
+        "-pt", "--pytorch", metavar="PATH", help="PyTorch checkpoint: .safetensors, .bin, .pt, or a Hugging Face folder"
+    )
+    checkpoint.add_argument(
+        "-c",
+        "--config-dir",
+        metavar="DIR",
+        help="folder with bert_config.json or config.json (default: the folder of -pt, where it has one)",
+    )
+    checkpoint.add_argument("--gelu", choices=("tanh", "erf"), help="formula of GELU (default: by the checkpoint's kind)")
+    checkpoint.add_argument(
+        "-v", "--vocab-file", metavar="FILE", help="vocabulary, recorded in the card (default: vocab.txt of the config folder)"
+    )
+
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("-o", "--output", required=True, metavar="FILE", help="engine file to write")
+    engine.add_argument(
+        "-b",
+        "--batch-size",
+        type=cli.positive_int,
+        action="append",
+        metavar="N",
+        help="batch size to optimise for; repeat for one optimization profile each (default: 1)",
+    )
+    engine.add_argument(
+        "-s",
+        "--sequence-length",
+        type=cli.positive_int,
+        action="append",
+        metavar="N",
+        help="sequence length in tokens; repeat for one optimization profile each (default: 128)",
+    )
+    engine.add_argument("--backend", choices=("auto", *cli.BACKENDS), default="auto", help="which engine to build")
+    engine.add_argument(
+        "--network", choices=("auto", "plugin", "native"), default="auto", help="TensorRT's form of the network"
+    )
+    engine.add_argument(
+        "-w",
+        "--workspace-size",
+        type=cli.positive_int,
+        metavar="MIB",
+        help=f"TensorRT's scratch memory in MiB (default: {DEFAULT_WORKSPACE_MIB})",
+    )
+    engine.add_argument("-tcf", "--timing-cache-file", metavar="FILE", help="TensorRT timing cache, read and written back")
+    engine.add_argument("--distributive_independence", action="store_true", help="rows independent of their batch; one profile")
+    plugins = engine.add_mutually_exclusive_group()
+    plugins.add_argument("--use-v3-plugins", action="store_true", help="plugins of the IPluginV3 interface")
+    plugins.add_argument(
+        "--use-deprecated-plugins", action="store_true", help="plugins of the IPluginV2 interface (the default where it exists)"
+    )
+    cli.add_verbose(engine)
+
+    precision = parser.add_argument_group("precision (default: fp32)")
+    precision.add_argument("-f", "--fp16", action="store_true", help="half precision; on a CPU its own half type")
+    precision.add_argument("-i", "--int8", action="store_true", help="8-bit integers, calibrated or from QAT ranges")
+    precision.add_argument("--fp8", action="store_true", help="8-bit floats in the matmuls (native networks, SM 8.9 and newer)")
+    precision.add_argument("-t", "--strict", action="store_true", help="obey the precision asked for")
+    precision.add_argument("-sp", "--sparse", action="store_true", help="the weights are 2:4 sparse: checked, then made use of")
+    precision.add_argument(
+        "-g", "--force-fc2-gemm", action="store_true", help="accepted as upstream; has no effect since the FC plugin left"
+    )
+    precision.add_argument("-iln", "--force-int8-skipln", action="store_true", help="add + layer norm with int8 inputs and outputs")
+    precision.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs")
+    precision.add_argument(
+        "-j", "--squad-json", metavar="FILE", help="calibration data, SQuAD format (default: squad/dev-v1.1.json)"
+    )
+    precision.add_argument("-n", "--calib-num", type=cli.positive_int, metavar="N", help="calibration samples (default: 100)")
+    precision.add_argument(
+        "-p", "--calib-path", metavar="FILE", help="calibration cache (default: named from the model and the length)"
+    )
+
+
+def config_folder(args) -> str:
+    """The folder of the model's configuration and vocabulary. Raises UsageError where the arguments name none."""
+    if args.config_dir:
+        return args.config_dir
+    if args.pytorch and Path(args.pytorch).exists():
+        return args.pytorch if Path(args.pytorch).is_dir() else str(Path(args.pytorch).parent)
+    if args.pytorch:
+        raise UsageError(f"the checkpoint does not exist: {args.pytorch}")
+    raise UsageError("name the folder of the model's bert_config.json with -c/--config-dir")
+
+
+def read_config(args) -> BertConfig:
+    """The configuration that the arguments name. Raises DemoBertError."""
+    check_one_checkpoint(args)
+    return BertConfig.from_folder(config_folder(args))
+
+
+def check_one_checkpoint(args) -> None:
+    """Raises UsageError unless the arguments name just one checkpoint."""
+    named = [flag for flag, value in (("-m", args.ckpt), ("-x", args.onnx), ("-pt", args.pytorch)) if value]
+    if len(named) != 1:
+        raise UsageError(f"name one checkpoint with -m, -x or -pt{', not ' + ' and '.join(named) if named else ''}")
+
+
+def build_options(args, config: BertConfig) -> BuildOptions:
+    """The backend's part of the arguments. Raises UsageError where they contradict the model or each other."""
+    lengths = tuple(sorted(set(args.sequence_length or [128])))
+    if lengths[-1] > config.max_position_embeddings:
+        raise UsageError(
+            f"-s {lengths[-1]} is over the model's max_position_embeddings, {config.max_position_embeddings}"
+        )
+    if args.int8 and args.fp8:
+        raise UsageError("--int8 and --fp8 exclude each other")
+    return BuildOptions(
+        batch_sizes=tuple(sorted(set(args.batch_size or [1]))),
+        sequence_lengths=lengths,
+        fp16=args.fp16,
+        int8=args.int8,
+        fp8=args.fp8,
+        strict=args.strict,
+        workspace_mib=args.workspace_size or DEFAULT_WORKSPACE_MIB,
+        sparse=args.sparse,
+        timing_cache=args.timing_cache_file,
+        distributive_independence=args.distributive_independence,
+        force_int8_skipln=args.force_int8_skipln,
+        force_int8_multihead=args.force_int8_multihead,
+        plugin_version="v3" if args.use_v3_plugins else "deprecated" if args.use_deprecated_plugins else None,
+        network=args.network,
+        verbose=args.verbose,
+    )
+
+
+def notes_on_unused_flags(args, backend: str) -> None:
+    """Say of each flag that was given and changes nothing that it changes nothing."""
+    if args.force_fc2_gemm:
+        cli.note("Note: --force-fc2-gemm has no effect: the plugin that it chose is gone")
+    unused = {} if args.int8 else {flag: "it means something with --int8 only" for name, flag in _INT8_ONLY if getattr(args, name)}
+    if backend == "openvino":
+        unused |= {flag: reason for name, flag, reason in _TENSORRT_ONLY if getattr(args, name)}
+    for flag, reason in unused.items():
+        cli.note(f"Note: {flag} has no effect on this engine: {reason}")
+
+
+def read_weights(args, config: BertConfig) -> BertWeights:
+    """The checkpoint that the arguments name, checked against `config`. Raises DemoBertError."""
+    cli.note(f"Reading {args.ckpt or args.onnx or args.pytorch}")
+    return load_weights(config, tensorflow=args.ckpt, pytorch=args.pytorch, onnx=args.onnx)
+
+
+def report_sparsity(args, weights: BertWeights) -> None:
+    """With -sp: say how many kernels are 2:4 sparse. Dense ones are not an error, only dense."""
+    if args.sparse:
+        from helpers.weights.sparsity import sparse_2_4_kernels
+
+        sparse, dense = sparse_2_4_kernels(weights)
+        cli.note(f"Sparsity: {len(sparse)} of {len(sparse) + len(dense)} kernels are 2:4 sparse")
+
+
+def find_vocabulary(args, config: BertConfig) -> Vocabulary | None:
+    """The vocabulary of -v, or vocab.txt beside the configuration; None, with a note, where there is none."""
+    path = args.vocab_file
+    if path is None:
+        folder = Path(config_folder(args))
+        beside = (folder if folder.is_dir() else folder.parent) / "vocab.txt"
+        if not beside.is_file():
+            cli.note(f"Note: no vocabulary ({beside} does not exist): inference.py will need -v")
+            return None
+        path = beside
+    vocabulary = load_vocabulary(path)
+    check_vocabulary(vocabulary, config)
+    return vocabulary
+
+
+def lower_cases(config: BertConfig, vocabulary: Vocabulary | None) -> bool:
+    """Whether the model reads lower-cased text: as its configuration says, else as its vocabulary is spelled."""
+    if config.do_lower_case is not None:
+        return config.do_lower_case
+    if vocabulary is None:
+        return True
+    return not any(piece != piece.lower() for piece in vocabulary.ids if not piece.startswith("["))

@@ -1,0 +1,130 @@
+"""What the command lines share: argument groups, notes on stderr, errors → one line and an exit code."""
+
+import argparse
+import os
+import sys
+import traceback
+
+from helpers.errors import DemoBertError
+
+BACKENDS = ("openvino", "tensorrt", "tensorrt_rtx")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, defaults in the help, and no abbreviated flags."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (-h explains the flags)\n")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Appends each flag's default to its help text, where there is one to speak of."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
+        return action.help if silent else f"{action.help} (default: %(default)s)"
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1 (argparse type)."""
+    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+
+
+def non_negative_int(text: str) -> int:
+    """A whole number of at least 0 (argparse type)."""
+    return _number(text, int, "a whole number of at least 0", lambda value: value >= 0)
+
+
+def seconds(text: str) -> float:
+    """A duration of at least 0 s and at most a day (argparse type)."""
+    return _number(text, float, "a number of seconds from 0 to 86400", lambda value: 0 <= value <= 86400)
+
+
+def finite_float(text: str) -> float:
+    """Any finite number (argparse type)."""
+    return _number(text, float, "a number", lambda value: abs(value) < float("inf"))
+
+
+def _number(text, kind, wanted, accept):
+    try:
+        value = kind(text)
+    except (ValueError, OverflowError):
+        value = None
+    if value is None or not accept(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def add_verbose(parser: Parser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="detailed log, and the traceback of an error")
+
+
+def add_engine(parser: Parser) -> None:
+    parser.add_argument("-e", "--engine", required=True, help="engine file, written by builder.py")
+
+
+def add_benchmark_arguments(parser: Parser) -> None:
+    """perf.py's flags but -e; shared with perf_varseqlen.py."""
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, action="append", metavar="N", help="batch size; repeat for more (default: 1)"
+    )
+    parser.add_argument(
+        "-s",
+        "--sequence-length",
+        type=positive_int,
+        metavar="N",
+        help="sequence length in tokens (default: 128, or the engine's longest if that is shorter)",
+    )
+    parser.add_argument("-i", "--iterations", type=positive_int, default=200, metavar="N", help="runs to time")
+    parser.add_argument("-w", "--warm-up-runs", type=non_negative_int, default=10, metavar="N", help="runs before that")
+    parser.add_argument(
+        "-d", "--duration", type=seconds, default=0.0, metavar="S", help="go on for at least so many seconds"
+    )
+    parser.add_argument(
+        "-r", "--random-seed", type=non_negative_int, default=12345, metavar="N", help="seed of the random inputs"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="plot the latency percentiles against the batch size")
+
+
+def note(message: str) -> None:
+    """A line for people, on stderr; stdout holds results only."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def one_line(message) -> str:
+    """`message` with everything that would break a line or drive a terminal made harmless."""
+    printable = "".join(char if char.isprintable() else " " for char in str(message))
+    return " ".join(printable.split())
+
+
+def run(main) -> None:
+    """Run `main(arguments)` as a script: one line and an exit code for the user's mistakes, 130 for Ctrl-C."""
+    arguments = sys.argv[1:]
+    verbose = "--verbose" in arguments
+    program = os.path.basename(sys.argv[0])
+    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a letter is no reason to end
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = main(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except DemoBertError as error:
+        if verbose:
+            traceback.print_exc()
+        note(f"{program}: error: {one_line(error)}")
+        code = error.exit_code
+    except MemoryError:
+        if verbose:
+            traceback.print_exc()
+        note(f"{program}: error: not enough memory for this model, batch size and sequence length")
+        code = 1
+    sys.exit(code or 0)

@@ -1,0 +1,192 @@
+"""Engine + tokenizer → answers: the one loop behind every script."""
+
+import dataclasses
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+
+from helpers.backends.base import Engine
+from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
+from helpers.data_processing import (
+    Answer,
+    AnswerOptions,
+    Feature,
+    best_answers,
+    choose_answer,
+    make_features,
+    require_tokens,
+)
+from helpers.errors import DemoBertError, UsageError
+from helpers.squad import SquadData, SquadExample
+from helpers.tokenization import BertTokenizer, TokenizedText, check_same_vocabulary, check_vocabulary
+
+
+@dataclass(frozen=True)
+class QuestionResult:
+    """What one question of a SQuAD file got. `text` is the prediction, "" for "no answer" (v2.0).
+
+    `null_odds` is the score of "no answer" less that of the best answer; None in v1.1.
+    """
+
+    text: str
+    null_odds: float | None
+    n_best: list[Answer]
+
+
+class QuestionAnswerer:
+    """Answers questions about passages with one engine, windows in batches of `options.batch_size`.
+
+    `options.sequence_length` becomes the engine's and model's longest where it is None. Raises DemoBertError if the
+    vocabulary is not the engine's, UsageError if the engine can't serve the batch size or sequence length.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: BertTokenizer, options: AnswerOptions = AnswerOptions()):
+        card = engine.card
+        check_same_vocabulary(tokenizer.vocabulary, card)
+        longest = card.max_sequence_length
+        if card.config is not None:
+            check_vocabulary(tokenizer.vocabulary, card.config)
+            longest = min(longest, card.config.max_position_embeddings)
+        sequence_length = longest if options.sequence_length is None else options.sequence_length
+        _check_fits("sequence length", "-s", sequence_length, longest)
+        _check_fits("batch size", "-b", options.batch_size, card.max_batch_size)
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.options = dataclasses.replace(options, sequence_length=sequence_length)
+
+    def ask(
+        self, passage: str, question: str, on_progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[Answer], float, int]:
+        """The n-best answers, best first; the seconds the engine took; the number of windows it was given.
+
+        `on_progress(done, total)` is called, in windows, after each batch. Raises DemoBertError for text that is
+        empty or not Unicode.
+        """
+        passage_tokens = require_tokens(self.tokenizer.encode(passage, "passage"), "passage")
+        question_tokens = require_tokens(self.tokenizer.encode(question, "question"), "question")
+        features = self._features(question_tokens, passage_tokens)
+        logits: list = [None] * len(features)
+        seconds, done = 0.0, 0
+        groups = length_sorted_batches(features, self.options.batch_size)
+        for group, batch in zip(groups, _Batches(self.engine, features, groups)):
+            begin = time.perf_counter()
+            output = self.engine.run(batch)
+            seconds += time.perf_counter() - begin
+            for row, index in enumerate(group):
+                logits[index] = output[row]
+            done += len(group)
+            if on_progress is not None:
+                on_progress(done, len(features))
+        return best_answers(passage_tokens, features, logits, self.options), seconds, len(features)
+
+    def answer_squad(
+        self, data: SquadData, on_progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, QuestionResult]:
+        """The results of all questions, by question id, in the file's order.
+
+        `on_progress(done, total)` is called, in questions, whenever one has gone through the engine; from whatever
+        thread the engine reports from, never from two at once. Raises DemoBertError.
+        """
+        passages, features_per_example = self._squad_features(data)
+        features = [feature for some in features_per_example for feature in some]
+        logits = self._run_all(features, features_per_example, on_progress)
+        results, first = {}, 0
+        for example, some in zip(data.examples, features_per_example):
+            window_logits = logits[first : first + len(some)]
+            first += len(some)
+            answers = best_answers(passages[example.paragraph], some, window_logits, self.options, data.version_2)
+            answer, null_odds = choose_answer(answers, self.options.null_score_diff_threshold)
+            results[example.question_id] = QuestionResult(answer.text, null_odds, answers)
+        return results
+
+    def _features(self, question: TokenizedText, passage: TokenizedText) -> list[Feature]:
+        options = self.options
+        return make_features(
+            question, passage, self.tokenizer, options.sequence_length, options.max_query_length, options.doc_stride
+        )
+
+    def _squad_features(self, data: SquadData) -> tuple[dict[int, TokenizedText], list[list[Feature]]]:
+        """The passages by paragraph, each tokenised once, and the windows of every question."""
+        texts = {example.paragraph: example.passage for example in data.examples}
+        passages = dict(zip(texts, self.tokenizer.encode_batch(list(texts.values()), "passage")))
+        questions = self.tokenizer.encode_batch([example.question for example in data.examples], "question")
+        features = [
+            self._example_features(example, question, passages[example.paragraph])
+            for example, question in zip(data.examples, questions)
+        ]
+        return passages, features
+
+    def _example_features(
+        self, example: SquadExample, question: TokenizedText, passage: TokenizedText
+    ) -> list[Feature]:
+        try:
+            return self._features(require_tokens(question, "question"), require_tokens(passage, "passage"))
+        except DemoBertError as error:
+            raise type(error)(f"question {example.question_id!r}: {error}") from None
+
+    def _run_all(self, features: list[Feature], features_per_example: list, on_progress) -> list[np.ndarray]:
+        """The logits of every window, [S, 2], in the order of `features`."""
+        groups = length_sorted_batches(features, self.options.batch_size)
+        logits: list = [None] * len(features)
+        progress = _Progress([len(some) for some in features_per_example], on_progress)
+
+        def on_done(index: int, output: np.ndarray) -> None:
+            for row, feature_index in enumerate(groups[index]):
+                # A copy: the engine may reuse its memory, and a view would keep the padding.
+                logits[feature_index] = output[row, : features[feature_index].length].copy()
+            progress.windows_done(groups[index])
+
+        self.engine.run_all(_Batches(self.engine, features, groups), on_done)
+        return logits
+
+
+class _Batches(Sequence):
+    """The groups as batches, padded when they are asked for: a large file's are never in memory all at once."""
+
+    def __init__(self, engine: Engine, features: Sequence[Feature], groups: Sequence[list[int]]):
+        self._engine = engine
+        self._features = features
+        self._groups = groups
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> PaddedBatch:
+        some = [self._features[feature_index] for feature_index in self._groups[index]]
+        return padded_batch(some, self._engine.padded_length(max(feature.length for feature in some)))
+
+
+class _Progress:
+    """Counts windows into questions. Engines may report from several threads."""
+
+    def __init__(self, windows_per_example: list[int], on_progress):
+        self._left = Counter(dict(enumerate(windows_per_example)))
+        self._example_of_window = np.repeat(np.arange(len(windows_per_example)), windows_per_example).tolist()
+        self._done = 0
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+
+    def windows_done(self, windows: Sequence[int]) -> None:
+        if self._on_progress is None:
+            return
+        with self._lock:
+            before = self._done
+            for window in windows:
+                example = self._example_of_window[window]
+                self._left[example] -= 1
+                self._done += self._left[example] == 0
+            if self._done != before:
+                self._on_progress(self._done, len(self._left))
+
+
+def _check_fits(what: str, flag: str, asked: int, largest: int) -> None:
+    if asked > largest:
+        raise UsageError(
+            f"{what} {asked} is over this engine's largest, {largest}: "
+            f"give a smaller {flag}, or build an engine with {flag} {asked}"
+        )

@@ -1,0 +1,96 @@
+"""PyTorch's names of BERT's tensors and quantization ranges → canonical names; ONNX exports keep them too."""
+
+import re
+
+_PREFIX = re.compile(r"^(?:module\.)?(?:model\.)?(?:bert\.)?")
+_LAYER = re.compile(r"^encoder\.layer\.([0-9]{1,6})\.(.+)$")
+
+#: Not part of the SQuAD network: pooler, pre-training heads, position_ids and such buffers.
+_SKIPPED = re.compile(r"(?:^|\.)(?:pooler|cls|lm_head|position_ids|token_type_ids)(?:\.|$)")
+
+#: A quantizer's state beside its range.
+_QUANTIZER_STATE = re.compile(r"_quantizer\.(?!_amax$)\w+$")
+
+_EMBEDDINGS = ("word_embeddings", "token_type_embeddings", "position_embeddings")
+_DENSE = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+_LAYER_NORM = ("attention.output.LayerNorm", "output.LayerNorm")
+
+#: Inputs of the attention matmuls, as sparse QAT models name them → as dense ones do.
+_MATMUL_QUANTIZERS = {"matmul_q": "qv_a", "matmul_k": "qv_b", "matmul_v": "av_b", "matmul_a": "av_a"}
+_TENSOR_QUANTIZERS = (
+    *(f"attention.self.{name}" for name in _MATMUL_QUANTIZERS.values()),
+    "attention.output.add_local",
+    "attention.output.add_residual",
+    "output.add_local",
+    "output.add_residual",
+)
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_").lower()
+
+
+def _layer_names() -> dict[str, str]:
+    """Name within a layer → canonical name without its `l<i>_`."""
+    names = {}
+    for module in _DENSE:
+        names[f"{module}.weight"] = f"{_flat(module)}_kernel"
+        names[f"{module}.bias"] = f"{_flat(module)}_bias"
+        names[f"{module}._input_quantizer._amax"] = f"{_flat(module)}_input_amax"
+        names[f"{module}._weight_quantizer._amax"] = f"{_flat(module)}_kernel_amax"
+    for module in _LAYER_NORM:
+        names |= _layer_norm_names(module, _flat(module))
+    for tensor in _TENSOR_QUANTIZERS:
+        names[f"{tensor}_input_quantizer._amax"] = f"{_flat(tensor)}_input_quantizer_amax"
+    return names
+
+
+def _layer_norm_names(module: str, name: str) -> dict[str, str]:
+    # gamma and beta are what PyTorch's first ports of TensorFlow checkpoints kept.
+    gammas = {f"{module}.weight": f"{name}_gamma", f"{module}.gamma": f"{name}_gamma"}
+    return gammas | {f"{module}.bias": f"{name}_beta", f"{module}.beta": f"{name}_beta"}
+
+
+_LAYER_NAMES = _layer_names()
+_OTHER_NAMES = {
+    **{f"embeddings.{table}.weight": f"bert_embeddings_{table}" for table in _EMBEDDINGS},
+    **{
+        f"embeddings.{table}._weight_quantizer._amax": f"bert_embeddings_{table}_amax"
+        for table in _EMBEDDINGS
+    },
+    **_layer_norm_names("embeddings.LayerNorm", "bert_embeddings_layernorm"),
+    "encoder.final_input_quantizer._amax": "bert_encoder_final_input_quantizer_amax",
+    "qa_outputs.weight": "cls_squad_output_weights",
+    "qa_outputs.bias": "cls_squad_output_bias",
+    "qa_outputs._input_quantizer._amax": "cls_squad_output_input_amax",
+    "qa_outputs._weight_quantizer._amax": "cls_squad_output_weights_amax",
+}
+
+
+def canonical_name(name: str) -> str | None:
+    """The canonical name of a PyTorch parameter or range, or None where it is not one of BERT's.
+
+    `bert.encoder.layer.3.output.dense.weight` → `l3_output_dense_kernel`; the prefixes `module.`, `model.` and
+    `bert.` may be there or not.
+    """
+    name = _PREFIX.sub("", name, count=1)
+    layer = _LAYER.match(name)
+    if layer is None:
+        return _OTHER_NAMES.get(name)
+    inner = layer[2].replace(".dense_act.", ".dense.")
+    for sparse, dense in _MATMUL_QUANTIZERS.items():
+        inner = inner.replace(f".{sparse}_input_quantizer.", f".{dense}_input_quantizer.")
+    known = _LAYER_NAMES.get(inner)
+    return known and f"l{int(layer[1])}_{known}"
+
+
+def is_skipped(name: str) -> bool:
+    """Whether a parameter is known not to belong to the SQuAD network."""
+    return bool(_SKIPPED.search(name) or _QUANTIZER_STATE.search(name))

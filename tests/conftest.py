@@ -1,0 +1,77 @@
+"""Fixtures: a fresh seed, scripts run in this process, engines of the bundled model."""
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
+
+
+@pytest.fixture
+def rng(request):
+    """A generator with a new seed for every test and run; a failure shows the seed, DEMOBERT_SEED repeats it."""
+    seed = int(os.environ.get("DEMOBERT_SEED") or int.from_bytes(os.urandom(4), "little"))
+    print(f"DEMOBERT_SEED={seed}")
+    return np.random.default_rng(seed)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a script printed and returned."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error; the notes before it, such as "Reading …", are not its business."""
+        lines = self.err.splitlines()
+        assert self.code in (1, 2) and lines, self
+        assert ": error: " in lines[-1] and not any("Traceback" in line for line in lines), self.err
+        assert sum(": error: " in line for line in lines) == 1, self.err
+        return lines[-1]
+
+
+@pytest.fixture
+def script(capsys, monkeypatch):
+    """`script("builder.py", "-o", path, …)` runs a script as the shell would, without starting a new Python."""
+
+    def run(name: str, *arguments) -> Result:
+        arguments = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        module = importlib.import_module(name.removesuffix(".py"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(module.main)
+        captured = capsys.readouterr()
+        return Result(ended.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+def build_bundled(folder: Path, *flags: str) -> Path:
+    """An engine of the bundled model: batch sizes up to 8, lengths up to 384."""
+    builder = importlib.import_module("builder")
+    engine = folder / "bert_mini.engine"
+    builder.main(["-pt", str(BUNDLED), "-o", str(engine), "-b", "8", "-s", "384", "--backend", "openvino", *flags])
+    return engine
+
+
+@pytest.fixture(scope="session")
+def bundled_engine(tmp_path_factory) -> Path:
+    """fp32. Never written to by tests: those that damage an engine copy it first."""
+    return build_bundled(tmp_path_factory.mktemp("fp32"))
+
+
+@pytest.fixture(scope="session")
+def bundled_half_engine(tmp_path_factory) -> Path:
+    return build_bundled(tmp_path_factory.mktemp("half"), "--fp16")

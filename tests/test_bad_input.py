@@ -1,0 +1,518 @@
+"""Bad input, script by script: one line on stderr, an exit code, nothing half-written (issue 2's list)."""
+
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import checkpoints
+from tests.conftest import BUNDLED
+from tests.reference_bert import BertConfig, random_weights
+from tests.test_weights import Payload
+
+PASSAGE = "The tower was built in 1889 by Gustave Eiffel's company."
+SMALL = BertConfig(48, 2, 3, 64, 101, 16)
+
+
+@pytest.fixture
+def engine(bundled_engine, tmp_path) -> Path:
+    """A copy of the bundled engine, its card naming the vocabulary, free to be damaged."""
+    copy = tmp_path / "copy.engine"
+    shutil.copy(bundled_engine, copy)
+    shutil.copy(f"{bundled_engine}.json", f"{copy}.json")
+    edit_card(copy, vocab_file=str(BUNDLED / "vocab.txt"))
+    return copy
+
+
+def edit_card(engine, **changes) -> None:
+    path = Path(f"{engine}.json")
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value != "REMOVE"}))
+
+
+def ask(script, engine, *flags, passage=PASSAGE, question="When was the tower built?"):
+    return script("inference.py", "-e", engine, "-p", passage, "-q", question, *flags)
+
+
+# -- engines and cards
+
+
+def test_the_copy_works(script, engine):
+    """What the tests below damage is sound before."""
+    result = ask(script, engine)
+    assert result.code == 0 and "Answer: '1889'" in result.out, result
+
+
+@pytest.mark.parametrize("program", ["inference.py", "perf.py"])
+@pytest.mark.parametrize("card", [True, False])
+@pytest.mark.parametrize("damage", ["missing", "folder", "empty", "foreign", "truncated", "flipped"])
+def test_engine_files(script, engine, damage, card, program):
+    content = engine.read_bytes()
+    engine.unlink()
+    if damage == "folder":
+        engine.mkdir()
+    elif damage != "missing":
+        flipped = bytearray(content)
+        flipped[-1000:] = bytes(1000)  # the end of the network's description
+        damaged = {"empty": b"", "foreign": b"ELF, or nearly" * 999, "truncated": content[: len(content) // 2], "flipped": flipped}
+        engine.write_bytes(damaged[damage])
+    if not card:
+        Path(f"{engine}.json").unlink()
+    flags = ["-p", PASSAGE, "-q", "When?", "-v", BUNDLED / "vocab.txt"] if program == "inference.py" else ["-s", 8, "-i", 1]
+    result = script(program, "-e", engine, *flags)
+    assert result.code == 1 and engine.name in result.error
+
+
+def test_truncated_by_little_without_a_card(script, engine):
+    """Nothing but the last closing tags of the network's description is missing; the blob's own reader finds it."""
+    engine.write_bytes(engine.read_bytes()[:-20])
+    Path(f"{engine}.json").unlink()
+    assert "engine" in script("perf.py", "-e", engine, "-s", 8, "-i", 1).error
+
+
+def test_engine_of_another_version(script, engine):
+    content = engine.read_bytes()
+    version = content[:200].split(b"ov=")[1].split(b";")[0]
+    other = version.replace(b"2026", b"2024")
+    engine.write_bytes(content.replace(b"ov=" + version, b"ov=" + other, 1))
+    Path(f"{engine}.json").unlink()
+    assert f"built with OpenVINO {other.decode()}" in script("perf.py", "-e", engine, "-i", 1).error
+
+
+def test_card_of_another_version(script, engine):
+    edit_card(engine, backend_version="2024.1.0")
+    assert "2024.1.0" in ask(script, engine).error
+
+
+def test_blob_for_another_cpu(script, engine):
+    content = engine.read_bytes()
+    engine.write_bytes(content.replace(b"isa=Intel", b"isa=Other", 1))
+    Path(f"{engine}.json").unlink()
+    assert "another CPU" in script("perf.py", "-e", engine, "-i", 1).error
+
+
+def test_somebody_else_s_blob(script, tmp_path):
+    import openvino as ov
+    from openvino import opset13 as op
+
+    parameter = op.parameter([2], np.float32, name="x")
+    blob = ov.Core().compile_model(ov.Model([op.relu(parameter)], [parameter]), "CPU").export_model()
+    path = tmp_path / "other.engine"
+    path.write_bytes(blob.getvalue())
+    assert "not one of builder.py's" in script("perf.py", "-e", path, "-i", 1).error
+
+
+def test_card_missing_needs_a_vocabulary(script, engine):
+    Path(f"{engine}.json").unlink()
+    result = ask(script, engine)
+    assert result.code == 1 and "-v/--vocab-file" in result.error
+    result = ask(script, engine, "-v", BUNDLED / "vocab.txt")
+    assert result.code == 0 and "guessed" in result.err and "Answer: '1889'" in result.out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"{}", b"[" * 100_000, b'{"backend": "openvino"}', b"1e999"],
+)
+def test_card_garbled(script, engine, content):
+    Path(f"{engine}.json").write_bytes(content)
+    result = ask(script, engine)
+    assert result.code == 1 and "card" in result.error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backend", "cuda9000"),
+        ("backend", 3),
+        ("backend_version", None),
+        ("layout", "packed"),
+        ("layout", "round"),
+        ("precision", []),
+        ("precision", ["fp4"]),
+        ("precision", "fp32"),
+        ("batch_sizes", []),
+        ("batch_sizes", [0]),
+        ("batch_sizes", [8, 1]),
+        ("batch_sizes", ["8"]),
+        ("sequence_lengths", [True]),
+        ("config", {}),
+        ("config", {"hidden_size": 384}),
+        ("do_lower_case", "yes"),
+        ("vocab_file", 7),
+        ("vocab_file", "../nowhere/vocab.txt"),
+        ("vocab_file", "a\0b"),
+        ("vocab_sha256", "0" * 64),
+        ("engine_sha256", "0" * 64),
+        ("engine_bytes", "many"),
+        ("engine_bytes", 1),
+        ("device", "REMOVE"),
+    ],
+)
+def test_card_fields(script, engine, field, value):
+    edit_card(engine, **{field: value})
+    assert ask(script, engine).code == 1
+
+
+# -- building
+
+
+def build(script, tmp_path, *flags):
+    return script("builder.py", "-o", tmp_path / "new.engine", "--backend", "openvino", *flags)
+
+
+def assert_nothing_written(tmp_path, before=()):
+    assert {path.name for path in tmp_path.iterdir() if "engine" in path.name} == set(before)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, rng):
+    """A folder with a small sound checkpoint, and its tensors by their names in the file."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    checkpoints.write_config(folder, SMALL)
+    state = checkpoints.pytorch_state(SMALL, random_weights(SMALL, rng))
+    checkpoints.write_safetensors(folder / "model.safetensors", state)
+    return folder, state
+
+
+def test_the_checkpoint_works(script, tmp_path, checkpoint):
+    result = build(script, tmp_path, "-pt", checkpoint[0], "-s", 16)
+    assert result.code == 0, result
+    assert_nothing_written(tmp_path, ["new.engine", "new.engine.json"])
+
+
+WORDS, QUERY = "bert.embeddings.word_embeddings.weight", "bert.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "misshapen", "nan", "truncated", "empty", "gone"])
+def test_checkpoints(script, tmp_path, checkpoint, fault):
+    folder, state = checkpoint
+    path = folder / "model.safetensors"
+    if fault == "missing":
+        del state[QUERY]
+    elif fault == "extra":
+        state["bert.encoder.layer.2.attention.self.query.weight"] = state[QUERY]
+    elif fault == "misshapen":
+        state[WORDS] = state[WORDS][:-1].copy()
+    elif fault == "nan":
+        state[QUERY][3, 4] = np.nan
+    checkpoints.write_safetensors(path, state)
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "gone":
+        path.unlink()
+    (tmp_path / "new.engine").write_text("what was there before")
+    result = build(script, tmp_path, "-pt", path, "-c", folder, "-s", 16)
+    named = {
+        "missing": "l1_attention_self_query_kernel",
+        "extra": "l2_attention_self_query_kernel",
+        "misshapen": "word_embeddings",
+        "nan": "l1_attention_self_query_kernel",
+    }
+    assert named.get(fault, path.name) in result.error
+    assert (tmp_path / "new.engine").read_text() == "what was there before"
+    assert_nothing_written(tmp_path, ["new.engine"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 5}, "multiple"),
+        ({"num_hidden_layers": 3}, "l2_"),
+        ({"num_hidden_layers": 1}, "extra: l1_"),
+        ({"vocab_size": 100}, "word_embeddings"),
+        ({"hidden_size": 51}, "shape"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": 1e9}, "hidden_size"),
+        ({"hidden_size": "48"}, "hidden_size"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
+        ({"position_embedding_type": "relative_key"}, "absolute"),
+    ],
+)
+def test_configurations(script, tmp_path, checkpoint, change, message):
+    path = checkpoint[0] / "bert_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    result = build(script, tmp_path, "-pt", checkpoint[0], "-s", 16)
+    assert message in result.error
+    assert_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "JSON"), ("[]", "object"), ("{}", "lacks hidden_size"), (None, "no bert_config.json")]
+)
+def test_configuration_files(script, tmp_path, checkpoint, content, message):
+    path = checkpoint[0] / "bert_config.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert message in build(script, tmp_path, "-pt", checkpoint[0], "-s", 16).error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-b", "0"), "'0' is not a whole number"),
+        (("-b", "1.5"), "'1.5' is not"),
+        (("-s", "0"), "'0' is not a whole number"),
+        (("-s", "-3"), "'-3'"),
+        (("-s", "17"), "max_position_embeddings, 16"),
+        (("-s", "1000000"), "max_position_embeddings, 16"),
+        (("-s", "16", "--int8"), "--int8 is not on the openvino backend yet"),
+        (("-s", "16", "--fp8"), "--fp8 is not on the openvino backend yet"),
+        (("-s", "16", "--int8", "--fp8"), "exclude"),
+        (("-s", "16", "--network", "native"), "--network native"),
+        (("-s", "16", "-m", "model.ckpt"), "-m and -pt"),
+        (("-s", "16", "--use-v3-plugins", "--use-deprecated-plugins"), "not allowed with"),
+        (("-s", "16", "--unknown"), "--unknown"),
+        (("-s", "16", "--output-fil", "x"), "--output-fil"),
+    ],
+)
+def test_builder_arguments(script, tmp_path, checkpoint, flags, message):
+    result = build(script, tmp_path, "-pt", checkpoint[0], *flags)
+    assert result.code == 2 and message in result.error
+    assert_nothing_written(tmp_path)
+
+
+def test_builder_needs_a_checkpoint(script, tmp_path):
+    assert "-m, -x or -pt" in build(script, tmp_path).error
+    assert "--config-dir" in build(script, tmp_path, "-x", "model.onnx").error
+
+
+def unwritable_folder() -> str:
+    """A folder that not even root can write into; tests often run as root."""
+    return "/proc/self" if os.geteuid() == 0 else "/"
+
+
+@pytest.mark.parametrize("folder", ["/nowhere/at/all", unwritable_folder()])
+def test_output_folders(script, tmp_path, checkpoint, bundled_engine, folder):
+    result = script("builder.py", "-pt", checkpoint[0], "-s", 16, "-o", f"{folder}/x.engine", "--backend", "openvino")
+    assert result.code == 1 and folder in result.error and "Reading" not in result.err
+    squad = Path(__file__).parent / "data" / "squad_v1.1.json"
+    for flag in ("-o", "--n-best-output", "--null-odds-output"):
+        output = ["-o", tmp_path / "p.json"] if flag != "-o" else []
+        result = script("inference.py", "-e", bundled_engine, "-sq", squad, *output, flag, f"{folder}/p.json")
+        assert result.code == 1 and folder in result.error
+    for flag in ("--json", "--plot"):
+        result = script("perf.py", "-e", bundled_engine, "-i", 1, flag, f"{folder}/p.json")
+        assert result.code == 1 and folder in result.error
+
+
+def test_a_build_that_dies_leaves_what_was_there(script, tmp_path, checkpoint, monkeypatch):
+    """The disk fills while the engine is written: simulated by an fsync that fails."""
+    (tmp_path / "new.engine").write_text("before")
+
+    def no_space(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    assert "No space left" in build(script, tmp_path, "-pt", checkpoint[0], "-s", 16).error
+    assert (tmp_path / "new.engine").read_text() == "before"
+    assert_nothing_written(tmp_path, ["new.engine"])
+
+
+def test_a_pickle_that_runs_code_does_not(script, tmp_path, checkpoint):
+    import torch
+
+    marker = tmp_path / "ran"
+    torch.save({"model": Payload(marker)}, tmp_path / "hostile.pt")
+    result = build(script, tmp_path, "-pt", tmp_path / "hostile.pt", "-c", checkpoint[0], "-s", 16)
+    assert result.code == 1 and "hostile.pt" in result.error and not marker.exists()
+    assert_nothing_written(tmp_path)
+
+
+def test_onnx_external_data_outside_its_folder(script, tmp_path, checkpoint, rng):
+    import onnx
+
+    model = checkpoints.hugging_face_model(SMALL, random_weights(SMALL, rng))
+    path = checkpoints.write_onnx(tmp_path / "model.onnx", model, dynamo=False)
+    (tmp_path / "secret").write_bytes(bytes(SMALL.vocab_size * SMALL.hidden_size * 4))
+    proto = onnx.load(path)
+    tensor = next(tensor for tensor in proto.graph.initializer if "word_embeddings" in tensor.name)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "model.onnx").write_bytes(proto.SerializeToString())
+    result = build(script, tmp_path, "-x", inside / "model.onnx", "-c", checkpoint[0], "-s", 16)
+    assert result.code == 1 and "outside" in result.error
+    assert_nothing_written(tmp_path)
+
+
+# -- vocabularies
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[PAD]\n[CLS]\n[SEP]\nthe\n", "lacks [UNK]"),
+        ("[UNK]\n[SEP]\n", "lacks [CLS]"),
+        ("[UNK]\n[CLS]\n", "lacks [SEP]"),
+        ("[UNK]\n[CLS]\n[SEP]\nthe\nthe\n", "twice"),
+        ("[UNK]\n[CLS]\n[SEP]\nthe\n", "SHA-256"),
+        ("", "empty"),
+        (b"\xff\xfe", "UTF-8"),
+        (None, "not found"),
+    ],
+)
+def test_vocabularies(script, engine, tmp_path, content, message):
+    path = tmp_path / "vocab.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = ask(script, engine, "-v", path)
+    assert result.code == 1 and message in result.error
+
+
+def test_vocabulary_of_another_size(script, engine, tmp_path, checkpoint):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[UNK]\n[CLS]\n[SEP]\nthe\n")
+    result = build(script, tmp_path, "-pt", checkpoint[0], "-s", 16, "-v", path)
+    assert "has 4 pieces, the model 101" in result.error
+    edit_card(engine, vocab_sha256=None)
+    assert "has 4 pieces, the model 30522" in ask(script, engine, "-v", path).error
+
+
+# -- text
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t \u3000", "\0", "\0\x01\u200b"])
+def test_text_with_nothing_in_it(script, engine, text):
+    assert "the passage" in ask(script, engine, passage=text).error
+    assert "the question" in ask(script, engine, question=text).error
+
+
+def test_text_that_is_not_utf8(script, engine, tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"caf\xe9")
+    assert "UTF-8" in script("inference.py", "-e", engine, "-pf", path, "-q", "What?").error
+    assert "UTF-8" in script("inference.py", "-e", engine, "-p", PASSAGE, "-qf", path).error
+    assert "UTF-8" in ask(script, engine, passage="caf\udce9").error  # as argv holds it
+    assert "UTF-8" in ask(script, engine, question="caf\udce9").error
+    assert "not found" in script("inference.py", "-e", engine, "-pf", tmp_path / "none", "-q", "What?").error
+
+
+@pytest.mark.parametrize("filler", ["\0", "😀 ", "東京タワー ", "e\u0301 ", "\x1b[31m", "\u202e"])
+def test_text_that_is_hard_is_answered(script, engine, filler):
+    passage = filler * 5 + PASSAGE + filler * 5
+    result = ask(script, engine, passage=passage, question=filler + "When was the tower built?")
+    assert result.code == 0 and "Answer: '1889'" in result.out
+    assert "\x1b" not in result.out and "\0" not in result.out
+
+
+def test_a_megabyte_of_text(script, engine, tmp_path):
+    """Read, cut into windows and answered; the question as long as the passage is cut to --max-query-length."""
+    path = tmp_path / "passage"
+    path.write_text("word " * 200_000 + ". " + PASSAGE)
+    result = script(
+        "inference.py", "-e", engine, "-pf", path, "-q", "When was the tower built?", "--doc-stride", 5000, "-s", 128, "-b", 8
+    )
+    assert result.code == 0 and "Answer: '1889'" in result.out
+    path.write_text("When was the tower built? " + "word " * 200_000)
+    result = script("inference.py", "-e", engine, "-p", PASSAGE, "-qf", path)
+    assert result.code == 0 and "Answer: " in result.out
+
+
+def test_question_longer_than_the_window(script, engine):
+    result = ask(script, engine, "-s", 20, question="word " * 40)
+    assert result.code == 2 and "--max-query-length" in result.error
+    assert ask(script, engine, "-s", 20, "--max-query-length", 10, question="word " * 40).code == 0
+
+
+def test_typed_questions(script, engine, monkeypatch):
+    typed = "\n".join([PASSAGE, "When was the tower built?", "", "Who built it?", "quit", "not asked"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+    result = script("inference.py", "-e", engine)
+    assert result.code == 0 and result.out.count("Answer: ") == 2 and "Answer: '1889'" in result.out
+    assert "the question is empty" in result.err and "not asked" not in result.out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert script("inference.py", "-e", engine).code == 0  # end of input, not an error
+
+
+# -- SQuAD files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        ("{", "JSON"),
+        ("[1, 2]", "SQuAD"),
+        ('{"data": 3}', "SQuAD"),
+        ('{"data": []}', "SQuAD"),
+        (
+            '{"data": [{"paragraphs": [{"context": "a b", "qas": ['
+            '{"id": "1", "question": "a?", "answers": []}, {"id": "1", "question": "b?", "answers": []}]}]}]}',
+            "twice",
+        ),
+        ("[" * 100_000, "JSON"),
+    ],
+)
+def test_squad_files(script, engine, tmp_path, content, message):
+    squad, predictions = tmp_path / "squad.json", tmp_path / "predictions.json"
+    squad.write_text(content)
+    predictions.write_text("what was there before")
+    result = script("inference.py", "-e", engine, "-sq", squad, "-o", predictions)
+    assert result.code == 1 and message in result.error
+    assert predictions.read_text() == "what was there before"
+
+
+# -- sizes and flags of inference.py and perf.py
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-b", "0"), "'0' is not a whole number"),
+        (("-s", "0"), "'0' is not a whole number"),
+        (("-b", "9"), "batch size 9"),
+        (("-s", "1000000"), "1000000"),
+        (("--null-score-diff-threshold", "nan"), "'nan'"),
+        (("--n-best-output", "x"), "-sq"),
+        (("-pf", "x"), "-p or with -pf"),
+        (("-qf", "x"), "-q or with -qf"),
+        (("-sq", "x"), "leave out"),
+        (("--doc-stride", "0"), "'0'"),
+        (("--nonsense",), "--nonsense"),
+    ],
+)
+def test_inference_arguments(script, engine, flags, message):
+    result = ask(script, engine, *flags)
+    assert result.code == 2 and message in result.error
+
+
+@pytest.mark.parametrize(
+    "flags", [("-b", "0"), ("-b", "9"), ("-s", "0"), ("-s", "1000000"), ("-i", "0"), ("-w", "-1"), ("-d", "nan"), ("-d", "-1"), ("-x",)]
+)
+def test_perf_arguments(script, engine, flags):
+    result = script("perf.py", "-e", engine, "-i", 1, *flags)
+    assert result.error and "Running" not in result.out
+
+
+@pytest.mark.parametrize("program", ["builder.py", "inference.py", "perf.py"])
+def test_help_explains_every_flag(script, program):
+    result = script(program, "-h")
+    assert result.code == 0 and "--verbose" in result.out
+
+
+def test_verbose_shows_the_traceback(script, tmp_path):
+    result = script("perf.py", "-e", tmp_path / "none", "--verbose")
+    assert result.code == 1 and "Traceback" in result.err
+
+
+def test_ctrl_c_ends_quietly(script, engine, monkeypatch):
+    from helpers.backends.openvino.engine import OpenVINOEngine
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OpenVINOEngine, "_timed_run", interrupted)
+    result = script("perf.py", "-e", engine, "-i", 1, "-s", 8)
+    assert result.code == 130 and "Traceback" not in result.err

@@ -1,0 +1,278 @@
+"""The loop over an engine: a stand-in whose logits depend on the tokens alone, and the real model in torch."""
+
+import dataclasses
+import random
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.backends.base import Engine
+from helpers.bert_config import BertConfig
+from helpers.data_processing import AnswerOptions, best_answers, choose_answer, make_features, read_squad
+from helpers.engine_card import EngineCard
+from helpers.errors import DemoBertError, UsageError
+from helpers.question_answering import QuestionAnswerer
+from helpers.squad import SquadData, token_f1
+from helpers.tokenization import BertTokenizer, load_vocabulary
+
+DATA = Path(__file__).parent / "data"
+MODEL = Path(__file__).parent.parent / "models/bundled/bert_mini_squad11"
+VOCABULARY = load_vocabulary(MODEL / "vocab.txt")
+TOKENIZER = BertTokenizer(VOCABULARY, True)
+CONFIG = BertConfig.from_folder(MODEL)
+
+
+def card(batch_size=4, sequence_length=64, config=CONFIG, sha256=VOCABULARY.sha256):
+    head = "openvino", "1", "CPU", "padded", "layers", ["fp32"], [batch_size], [sequence_length]
+    return EngineCard(*head, config, True, None, sha256, "", 0, {})
+
+
+class TokenEngine(Engine):
+    """Logits are noise seeded by a row's tokens, NaN on the padding: which batch a row is in must not matter.
+
+    `run_all` reports from two threads, out of order, and reuses the memory of what it has reported.
+    """
+
+    def __init__(self, engine_card, multiple=1):
+        super().__init__(engine_card)
+        self.multiple = multiple
+        self.batches = []
+
+    def padded_length(self, length):
+        return -(-length // self.multiple) * self.multiple
+
+    def _infer(self, batch):
+        self.batches.append(batch)
+        output = np.full((batch.batch_size, batch.sequence_length, 2), np.nan, dtype=np.float32)
+        for row, length in enumerate(batch.input_mask.sum(axis=1)):
+            output[row, :length] = token_logits(batch.input_ids[row, :length], batch.segment_ids[row, :length])
+        return output
+
+    def run_all(self, batches, on_done):
+        def work(indices):
+            for index in indices:
+                output = self.run(batches[index])
+                on_done(index, output)
+                output[:] = np.nan
+
+        order = list(range(len(batches)))
+        random.shuffle(order)
+        threads = [threading.Thread(target=work, args=(order[part::2],)) for part in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _timed_run(self, batch):
+        return lambda: 1.0
+
+    def describe(self):
+        return "stand-in"
+
+
+def token_logits(input_ids, segment_ids):
+    seed = zlib.crc32(np.concatenate((input_ids, segment_ids)).astype("<i4").tobytes())
+    return np.random.default_rng(seed).normal(0, 3, (len(input_ids), 2)).astype(np.float32)
+
+
+def expected_answers(passage, question, options, version_2=False):
+    """What the loop must give, window by window, without batches."""
+    passage = TOKENIZER.encode(passage)
+    lengths = options.sequence_length, options.max_query_length, options.doc_stride
+    features = make_features(TOKENIZER.encode(question), passage, TOKENIZER, *lengths)
+    logits = [token_logits(feature.input_ids, feature.segment_ids) for feature in features]
+    return best_answers(passage, features, logits, options, version_2), len(features)
+
+
+OPTIONS = [
+    AnswerOptions(sequence_length=40, batch_size=1, doc_stride=8),
+    AnswerOptions(sequence_length=33, batch_size=4, doc_stride=5, max_query_length=6, n_best_size=3),
+    AnswerOptions(sequence_length=64, batch_size=3, max_answer_length=4),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", ["squad_v1.1.json", "squad_v2.0.json"])
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_a_squad_file(options, name, multiple):
+    data = read_squad(DATA / name)
+    engine = TokenEngine(card(), multiple)
+    progress = []
+    results = QuestionAnswerer(engine, TOKENIZER, options).answer_squad(data, lambda *counts: progress.append(counts))
+    assert list(results) == [example.question_id for example in data.examples]
+    windows = 0
+    for example in data.examples:
+        answers, count = expected_answers(example.passage, example.question, options, data.version_2)
+        windows += count
+        answer, null_odds = choose_answer(answers, options.null_score_diff_threshold)
+        result = results[example.question_id]
+        assert (result.text, result.null_odds, result.n_best) == (answer.text, null_odds, answers)
+        assert (null_odds is not None) == data.version_2
+    assert sum(batch.batch_size for batch in engine.batches) == windows
+    assert len(engine.batches) == -(-windows // options.batch_size)
+    assert all(batch.sequence_length % multiple == 0 for batch in engine.batches)
+    done = [count for count, _ in progress]
+    assert done == sorted(set(done)) and progress[-1] == (len(data.examples), len(data.examples))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_ask(options):
+    example = read_squad(DATA / "squad_v1.1.json").examples[1]
+    engine = TokenEngine(card())
+    progress = []
+    answers, seconds, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(
+        example.passage, example.question, lambda *counts: progress.append(counts)
+    )
+    assert (answers, windows) == expected_answers(example.passage, example.question, options)
+    size = options.batch_size
+    assert progress == [(min(done, windows), windows) for done in range(size, windows + size, size)]
+    assert seconds > 0 and sum(batch.batch_size for batch in engine.batches) == windows
+    assert max(batch.batch_size for batch in engine.batches) <= options.batch_size
+
+
+def test_threshold_decides_between_text_and_none():
+    data = read_squad(DATA / "squad_v2.0.json")
+    for threshold, is_text in ((1e6, True), (-1e6, False)):
+        options = dataclasses.replace(OPTIONS[0], null_score_diff_threshold=threshold)
+        results = QuestionAnswerer(TokenEngine(card()), TOKENIZER, options).answer_squad(data)
+        assert all(bool(result.text) == is_text for result in results.values())
+
+
+def test_each_paragraph_is_tokenised_once(monkeypatch):
+    data = read_squad(DATA / "squad_v1.1.json")
+    texts = []
+    encode_batch = BertTokenizer.encode_batch
+
+    def recorded(self, some, what="text"):
+        texts.extend(some)
+        return encode_batch(self, some, what)
+
+    monkeypatch.setattr(BertTokenizer, "encode_batch", recorded)
+    QuestionAnswerer(TokenEngine(card()), TOKENIZER, OPTIONS[0]).answer_squad(data)
+    passages = {example.passage for example in data.examples}
+    assert sorted(texts) == sorted([*passages, *(example.question for example in data.examples)])
+
+
+def test_sequence_length_is_the_engine_s_by_default():
+    assert QuestionAnswerer(TokenEngine(card(1, 96)), TOKENIZER).options.sequence_length == 96
+    assert QuestionAnswerer(TokenEngine(card(1, 4096)), TOKENIZER).options.sequence_length == 512  # the model's
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (AnswerOptions(batch_size=5), "batch size 5 is over.*4.*-b 5"),
+        (AnswerOptions(sequence_length=65), "sequence length 65 is over.*64.*-s 65"),
+    ],
+)
+def test_more_than_the_engine_serves(options, message):
+    with pytest.raises(UsageError, match=message):
+        QuestionAnswerer(TokenEngine(card()), TOKENIZER, options)
+
+
+def test_another_vocabulary_is_refused():
+    with pytest.raises(DemoBertError, match="not the one the engine was built with"):
+        QuestionAnswerer(TokenEngine(card(sha256="0" * 64)), TOKENIZER)
+    config = dataclasses.replace(CONFIG, vocab_size=21128)
+    with pytest.raises(DemoBertError, match="30522 pieces, the model 21128"):
+        QuestionAnswerer(TokenEngine(card(config=config, sha256=None)), TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "passage, question, message",
+    [
+        ("", "Who?", "the passage is empty"),
+        (" \n", "Who?", "the passage is empty"),
+        ("\0\0", "Who?", "the passage has no readable"),
+        ("Me.", "", "the question is empty"),
+        ("Me.", "\u200b", "the question has no readable"),
+        ("Me.", "wh\udce9?", "the question is not valid UTF-8"),
+        ("M\ud800.", "Who?", "the passage is not valid UTF-8"),
+    ],
+)
+def test_unusable_text(passage, question, message):
+    answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER)
+    with pytest.raises(DemoBertError, match=f"^{message}"):
+        answerer.ask(passage, question)
+    if "\ud800" in passage or "\udce9" in question:  # read_squad refuses these
+        return
+    example = dataclasses.replace(read_squad(DATA / "squad_v1.1.json").examples[0], passage=passage, question=question)
+    with pytest.raises(DemoBertError, match=f"^question 'l1': {message}"):
+        answerer.answer_squad(SquadData([example], False))
+
+
+def test_question_longer_than_the_window():
+    answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER, AnswerOptions(sequence_length=20))
+    with pytest.raises(UsageError, match="--max-query-length"):
+        answerer.ask("Me.", "who " * 30)
+
+
+HARD_PASSAGES = ["I saw \0 NUL.", "emoji 😀 👨‍👩‍👧 here", "日本語の文章です。", "e\u0301te\u0301 a\u0323\u0302", "字" * 30_000]
+
+
+@pytest.mark.parametrize("text", HARD_PASSAGES, ids=range(len(HARD_PASSAGES)))
+def test_hard_passages(text):
+    answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=4))
+    answers, _, windows = answerer.ask(text, "What is it?")
+    assert windows >= 1 and all(answer.text == text[answer.start_char : answer.end_char] for answer in answers)
+
+
+class TorchEngine(TokenEngine):
+    """The bundled model in Hugging Face's BERT, float32."""
+
+    def __init__(self, engine_card, model):
+        super().__init__(engine_card)
+        self.model = model
+
+    def _infer(self, batch):
+        import torch
+
+        self.batches.append(batch)
+        ids, segments, mask = (
+            torch.from_numpy(array).long() for array in (batch.input_ids, batch.segment_ids, batch.input_mask)
+        )
+        with torch.inference_mode():
+            output = self.model(input_ids=ids, token_type_ids=segments, attention_mask=mask)
+        return torch.stack((output.start_logits, output.end_logits), dim=-1).numpy()
+
+
+@pytest.fixture(scope="module")
+def torch_model():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = transformers.BertForQuestionAnswering(transformers.BertConfig.from_json_file(MODEL / "bert_config.json"))
+    state = {name: tensor.float() for name, tensor in safetensors.load_file(MODEL / "model.safetensors").items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not [name for name in missing if "position_ids" not in name] and not unexpected
+    return model.eval()
+
+
+def test_the_bundled_model_answers(torch_model):
+    data = read_squad(DATA / "squad_v1.1.json")
+    together = QuestionAnswerer(TorchEngine(card(8, 384), torch_model), TOKENIZER, AnswerOptions(batch_size=8))
+    results = together.answer_squad(data)
+    scores = [
+        max(token_f1(results[example.question_id].text, gold) for gold in example.answers) for example in data.examples
+    ]
+    assert sum(scores) / len(scores) > 0.8, {key: result.text for key, result in results.items()}
+    alone = QuestionAnswerer(TorchEngine(card(1, 384), torch_model), TOKENIZER)
+    for example in data.examples:
+        answers, _, _ = alone.ask(example.passage, example.question)
+        best = results[example.question_id].n_best[0]
+        assert answers[0].text == best.text
+        assert answers[0].probability == pytest.approx(best.probability, abs=1e-4)  # float32 sums in another order
+
+
+def test_windows_do_not_lose_the_answer(torch_model):
+    data = read_squad(DATA / "squad_v1.1.json")
+    filler = "Nothing of note happened there in the long years that followed. " * 12
+    example = dataclasses.replace(data.examples[1], passage=filler + data.examples[1].passage + " " + filler)
+    engine = TorchEngine(card(4, 96), torch_model)
+    options = AnswerOptions(batch_size=4, doc_stride=32)
+    answers, _, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    assert windows > 4 and "Marta Olsen" in answers[0].text
+    assert example.passage[answers[0].start_char : answers[0].end_char] == answers[0].text
