@@ -30,6 +30,11 @@ _NEEDED_CAPABILITY = (
 )
 
 
+#: The plugins' layer norms take no epsilon from the network. Up to this one (Megatron's) that makes no difference in
+#: practice: variances of activations are some 1000 times larger.
+MAX_PLUGIN_EPSILON = 1e-5
+
+
 @dataclass(frozen=True)
 class Profile:
     """The shapes of one optimization profile: batches of `min_batch` to `max_batch` rows of just `length` tokens."""
@@ -70,7 +75,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     logger.start(options.verbose)
     device = _device(options, flavour)
     _refuse_what_is_missing(trt, options, flavour)
-    plugins = _plugins(trt, logger, options)
+    plugins = _plugins(trt, logger, config, options)
     precision = _precision(options)
 
     weakly_typed = plugins is not None or not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
@@ -141,16 +146,22 @@ def _precision(options: BuildOptions) -> str:
     return "fp16" if options.fp16 else "bf16" if options.bf16 else "fp32"
 
 
-def _plugins(trt, logger, options: BuildOptions) -> BertPlugins | None:
+def _plugins(trt, logger, config: BertConfig, options: BuildOptions) -> BertPlugins | None:
     """The plugins of a plugin network; None: build the native network. Raises UsageError for a contradiction."""
-    if options.network == "native" or (options.bf16 and options.network == "auto"):
-        if options.network == "native" and options.plugin_version:
+    asked = options.network == "plugin" or options.plugin_version is not None
+    if options.network == "native":
+        if options.plugin_version:
             raise UsageError("--network native has no plugins; leave the plugin flag out")
         return None
+    ignores_epsilon = config.layer_norm_eps > MAX_PLUGIN_EPSILON
+    if not asked and (options.bf16 or ignores_epsilon):
+        return None
     plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version)
-    if plugins is None and (options.network == "plugin" or options.plugin_version):
+    if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; use --network native")
+    if plugins is not None and ignores_epsilon:
+        raise UsageError(f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}; use --network native")
     return plugins
 
 

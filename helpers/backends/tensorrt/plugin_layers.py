@@ -158,8 +158,8 @@ class PluginLayers(NetworkWriter, NetworkLayers):
         logits = self.dense(hidden, kernel, bias, name)
         logits = self.reshaped(logits, f"{name}/batch_first", after=(1, 0, 2, 3, 4))
         logits.name = "logits_out"
-        logits.dtype = self.trt.float32
         self.network.mark_output(logits)
+        logits.dtype = self.trt.float32  # an output's type can be set, a tensor's between layers can't
 
     # Parts
 
