@@ -272,7 +272,8 @@ def _embedding_tables(graph: _Graph) -> dict[str, StoredTensor]:
         if node.op_type == "Gather" and len(node.input) == 2:
             found = graph.constant(node.input[0])
             if found and not found[1] and len(graph.constants[found[0]].dims) == 2:
-                tables.setdefault(f"bert_embeddings_{_picked_by(graph, node.input[1])}_embeddings", graph.tensor(found[0]))
+                kind = _picked_by(graph, node.input[1])
+                tables.setdefault(f"bert_embeddings_{kind}_embeddings", graph.tensor(found[0]))
     if "bert_embeddings_position_embeddings" not in tables and (folded := _folded_positions(graph)):
         tables["bert_embeddings_position_embeddings"] = folded
     return tables
