@@ -1,5 +1,7 @@
 """Native networks, built by NVIDIA's own builder: TensorRT-RTX, which needs no GPU to build. It can't run them here."""
 
+import importlib.util
+import sys
 import time
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import BertWeights, load_weights
 from tests.reference_bert import random_config, random_weights
+from tests.tensorrt_double import rtx
 
-trt = pytest.importorskip("tensorrt_rtx", reason="pip install -r requirements-rtx.txt")
+if importlib.util.find_spec("tensorrt_rtx") is None and (folder := rtx.real_module_folder()):
+    sys.path.append(str(folder))
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -r requirements-rtx.txt")
 
 BUNDLED = Path(__file__).parent.parent / "models/bundled/bert_mini_squad11"
 BASE = BertConfig(768, 12, 12, 3072, 30522)

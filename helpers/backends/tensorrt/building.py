@@ -194,7 +194,7 @@ def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
     if options.fp16 and weakly_typed:
         config.set_flag(flags.FP16)
     if options.strict:
-        _obey_precision(config, flags, options)
+        _obey_precision(config, flags, options, weakly_typed)
     if options.sparse:
         config.set_flag(flags.SPARSE_WEIGHTS)
     if options.distributive_independence:
@@ -215,9 +215,10 @@ def _tactic_sources(trt, default: int) -> int:
     return default & ~(1 << int(sources.CUDNN)) if hasattr(sources, "CUDNN") else default
 
 
-def _obey_precision(config, flags, options: BuildOptions) -> None:
-    """--strict, as far as the release has it: a strongly typed network obeys its types anyway."""
-    for name in ("PREFER_PRECISION_CONSTRAINTS", "DIRECT_IO", "REJECT_EMPTY_ALGORITHMS"):
+def _obey_precision(config, flags, options: BuildOptions, weakly_typed: bool) -> None:
+    """--strict, as far as the release has it. A strongly typed network obeys its types and takes no flag that says so."""
+    names = ("PREFER_PRECISION_CONSTRAINTS", "DIRECT_IO", "REJECT_EMPTY_ALGORITHMS")
+    for name in names if weakly_typed else names[1:]:
         if hasattr(flags, name):
             config.set_flag(getattr(flags, name))
     if not options.fp16 and not options.bf16:
