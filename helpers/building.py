@@ -88,7 +88,7 @@ def add_build_arguments(parser: cli.Parser) -> None:
         "--compute-capability",
         action="append",
         metavar="X.Y",
-        help="GPUs that TensorRT-RTX builds for, such as 8.6; repeatable (default: 8.0 and later)",
+        help="GPUs that TensorRT-RTX builds for, such as 8.6; repeatable (default: all that it knows but 7.5)",
     )
     engine.add_argument("--distributive_independence", action="store_true", help="rows independent of their batch; one profile")
     plugins = engine.add_mutually_exclusive_group()

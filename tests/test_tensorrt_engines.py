@@ -198,8 +198,9 @@ def test_the_timing_cache_is_written_and_read_back(engine_path, tmp_path, monkey
     for _ in range(2):
         write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), timing_cache=str(cache))
         assert cache.stat().st_size > 0
+    nowhere = str(tmp_path / "no" / "cache")
     with pytest.raises(DemoBertError, match="the folder .* does not exist"):
-        write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), timing_cache=str(tmp_path / "no" / "cache"))
+        write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), timing_cache=nowhere)
 
 
 # Plans that can't be loaded
@@ -353,7 +354,7 @@ def test_a_flag_that_tensorrt_11_lacks_would_be_seen(engine_path, monkeypatch, r
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_that_the_backend_uses_is_in_the_real_module(version, engine_path, tmp_path, monkeypatch, rng):
     if bindings.extension(version) is None:
-        pytest.skip(f"the real bindings of TensorRT {version} were not fetched (tests/tensorrt_double/fetch_bindings.sh)")
+        pytest.skip(f"the bindings of TensorRT {version} were not fetched: tests/tensorrt_double/fetch_bindings.sh")
     double = install(version, monkeypatch)
     config = replace(small_config(rng), max_position_embeddings=16)
     weights = weights_of(config, rng)

@@ -19,8 +19,8 @@ INPUTS = ("input_ids", "segment_ids", "input_mask")
 #: Timings that the builder averages for each tactic: fewer choose by noise, more only cost time.
 AVERAGE_TIMINGS = 8
 
-#: What TensorRT-RTX calls its default targets (its documentation, "CPU-Only AOT").
-RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0 and later"
+#: The default targets, as TensorRT-RTX 1.7 names them when it refuses a GPU (9.0, for one).
+RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later"
 
 #: Options, the flag they come from, and the compute capability from which GPUs can do it.
 _NEEDED_CAPABILITY = (
@@ -161,7 +161,8 @@ def _plugins(trt, logger, config: BertConfig, options: BuildOptions) -> BertPlug
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; use --network native")
     if plugins is not None and ignores_epsilon:
-        raise UsageError(f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}; use --network native")
+        epsilon = f"{config.layer_norm_eps:g}"
+        raise UsageError(f"the BERT plugins ignore this model's layer_norm_eps, {epsilon}; use --network native")
     return plugins
 
 
@@ -207,7 +208,7 @@ def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
 
 
 def _tactic_sources(trt, default: int) -> int:
-    """The default sources without cuDNN, which no layer of BERT needs, but with cuBLAS, which the attention plugin does."""
+    """The default sources without cuDNN, which BERT has no use for, but with cuBLAS for the attention plugin."""
     sources = trt.TacticSource
     for name in ("CUBLAS", "CUBLAS_LT"):
         if hasattr(sources, name):
@@ -216,7 +217,7 @@ def _tactic_sources(trt, default: int) -> int:
 
 
 def _obey_precision(config, flags, options: BuildOptions, weakly_typed: bool) -> None:
-    """--strict, as far as the release has it. A strongly typed network obeys its types and takes no flag that says so."""
+    """--strict, as far as the release has it. A strongly typed network obeys its types, and takes no flag for that."""
     names = ("PREFER_PRECISION_CONSTRAINTS", "DIRECT_IO", "REJECT_EMPTY_ALGORITHMS")
     for name in names if weakly_typed else names[1:]:
         if hasattr(flags, name):
@@ -241,11 +242,13 @@ def _set_targets(trt, config, options: BuildOptions) -> None:
     """TensorRT-RTX: the compute capabilities to build for. Raises UsageError for one that it does not know."""
     if not options.compute_capabilities:
         return
-    known = {_capability_name(name): value for name, value in trt.ComputeCapability.__members__.items() if name[:2] == "SM"}
+    members = trt.ComputeCapability.__members__
+    known = {_capability_name(name): value for name, value in members.items() if name.startswith("SM")}
     config.num_compute_capabilities = len(options.compute_capabilities)
     for index, asked in enumerate(options.compute_capabilities):
         if asked not in known:
-            raise UsageError(f"{trt.__name__} can't build for compute capability {asked}; it can for {', '.join(known)}")
+            can = ", ".join(known)
+            raise UsageError(f"{trt.__name__} can't build for compute capability {asked}; it can for {can}")
         if not config.set_compute_capability(known[asked], index):
             raise UsageError(f"{trt.__name__} refused compute capability {asked} beside the others")
 
@@ -269,7 +272,7 @@ def _timing_cache(config, path: str | None):
     cache = config.create_timing_cache(content)
     # A cache of another GPU or release is refused here, not mixed up with this one's timings.
     if cache is None or not config.set_timing_cache(cache, False):
-        raise DemoBertError(f"the timing cache {path} is damaged or of another TensorRT or GPU; remove it, or name another")
+        raise DemoBertError(f"the timing cache {path} is damaged, or of another TensorRT or GPU; remove it first")
     yield
     with atomic_write(path) as file:
         file.write(memoryview(config.get_timing_cache().serialize()))

@@ -67,8 +67,8 @@ def deserialize(trt, logger, runtime, plan: bytes, path):
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         what = (
-            f"{trt.__name__} {trt.__version__} can't load {path}: it is damaged, or the plan of another version or GPU; "
-            "build it again"
+            f"{trt.__name__} {trt.__version__} can't load {path}: it is damaged, or the plan of another version "
+            "or GPU; build it again"
         )
         raise explain(logger, what)
     return engine

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from helpers.errors import DemoBertError, missing_package
 
-
 #: How the CUDA runtime says that there is no driver.
 _NO_DRIVER = "cudaError 35"
 

@@ -83,7 +83,15 @@ class PluginLayers(NetworkWriter, NetworkLayers):
     """
 
     def __init__(
-        self, trt, network, logger, config: BertConfig, plugins: BertPlugins, precision: str, batch_size, sequence_length
+        self,
+        trt,
+        network,
+        logger,
+        config: BertConfig,
+        plugins: BertPlugins,
+        precision: str,
+        batch_size,
+        sequence_length,
     ):
         NetworkWriter.__init__(self, trt, network, logger)
         if precision not in TYPE_IDS:
