@@ -203,6 +203,13 @@ def test_the_card_says_what_the_blob_can_not(bundled_engine, bundled_half_engine
     assert half["precision"] == [half_precision(openvino.Core())]
 
 
+def test_builder_says_which_half_type_it_took(script, tmp_path):
+    engine = tmp_path / "x.engine"
+    result = script("builder.py", "-pt", BUNDLED, "-o", engine, "--fp16", "--backend", "openvino")
+    precision = json.loads(Path(f"{engine}.json").read_text())["precision"][0]
+    assert precision in ("bf16", "fp16", "fp32") and f"half type is {precision}" in result.err
+
+
 def test_gelu_can_be_chosen(script, tmp_path):
     logits = []
     for formula in ("erf", "tanh"):
