@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.tensorrt_double import VERSIONS, bindings, install, rtx
+from tests.tensorrt_double import VERSIONS, bindings, install, networks, rtx
 
 _FETCH = "run tests/tensorrt_double/fetch_bindings.sh with this environment's Python"
 
@@ -78,6 +78,16 @@ def test_recorded_uses_are_checked_with_their_arguments(real):
         ("ITensor", "is_network_input=", (0, ())),
     ):
         assert len(bindings.uses_unknown({(owner, name): {form}}, surface)) == 1, (owner, name, form)
+
+
+@pytest.mark.parametrize("version", ["11.4.0", "rtx-1.7.1"])
+def test_what_a_build_touches_is_in_the_real_module(version, real, monkeypatch):
+    """How the backend's builds are checked too: record, then look every name and call up."""
+    double = install(version, monkeypatch)
+    network = double.module.Builder(double.module.Logger()).create_network(0)
+    networks.every_layer(double.module, network)
+    assert len(double.recorder.calls) > 40
+    assert bindings.uses_unknown(double.recorder.calls, real(version)) == []
 
 
 _EVERY_LAYER = "tests.tensorrt_double.networks:every_layer"

@@ -176,7 +176,7 @@ def make_modules(gpu: Gpu) -> dict[str, types.ModuleType]:
 
 
 def _bound(cls: type, gpu: Gpu) -> type:
-    return type(cls.__name__, (cls,), {"__init__": lambda self: cls.__init__(self, gpu)})
+    return type(cls.__name__, (cls,), {"__init__": lambda self, flags=0: cls.__init__(self, gpu)})
 
 
 def _context_class(gpu: Gpu) -> type:
