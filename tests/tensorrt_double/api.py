@@ -244,7 +244,9 @@ class IBuilderConfig(Native):
     builder_optimization_level = _setting("builder_optimization_level", "int", 3, "0 to 5.", lambda n: 0 <= n <= 5)
     max_aux_streams = _setting("max_aux_streams", "int", -1, "Streams.", lambda n: n >= 0)
     profiling_verbosity = _setting("profiling_verbosity", "ProfilingVerbosity", "LAYER_NAMES_ONLY", "Detail kept.")
-    hardware_compatibility_level = _setting("hardware_compatibility_level", "HardwareCompatibilityLevel", "NONE", "GPUs.")
+    hardware_compatibility_level = _setting(
+        "hardware_compatibility_level", "HardwareCompatibilityLevel", "NONE", "The GPUs it will run on."
+    )
     engine_capability = _setting("engine_capability", "EngineCapability", "STANDARD", "Runtimes.")
 
     @property

@@ -704,7 +704,12 @@ class INetworkDefinition(Native):
         return self._add("IShuffleLayer", "shuffle", [input], **params)
 
     def add_convolution_nd(
-        self, input: "ITensor", num_output_maps: "int", kernel_shape: "Dims", kernel: "Weights", bias: "Weights|None" = None
+        self,
+        input: "ITensor",
+        num_output_maps: "int",
+        kernel_shape: "Dims",
+        kernel: "Weights",
+        bias: "Weights|None" = None,
     ):
         """A convolution over the last len(kernel_shape) dimensions."""
         params = {"num_output_maps": num_output_maps, "kernel_shape": tuple(kernel_shape)}

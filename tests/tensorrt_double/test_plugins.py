@@ -135,7 +135,8 @@ class Block:
             extra = [mask] if self.variant == "padded" else [mask, *inputs[2:]]
             if self.variant == "packed":
                 fields["var_seqlen"] = 1
-        return self.plugin(ATTENTION, self.versions[1], [self.dense(tensor, kernel, bias), *extra], fields).get_output(0)
+        projected = self.dense(tensor, kernel, bias)
+        return self.plugin(ATTENTION, self.versions[1], [projected, *extra], fields).get_output(0)
 
     def add_norm(self, branch, residual):
         fields = {"beta": self.weights["beta1"], "gamma": self.weights["gamma1"]}
@@ -271,7 +272,8 @@ def test_a_tensor_told_to_be_int8_is_quantized_by_its_range(monkeypatch, rng):
 
     out = run(double, write, {"x": x}, flags=weak_flags(double.module), builder_flags=["INT8"])["out"]
     step = 2.0 / 127
-    np.testing.assert_allclose(out, np.clip(np.rint(x.astype(np.float64) / step), -128, 127) * step, TOLERANCE, TOLERANCE)
+    expected = np.clip(np.rint(x.astype(np.float64) / step), -128, 127) * step
+    np.testing.assert_allclose(out, expected, TOLERANCE, TOLERANCE)
 
 
 def test_head_order_matters(monkeypatch, rng):
