@@ -100,6 +100,12 @@ def test_inferred_shapes_and_types_equal_tensorrt_rtx(sizes):
     assert rtx.compare(_EVERY_LAYER, list(sizes)) == []
 
 
+def test_index_arithmetic_is_inferred_as_in_tensorrt_rtx():
+    if rtx.real_module_folder() is None:
+        pytest.skip(f"tensorrt_rtx was not fetched: {_FETCH}")
+    assert rtx.compare("tests.tensorrt_double.networks:packed_attention") == []
+
+
 def test_a_difference_from_tensorrt_rtx_would_be_seen():
     ours = rtx.describe_double(_EVERY_LAYER)
     assert len(ours) > 80, "the network is not what it was"

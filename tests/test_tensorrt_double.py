@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.tensorrt_double import TensorRTDoubleError, install
+from tests.tensorrt_double import TensorRTDoubleError, install, networks
 from tests.tensorrt_double.harness import creation_flags, execute, run, weak_flags
 from tests.tensorrt_double.numerics import round_to
 
@@ -297,6 +297,29 @@ def test_shapes_made_in_the_network(double, rng):
 
     out = run(double, write, {"x": x}, {"x": (0, 1)})["out"]
     np.testing.assert_allclose(out, x.reshape(6, 4) + np.arange(6.0)[:, None], TOLERANCE, TOLERANCE)
+
+
+def test_packed_attention_by_index_arithmetic(double, rng):
+    """Unpadding around attention, in the network itself, against one sequence after another."""
+    lengths, heads, size = rng.integers(1, 6, 4), 2, 4
+    tokens = rng.standard_normal((lengths.sum(), 3, heads, size)).astype(np.float32)
+    bounds = np.r_[0, np.cumsum(lengths)].astype(np.int32)
+    feeds = {"tokens": tokens, "cu_seqlens": bounds, "max_seqlen": np.zeros(lengths.max(), np.int32)}
+    trt = double.module
+    builder, network = new_network(trt)
+    keep = networks.packed_attention(trt, network, heads, size)
+    least = {"tokens": (1, 3, heads, size), "cu_seqlens": (2,), "max_seqlen": (1,)}
+    most = {"tokens": (20, 3, heads, size), "cu_seqlens": (5,), "max_seqlen": (5,)}
+    profile = {name: (least[name], most[name], most[name]) for name in feeds}
+    engine, messages = load(double, build(trt, builder, network, profile=profile))
+    del keep
+    out = execute(double, engine, feeds)["out"]
+    for begin, end in zip(bounds, bounds[1:]):
+        query, key, value = tokens[begin:end].astype(np.float64).transpose(1, 2, 0, 3)
+        scores = np.exp(query @ key.swapaxes(1, 2) / np.sqrt(size))
+        expected = (scores / scores.sum(-1, keepdims=True) @ value).swapaxes(0, 1)
+        np.testing.assert_allclose(out[begin:end], expected, TOLERANCE, TOLERANCE)
+    assert not messages
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.0.1"])
