@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.tensorrt_double import VERSIONS, bindings, install, rtx
+from tests.tensorrt_double import VERSIONS, bindings, install, networks, rtx
 
 _FETCH = "run tests/tensorrt_double/fetch_bindings.sh with this environment's Python"
 
@@ -80,6 +80,16 @@ def test_recorded_uses_are_checked_with_their_arguments(real):
         assert len(bindings.uses_unknown({(owner, name): {form}}, surface)) == 1, (owner, name, form)
 
 
+@pytest.mark.parametrize("version", ["11.4.0", "rtx-1.7.1"])
+def test_what_a_build_touches_is_in_the_real_module(version, real, monkeypatch):
+    """How the backend's builds are checked too: record, then look every name and call up."""
+    double = install(version, monkeypatch)
+    network = double.module.Builder(double.module.Logger()).create_network(0)
+    networks.every_layer(double.module, network)
+    assert len(double.recorder.calls) > 40
+    assert bindings.uses_unknown(double.recorder.calls, real(version)) == []
+
+
 _EVERY_LAYER = "tests.tensorrt_double.networks:every_layer"
 
 
@@ -88,6 +98,12 @@ def test_inferred_shapes_and_types_equal_tensorrt_rtx(sizes):
     if rtx.real_module_folder() is None:
         pytest.skip(f"tensorrt_rtx was not fetched: {_FETCH}")
     assert rtx.compare(_EVERY_LAYER, list(sizes)) == []
+
+
+def test_index_arithmetic_is_inferred_as_in_tensorrt_rtx():
+    if rtx.real_module_folder() is None:
+        pytest.skip(f"tensorrt_rtx was not fetched: {_FETCH}")
+    assert rtx.compare("tests.tensorrt_double.networks:packed_attention") == []
 
 
 def test_a_difference_from_tensorrt_rtx_would_be_seen():

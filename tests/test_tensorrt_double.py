@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.tensorrt_double import TensorRTDoubleError, install
+from tests.tensorrt_double import TensorRTDoubleError, install, networks
 from tests.tensorrt_double.harness import creation_flags, execute, run, weak_flags
 from tests.tensorrt_double.numerics import round_to
 
@@ -108,6 +108,12 @@ def _gather(trt, network, i, keep):
     return network.add_gather(i["x"], i["ids"], 2)
 
 
+def _gather_rows(trt, network, i, keep):
+    layer = network.add_gather(i["x"], i["ids"], 2)
+    layer.num_elementwise_dims = 1
+    return layer
+
+
 def _slice(trt, network, i, keep):
     return network.add_slice(i["x"], (1, 0, 3), (1, 3, 2), (1, 1, -2))
 
@@ -197,6 +203,7 @@ CASES = {
     "shuffle": (_shuffle, lambda x, y, ids: np.einsum("sbij->isjb", x.transpose(1, 0, 2).reshape(3, 2, 2, 2))),
     "normalization": (_normalization, _expected_normalization),
     "gather": (_gather, lambda x, y, ids: x[:, :, ids]),
+    "gather row by row": (_gather_rows, lambda x, y, ids: np.stack([a[:, b] for a, b in zip(x, ids)])),
     "slice": (_slice, lambda x, y, ids: x[1:, :, [3, 1]]),
     "concatenation": (_concatenation, lambda x, y, ids: np.concatenate([x, y, x], 1)),
     "reduce": (_reduce, lambda x, y, ids: x.max(1)),
@@ -290,6 +297,29 @@ def test_shapes_made_in_the_network(double, rng):
 
     out = run(double, write, {"x": x}, {"x": (0, 1)})["out"]
     np.testing.assert_allclose(out, x.reshape(6, 4) + np.arange(6.0)[:, None], TOLERANCE, TOLERANCE)
+
+
+def test_packed_attention_by_index_arithmetic(double, rng):
+    """Unpadding around attention, in the network itself, against one sequence after another."""
+    lengths, heads, size = rng.integers(1, 6, 4), 2, 4
+    tokens = rng.standard_normal((lengths.sum(), 3, heads, size)).astype(np.float32)
+    bounds = np.r_[0, np.cumsum(lengths)].astype(np.int32)
+    feeds = {"tokens": tokens, "cu_seqlens": bounds, "max_seqlen": np.zeros(lengths.max(), np.int32)}
+    trt = double.module
+    builder, network = new_network(trt)
+    keep = networks.packed_attention(trt, network, heads, size)
+    least = {"tokens": (1, 3, heads, size), "cu_seqlens": (2,), "max_seqlen": (1,)}
+    most = {"tokens": (20, 3, heads, size), "cu_seqlens": (5,), "max_seqlen": (5,)}
+    profile = {name: (least[name], most[name], most[name]) for name in feeds}
+    engine, messages = load(double, build(trt, builder, network, profile=profile))
+    del keep
+    out = execute(double, engine, feeds)["out"]
+    for begin, end in zip(bounds, bounds[1:]):
+        query, key, value = tokens[begin:end].astype(np.float64).transpose(1, 2, 0, 3)
+        scores = np.exp(query @ key.swapaxes(1, 2) / np.sqrt(size))
+        expected = (scores / scores.sum(-1, keepdims=True) @ value).swapaxes(0, 1)
+        np.testing.assert_allclose(out[begin:end], expected, TOLERANCE, TOLERANCE)
+    assert not messages
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.0.1"])
@@ -758,12 +788,46 @@ def test_shapes_and_profiles_out_of_range_are_refused(doubling):
     assert not context.set_input_shape("x", (2, 5))
     assert not context.set_input_shape("w", (2, 4))
     assert not context.set_optimization_profile_async(2, stream.handle)
+    assert context.set_optimization_profile_async(1, stream.handle)
+    assert not context.set_input_shape("x", (3, 4)), "less than the profile's smallest"
+    assert context.set_optimization_profile_async(0, stream.handle)
     assert not context.execute_async_v3(stream.handle)
-    assert len(messages) == 5
+    assert len(messages) == 6
     assert context.set_input_shape("x", (2, 4)) and tuple(context.get_tensor_shape("y")) == (2, 4)
     assert context.set_optimization_profile_async(1, stream.handle)
     assert context.infer_shapes() == ["x"], "a new profile forgets the shapes"
     assert not context.execute_async_v3(stream.handle), "no addresses"
+
+
+@pytest.mark.parametrize(("version", "shared"), [("8.6.1", False), ("10.0.1", True)])
+def test_contexts_that_share_a_profile(version, shared, monkeypatch):
+    """In 8.6 a profile serves one context at a time; a second one has to be given another first."""
+    double = install(version, monkeypatch)
+    trt = double.module
+    builder, network = _identity_network(trt)
+    plan = build(trt, builder, network, profile={"x": ((1, 4), (2, 4), (2, 4))})
+    cuda, first, stream, _ = _context(double, plan)
+    second = first.engine.create_execution_context()
+    assert second.set_input_shape("x", (2, 4)) is shared
+    assert second.set_optimization_profile_async(0, stream.handle) is shared
+    del first
+
+
+def test_tensorrt_rtx_engines_are_for_the_gpus_they_were_built_for(monkeypatch):
+    double = install("rtx-1.7.1", monkeypatch, compute_capability=(8, 9))
+    trt = double.module
+    builder, network = _identity_network(trt)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("x", (1, 4), (2, 4), (2, 4))
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 2
+    assert config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    assert config.set_compute_capability(trt.ComputeCapability.SM120, 1)
+    plan = builder.build_serialized_network(network, config)
+    for capability, fits in (((8, 6), True), ((12, 0), True), ((8, 9), False)):
+        double.gpu.compute_capability = capability
+        engine, messages = load(double, plan)
+        assert (engine is not None) is fits and bool(messages) is not fits
 
 
 def test_device_memory_is_checked(doubling):

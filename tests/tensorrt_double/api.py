@@ -1,6 +1,7 @@
 """Builder, runtime and plugin registry: what makes an engine of a network and runs it."""
 
 import ctypes
+import json
 import types
 import weakref
 
@@ -11,8 +12,8 @@ from tests.tensorrt_double.classes import Native, Recorder, materialise, new, pr
 from tests.tensorrt_double.cuda import Gpu
 from tests.tensorrt_double.enums import make_enum
 from tests.tensorrt_double.execute import execute
-from tests.tensorrt_double.numerics import STORAGE, from_storage, to_storage
-from tests.tensorrt_double.plugins import FIELDS, creators, output_count, plugin_params, required_flags
+from tests.tensorrt_double.numerics import FLOATS, STORAGE, from_storage, to_storage
+from tests.tensorrt_double.plugins import FIELDS, creators, int8_inside, output_count, plugin_params, required_flags
 from tests.tensorrt_double.versions import TensorRTDoubleError, Version
 
 _TIMING_CACHE = b"TRTDOUBLE-TIMING "
@@ -157,11 +158,24 @@ def _check_precisions(network, config) -> None:
         if not graph.strongly_typed and dtype in wanted and flag not in flags:
             raise TensorRTDoubleError(f"{wanted[dtype]} asks for {dtype}, but the builder flag {flag} is not set")
     for node in graph.nodes:
-        needed = required_flags(node.params) if node.kind == "plugin" else []
+        needed = required_flags(node.params) if node.kind == "plugin" and not graph.strongly_typed else []
         if needed and not flags & set(needed):
             raise TensorRTDoubleError(f"{node.name}: its types need the builder flag {' or '.join(needed)}")
-        if node.kind == "plugin" and graph.strongly_typed and node.params["interface"] == 2:
-            raise TensorRTDoubleError(f"{node.name}: a strongly typed network takes no V2 plugin in the double")
+    _check_ranges(graph)
+
+
+def _check_ranges(graph) -> None:
+    """Tensors that implicit quantization stores as int8 need a dynamic range, or there is no kernel for them."""
+    needing = [tensor for tensor in graph.tensors if tensor.forced_type == "INT8"]
+    for node in graph.nodes:
+        if node.kind == "plugin" and int8_inside(node.params):
+            ids = [i for i in node.inputs + node.outputs if graph.info(i).dtype in FLOATS]
+            needing += [graph.tensors[i] for i in ids]
+    missing = sorted({tensor.name for tensor in needing if tensor.dynamic_range is None})
+    if missing:
+        raise TensorRTDoubleError(f"int8 tensors without a dynamic range: {', '.join(missing[:5])}")
+    if any(graph.tensors[i].forced_type == "INT8" for i in graph.outputs):
+        raise TensorRTDoubleError("implicitly quantized outputs are not played by the double")
 
 
 def _checked_profile(profile, graph) -> dict:
@@ -230,7 +244,9 @@ class IBuilderConfig(Native):
     builder_optimization_level = _setting("builder_optimization_level", "int", 3, "0 to 5.", lambda n: 0 <= n <= 5)
     max_aux_streams = _setting("max_aux_streams", "int", -1, "Streams.", lambda n: n >= 0)
     profiling_verbosity = _setting("profiling_verbosity", "ProfilingVerbosity", "LAYER_NAMES_ONLY", "Detail kept.")
-    hardware_compatibility_level = _setting("hardware_compatibility_level", "HardwareCompatibilityLevel", "NONE", "GPUs.")
+    hardware_compatibility_level = _setting(
+        "hardware_compatibility_level", "HardwareCompatibilityLevel", "NONE", "The GPUs it will run on."
+    )
     engine_capability = _setting("engine_capability", "EngineCapability", "STANDARD", "Runtimes.")
 
     @property
@@ -568,6 +584,10 @@ class ICudaEngine(Native):
         """Its DataType."""
         return getattr(self._module.DataType, self._graph.info(self._tensor(name)).dtype)
 
+    def get_tensor_bytes_per_component(self, name: "str"):
+        """How many bytes an element takes."""
+        return self.get_tensor_dtype(name).itemsize
+
     def get_tensor_location(self, name: "str"):
         """Where its memory is."""
         self._tensor(name)
@@ -584,6 +604,10 @@ class ICudaEngine(Native):
         static = {tensors[i].name: [tensors[i].info.shape] * 3 for i in self._graph.inputs}
         return self._facts["profiles"][index] if self._facts["profiles"] else static
 
+    def create_engine_inspector(self):
+        """What tells of the engine's layers."""
+        return new(self._module.EngineInspector, engine=self)
+
     def serialize(self):
         """The plan again."""
         data = plan.dump(self._graph, self._facts, self._version.name)
@@ -596,6 +620,16 @@ class ICudaEngine(Native):
         context = new(self._module.IExecutionContext, engine=self, profile=-1 if taken else 0, shapes={}, addresses={})
         self._contexts.add(context)
         return context
+
+
+@private
+class EngineInspector(Native):
+    """Tells of an engine's layers."""
+
+    def get_engine_information(self, format: "LayerInformationFormat"):
+        """The layers' names, as JSON or a line each."""
+        names = [node.name for node in self._engine._graph.nodes]
+        return json.dumps({"Layers": names}) if format.name == "JSON" else "\n".join(names)
 
 
 @private
@@ -729,6 +763,7 @@ CLASSES = [
     Builder,
     Runtime,
     ICudaEngine,
+    EngineInspector,
     IExecutionContext,
 ]
 
@@ -797,7 +832,7 @@ def plugin_library_loader(version: Version):
     def load(name, *args, **kwargs):
         if "nvinfer_plugin" not in str(name):
             return real(name, *args, **kwargs)
-        if name not in names or not version.v2_plugins:
+        if name not in names or version.module != "tensorrt":
             raise OSError(f"{name}: cannot open shared object file: No such file or directory")
         return types.SimpleNamespace(_name=name)
 

@@ -1,6 +1,8 @@
 """The small types: Dims, Permutation, Weights, loggers, host memory, plugin fields."""
 
+import ctypes
 import os
+import sys
 import weakref
 
 import numpy as np
@@ -33,6 +35,9 @@ class Memory:
     def _bytes(self) -> bytes:
         if not self.nbytes:
             return b""
+        if not os.path.exists("/proc/self/mem"):
+            return ctypes.string_at(self.address, self.nbytes)
+        # Through the kernel, so that an address which is gone is an error and not a crash.
         with open("/proc/self/mem", "rb", buffering=0) as memory:
             try:
                 data = os.pread(memory.fileno(), self.nbytes, self.address)
@@ -185,8 +190,6 @@ class Logger(ILogger):
 
     def log(self, severity: "object", msg: "str"):
         """Prints one message to stderr."""
-        import sys
-
         if int(severity) <= int(self._min_severity):
             print(f"[TRT] [{severity.name[0]}] {msg}", file=sys.stderr)
 
@@ -203,6 +206,9 @@ class IHostMemory(Native, bytes):
     def dtype(self):
         """The DataType."""
         return self._module.DataType.INT8
+
+    def __bool__(self):
+        return True
 
     def __len__(self):
         raise TypeError("object of type 'IHostMemory' has no len()")

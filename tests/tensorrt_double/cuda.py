@@ -54,7 +54,7 @@ class Gpu:
         return address
 
     def memory(self, address: int, nbytes: int) -> np.ndarray:
-        """The bytes [address, address + nbytes) as a writable array. Raises LogicError unless one allocation has them."""
+        """The bytes [address, address + nbytes) as a writable array; LogicError unless one allocation has them."""
         for start, block in self.allocations.items():
             if start <= address < start + block.size:
                 if address + nbytes > start + block.size:
@@ -164,8 +164,8 @@ def make_modules(gpu: Gpu) -> dict[str, types.ModuleType]:
     """The modules pycuda and pycuda.driver for this GPU."""
     package, driver = types.ModuleType("pycuda"), types.ModuleType("pycuda.driver")
     package.__path__, package.driver, package.VERSION = [], driver, (2024, 1)
-    driver.Error, driver.LogicError, driver.RuntimeError, driver.MemoryError = Error, LogicError, RuntimeError, MemoryError
-    driver.DeviceAllocation = DeviceAllocation
+    for cls in (Error, LogicError, RuntimeError, MemoryError, DeviceAllocation):
+        setattr(driver, cls.__name__, cls)
     driver.Device = _device_class(gpu)
     driver.Context = _context_class(gpu)
     driver.Stream = _bound(Stream, gpu)
@@ -176,7 +176,7 @@ def make_modules(gpu: Gpu) -> dict[str, types.ModuleType]:
 
 
 def _bound(cls: type, gpu: Gpu) -> type:
-    return type(cls.__name__, (cls,), {"__init__": lambda self: cls.__init__(self, gpu)})
+    return type(cls.__name__, (cls,), {"__init__": lambda self, flags=0: cls.__init__(self, gpu)})
 
 
 def _context_class(gpu: Gpu) -> type:

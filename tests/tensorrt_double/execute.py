@@ -38,7 +38,7 @@ def execute(graph, feeds: dict[str, np.ndarray], watch=None) -> dict[str, np.nda
         try:
             outputs = compute(node.kind, node.params, inputs, [infos[i].shape for i in node.outputs])
             for output, value in zip(node.outputs, outputs, strict=True):
-                values[output] = _stored(graph, node, infos[output], value)
+                values[output] = _stored(graph, node, graph.tensors[output], infos[output], value)
         except TensorRTDoubleError as error:
             raise TensorRTDoubleError(f"layer {node.name!r}: {error}") from None
         for output in node.outputs:
@@ -54,10 +54,16 @@ def compute(kind: str, params: dict, inputs: list, shapes: list) -> list[np.ndar
     return result if isinstance(result, list) else [result]
 
 
-def _stored(graph, node, info, value: np.ndarray) -> np.ndarray:
-    """The value as its tensor holds it; what the builder may keep wider (weak typing) is not rounded."""
+def _stored(graph, node, tensor, info, value: np.ndarray) -> np.ndarray:
+    """The value as its tensor holds it; what the builder may keep wider (weak typing) is not rounded.
+
+    A tensor that was told to be int8 by implicit quantization holds multiples of its range / 127.
+    """
     if value.shape != info.shape:
         raise TensorRTDoubleError(f"computed {value.shape}, inferred {info.shape}")
+    if tensor.forced_type == "INT8" and info.dtype in FLOATS:
+        step = tensor.dynamic_range[1] / 127
+        return np.clip(np.rint(value / step), -128, 127) * step
     if info.dtype in FLOATS and not graph.strongly_typed and node.kind not in ("cast", "constant"):
         return np.asarray(value, np.float64)
     return round_to(value, info.dtype)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.tensorrt_double import execute, shapes
+from tests.tensorrt_double.numerics import FLOATS
 from tests.tensorrt_double.shapes import Info
 from tests.tensorrt_double.versions import TensorRTDoubleError
 
@@ -70,7 +71,7 @@ class Graph:
 
     def node_changed(self, node: Node) -> None:
         """`changed`, but keeps what the newest node (the usual one) can't have touched."""
-        if self.nodes and self.nodes[-1] is node:
+        if self.nodes and self.nodes[-1] is node and not any(self.consumers(output) for output in node.outputs):
             for output in node.outputs:
                 self._infos.pop(output, None)
         else:
@@ -141,7 +142,10 @@ class Graph:
             raise TensorRTDoubleError(f"layer {node.name!r}: {error}") from None
         constant = node.kind != "shape" and all(info is None or info.constant for info in inputs)
         for output, (shape, dtype) in zip(node.outputs, found, strict=True):
-            infos[output] = Info(shape, self.tensors[output].forced_type or dtype, value, constant)
+            forced = self.tensors[output].forced_type
+            # A real-valued tensor that implicit quantization stores as int8 still means real values.
+            implicit = forced == "INT8" and dtype in FLOATS
+            infos[output] = Info(shape, dtype if implicit else forced or dtype, value, constant)
 
     def consumers(self, tensor: int) -> list[Node]:
         """The nodes that read this tensor."""

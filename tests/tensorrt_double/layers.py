@@ -36,7 +36,8 @@ class ITensor(Native):
     @property
     def dtype(self):
         """Its DataType."""
-        return getattr(self._module.DataType, self._network._graph.info(self._id).dtype)
+        inferred = self._network._graph.info(self._id).dtype
+        return getattr(self._module.DataType, self._record.forced_type or inferred)
 
     @dtype.setter
     def dtype(self, value: "DataType"):
@@ -203,7 +204,7 @@ class ILayer(Native):
         inputs = self._node.inputs
         inputs.extend([None] * (index + 1 - len(inputs)))
         inputs[index] = tensor._id
-        self._network._graph.changed()
+        self._network._graph.node_changed(self._node)
 
     @property
     def precision(self):
@@ -473,7 +474,7 @@ class IAttention(Native):
         inputs.extend([None] * (index + 1 - len(inputs)))
         inputs[index] = None if tensor is None else tensor._id
         self._network._own([] if tensor is None else [tensor])
-        self._network._graph.changed()
+        self._network._graph.node_changed(self._node)
 
     @property
     def name(self):
@@ -573,9 +574,10 @@ class INetworkDefinition(Native):
         graph, record = self._graph, self._graph.tensors[tensor_id]
         if record.node is None:
             record.info = record.info._replace(dtype=dtype.name)
+            graph.changed()
         else:
             record.forced_type = dtype.name
-        graph.changed()
+            graph.node_changed(graph.nodes[record.node])
 
     @property
     def name(self):
@@ -610,6 +612,12 @@ class INetworkDefinition(Native):
         """Whether a creation flag is set."""
         strong = flag.name == "STRONGLY_TYPED" and self._graph.strongly_typed
         return strong or bool(self._flags >> int(flag) & 1)
+
+    def __len__(self):
+        return len(self._layers)
+
+    def __getitem__(self, index):
+        return self._layers[index]
 
     def get_layer(self, index: "int"):
         """A layer by its index."""
@@ -696,7 +704,12 @@ class INetworkDefinition(Native):
         return self._add("IShuffleLayer", "shuffle", [input], **params)
 
     def add_convolution_nd(
-        self, input: "ITensor", num_output_maps: "int", kernel_shape: "Dims", kernel: "Weights", bias: "Weights|None" = None
+        self,
+        input: "ITensor",
+        num_output_maps: "int",
+        kernel_shape: "Dims",
+        kernel: "Weights",
+        bias: "Weights|None" = None,
     ):
         """A convolution over the last len(kernel_shape) dimensions."""
         params = {"num_output_maps": num_output_maps, "kernel_shape": tuple(kernel_shape)}

@@ -76,6 +76,9 @@ def _layouts(trt, network, inputs, constant):
     network.add_gather(constant(np.ones((30, 8), np.float32)), ids, 0)
     network.add_gather(x, constant(np.int32([0, 1])), 2)
     network.add_gather(x, constant(np.int32(0)), 1)
+    row_by_row = network.add_gather(x, ids, 2)
+    row_by_row.num_elementwise_dims = 1
+    network.add_gather_v2(ids, ids, trt.GatherMode.ELEMENT)
     split = network.add_shuffle(x)
     split.reshape_dims = (0, 0, 2, 4)
     split.second_transpose = (0, 2, 1, 3)
@@ -136,3 +139,86 @@ def _attention(trt, network, inputs, constant):
     cumulative = constant(np.int32([0, 3, 5]))
     packed.query_form = packed.key_value_form = trt.AttentionIOForm.PACKED_NHD
     packed.query_lengths = packed.key_value_lengths = cumulative
+
+
+def packed_attention(trt, network, heads: int = 2, size: int = 4) -> list:
+    """Attention on packed tokens [T, 3, N, H], unpadded around it by index arithmetic in the network; output `out`.
+
+    Inputs: tokens, cu_seqlens [B + 1], max_seqlen (its length is the longest sequence's).
+    """
+    constant, op = Constants(network), trt.ElementWiseOperation
+    tokens = network.add_input("tokens", trt.float32, (-1, 3, heads, size))
+    cumulative = network.add_input("cu_seqlens", trt.int32, (-1,))
+    longest = network.add_input("max_seqlen", trt.int32, (-1,))
+    total, bounds = (_length(trt, network, tensor) for tensor in (tokens, cumulative))
+    batch = network.add_elementwise(bounds, constant(np.int64([1])), op.SUB).get_output(0)
+    starts = _slice(network, cumulative, constant(np.int64([0])), batch)
+    ends = _slice(network, cumulative, constant(np.int64([1])), batch)
+    columns = _shaped(network, _range(trt, network, _length(trt, network, longest)), (1, -1))
+    start_rows = _shaped(network, starts, (-1, 1))
+    last = network.add_elementwise(_cast(trt, network, total), constant(np.int32([1])), op.SUB).get_output(0)
+    indices = network.add_elementwise(start_rows, columns, op.SUM).get_output(0)
+    clipped = network.add_elementwise(indices, _shaped(network, last, (1, 1)), op.MIN).get_output(0)
+    rows = network.add_gather(tokens, clipped, 0).get_output(0)  # [B, Smax, 3, N, H]
+    parts = _shaped(network, rows, (0, 0, 0, 0, 0), (2, 0, 3, 1, 4))
+    query, key, value = (network.add_gather(parts, constant(np.int32(i)), 0).get_output(0) for i in range(3))
+    lengths = network.add_elementwise(ends, starts, op.SUB).get_output(0)
+    mask = network.add_elementwise(columns, _shaped(network, lengths, (-1, 1)), op.LESS).get_output(0)
+    scale = constant(np.full((1, 1, 1, 1), size**-0.5, np.float32))
+    query = network.add_elementwise(query, scale, op.PROD).get_output(0)
+    norm, none = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
+    attention = network.add_attention_v2(query, key, value, norm, none)
+    attention.mask = _shaped(network, mask, (0, 1, 1, -1))
+    attention.decomposable = True
+    context = _shaped(network, attention.get_output(0), None, (0, 2, 1, 3))
+    flat = _shaped(network, context, (-1, heads, size))
+    index = _token_rows(trt, network, (total, starts, ends, _length(trt, network, longest)), constant)
+    output = network.add_gather(flat, index, 0).get_output(0)
+    output.name = "out"
+    network.mark_output(output)
+    return constant.arrays
+
+
+def _token_rows(trt, network, sizes, constant):
+    """sequence · Smax + position of every token: its row among the padded ones, int32 [T]."""
+    (total, starts, ends, longest), op = sizes, trt.ElementWiseOperation
+    index = _range(trt, network, total)
+    after = network.add_elementwise(_shaped(network, index, (-1, 1)), _shaped(network, ends, (1, -1)), op.LESS)
+    passed = network.add_unary(after.get_output(0), trt.UnaryOperation.NOT).get_output(0)
+    counts = network.add_cast(passed, trt.int32).get_output(0)
+    sequence = network.add_reduce(counts, trt.ReduceOperation.SUM, 1 << 1, False).get_output(0)
+    start = network.add_gather(starts, sequence, 0).get_output(0)
+    position = network.add_elementwise(index, start, op.SUB).get_output(0)
+    base = network.add_elementwise(sequence, _cast(trt, network, longest), op.PROD).get_output(0)
+    return network.add_elementwise(base, position, op.SUM).get_output(0)
+
+
+def _length(trt, network, tensor):
+    shape = network.add_shape(tensor).get_output(0)
+    return network.add_slice(shape, (0,), (1,), (1,)).get_output(0)
+
+
+def _cast(trt, network, tensor):
+    return network.add_cast(tensor, trt.int32).get_output(0)
+
+
+def _range(trt, network, length):
+    layer = network.add_fill((1,), trt.FillOperation.LINSPACE, trt.int32)
+    layer.set_input(0, length)
+    return layer.get_output(0)
+
+
+def _slice(network, tensor, start, size):
+    layer = network.add_slice(tensor, (0,), (1,), (1,))
+    layer.set_input(1, start)
+    layer.set_input(2, size)
+    return layer.get_output(0)
+
+
+def _shaped(network, tensor, dims, second=None):
+    layer = network.add_shuffle(tensor)
+    if dims is not None:
+        layer.reshape_dims = dims
+    if second is not None:
+        layer.second_transpose = second
+    return layer.get_output(0)

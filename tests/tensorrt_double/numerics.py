@@ -79,4 +79,6 @@ def to_storage(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def from_storage(array: np.ndarray, dtype: str) -> np.ndarray:
     """The double's representation of what lies in device memory."""
+    if dtype == "FP8":
+        raise TensorRTDoubleError("FP8 weights and inputs are not played by the double; quantize in the network")
     return bfloat16_to_float(array) if dtype == "BF16" else round_to(array, dtype)

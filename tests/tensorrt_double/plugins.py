@@ -146,9 +146,16 @@ def required_flags(params: dict) -> list[str]:
     """Builder flags of which one must be set for the plugin's types."""
     if params.get("type_id") == 1:
         return ["FP16"]
-    if params.get("type_id") == 2 or params["variant"] == "interleaved":
+    if int8_inside(params):
         return ["INT8"]
     return ["FP16", "INT8"] if params.get("output_fp16") else []
+
+
+def int8_inside(params: dict) -> bool:
+    """Whether the plugin takes and gives int8, so that its tensors need ranges."""
+    if params["family"] == "embeddings":
+        return False
+    return params.get("type_id") == 2 or params["variant"] in ("interleaved", "megatron")
 
 
 def output_count(params: dict) -> int:

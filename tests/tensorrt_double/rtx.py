@@ -66,7 +66,7 @@ def describe_double(target: str, arguments: list | None = None) -> list[dict]:
 
 
 def describe_real(target: str, arguments: list | None = None) -> list[dict]:
-    """`describe` of what the function "module:name" puts into the real network, called as write(trt, network, *arguments)."""
+    """`describe` of what the function "module:name" puts into the real network (see `compare`)."""
     folder = real_module_folder()
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
     command = [sys.executable, "-m", "tests.tensorrt_double.rtx", target, json.dumps(arguments or [])]

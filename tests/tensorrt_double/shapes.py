@@ -206,7 +206,8 @@ def _matrix_multiply(params, inputs, graph):
 @rule("softmax")
 def _softmax(params, inputs, graph):
     require_type(inputs[0], FLOATS, "softmax's input")
-    require(len(axes_of(softmax_axes(params, inputs[0].rank), inputs[0].rank, "softmax")) == 1, "softmax takes one axis")
+    rank = inputs[0].rank
+    require(len(axes_of(softmax_axes(params, rank), rank, "softmax")) == 1, "softmax takes one axis")
     return [(inputs[0].shape, inputs[0].dtype)]
 
 
@@ -346,7 +347,8 @@ def _scale(params, data, scale, graph) -> None:
         require(scale.rank == 0 or scale.shape == (1,), f"a scale of {scale.shape} needs an axis")
         return
     require(0 <= params["axis"] < data.rank, f"axis {params['axis']} is outside {data.shape}")
-    require(scale.shape == (data.shape[params["axis"]],), f"scale {scale.shape} on axis {params['axis']} of {data.shape}")
+    fits = scale.shape == (data.shape[params["axis"]],)
+    require(fits, f"scale {scale.shape} on axis {params['axis']} of {data.shape}")
 
 
 @rule("quantize")

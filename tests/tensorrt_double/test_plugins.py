@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tensorrt_double import TensorRTDoubleError, install
-from tests.tensorrt_double.harness import execute, weak_flags
+from tests.tensorrt_double.harness import execute, run, weak_flags
 
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 8, 2, 11, 7
 HEAD = HIDDEN // HEADS
@@ -135,7 +135,8 @@ class Block:
             extra = [mask] if self.variant == "padded" else [mask, *inputs[2:]]
             if self.variant == "packed":
                 fields["var_seqlen"] = 1
-        return self.plugin(ATTENTION, self.versions[1], [self.dense(tensor, kernel, bias), *extra], fields).get_output(0)
+        projected = self.dense(tensor, kernel, bias)
+        return self.plugin(ATTENTION, self.versions[1], [projected, *extra], fields).get_output(0)
 
     def add_norm(self, branch, residual):
         fields = {"beta": self.weights["beta1"], "gamma": self.weights["gamma1"]}
@@ -162,9 +163,19 @@ class Block:
             norm.get_output(index).name = name
             self.network.mark_output(norm.get_output(index))
 
+    def set_ranges(self) -> None:
+        """A range for every real-valued tensor; numbers stay exact unless a tensor is told to be int8."""
+        for index in range(self.network.num_layers):
+            layer = self.network.get_layer(index)
+            for output in (layer.get_output(i) for i in range(layer.num_outputs)):
+                if output.dtype == self.trt.float32:
+                    output.set_dynamic_range(-9.0, 9.0)
+
     def engine(self, feeds: dict, flags=("INT8",)):
         """Built for exactly these inputs."""
         trt = self.trt
+        if self.interleaved:
+            self.set_ranges()
         config, profile = self.builder.create_builder_config(), self.builder.create_optimization_profile()
         for flag in flags:
             config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -238,6 +249,31 @@ def _run_padded(double, rng, changes=None, feeds=None):
     block = Block(double.module, "padded", 2, weights, **(changes or {}))
     block.write()
     return block, weights, feeds, lambda: execute(double, block.engine(feeds, ()), feeds)["out"]
+
+
+def test_interleaved_tensors_need_ranges(monkeypatch, rng):
+    block = Block(install("8.6.1", monkeypatch).module, "interleaved", 2, make_weights(rng))
+    block.write()
+    block.set_ranges = lambda: None
+    with pytest.raises(TensorRTDoubleError, match="without a dynamic range"):
+        block.engine(packed_feeds(rng, [3, 2]))
+
+
+def test_a_tensor_told_to_be_int8_is_quantized_by_its_range(monkeypatch, rng):
+    double = install("10.16.1", monkeypatch)
+    x = rng.uniform(-3, 3, (4, 5)).astype(np.float32)
+
+    def write(trt, network, inputs, keep):
+        first = network.add_identity(inputs["x"])
+        first.set_output_type(0, trt.int8)
+        first.get_output(0).set_dynamic_range(-2.0, 2.0)
+        assert first.get_output(0).dtype == trt.int8
+        return {"out": network.add_identity(first.get_output(0)).get_output(0)}
+
+    out = run(double, write, {"x": x}, flags=weak_flags(double.module), builder_flags=["INT8"])["out"]
+    step = 2.0 / 127
+    expected = np.clip(np.rint(x.astype(np.float64) / step), -128, 127) * step
+    np.testing.assert_allclose(out, expected, TOLERANCE, TOLERANCE)
 
 
 def test_head_order_matters(monkeypatch, rng):
