@@ -22,6 +22,7 @@ _TENSORRT_ONLY = (
     ("use_deprecated_plugins", "--use-deprecated-plugins", "it has no plugins"),
     ("force_int8_skipln", "--force-int8-skipln", "int8 is not on this backend yet"),
     ("force_int8_multihead", "--force-int8-multihead", "int8 is not on this backend yet"),
+    ("compute_capability", "--compute-capability", "it runs on the CPU"),
 )
 
 #: Flags that mean something only with --int8.
@@ -83,6 +84,12 @@ def add_build_arguments(parser: cli.Parser) -> None:
         help=f"TensorRT's scratch memory in MiB (default: {DEFAULT_WORKSPACE_MIB})",
     )
     engine.add_argument("-tcf", "--timing-cache-file", metavar="FILE", help="TensorRT timing cache, read and written back")
+    engine.add_argument(
+        "--compute-capability",
+        action="append",
+        metavar="X.Y",
+        help="GPUs that TensorRT-RTX builds for, such as 8.6; repeatable (default: all that it knows but 7.5)",
+    )
     engine.add_argument("--distributive_independence", action="store_true", help="rows independent of their batch; one profile")
     plugins = engine.add_mutually_exclusive_group()
     plugins.add_argument("--use-v3-plugins", action="store_true", help="plugins of the IPluginV3 interface")
@@ -160,6 +167,7 @@ def build_options(args, config: BertConfig) -> BuildOptions:
         plugin_version="v3" if args.use_v3_plugins else "deprecated" if args.use_deprecated_plugins else None,
         network=args.network,
         verbose=args.verbose,
+        compute_capabilities=tuple(args.compute_capability or ()),
     )
 
 
@@ -170,6 +178,8 @@ def notes_on_unused_flags(args, backend: str) -> None:
     unused = {} if args.int8 else {flag: "it means something with --int8 only" for name, flag in _INT8_ONLY if getattr(args, name)}
     if backend == "openvino":
         unused |= {flag: reason for name, flag, reason in _TENSORRT_ONLY if getattr(args, name)}
+    if backend == "tensorrt_rtx" and args.timing_cache_file:
+        unused["--timing-cache-file"] = "TensorRT-RTX chooses its kernels where the engine runs"
     for flag, reason in unused.items():
         cli.note(f"Note: {flag} has no effect on this engine: {reason}")
 

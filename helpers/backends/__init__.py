@@ -19,7 +19,11 @@ from helpers.errors import DemoBertError
 from helpers.files import atomic_write, require_file, sha256_of
 from helpers.tokenization import Vocabulary
 
-_MODULES = {"openvino": "helpers.backends.openvino"}
+_MODULES = {
+    "openvino": "helpers.backends.openvino",
+    "tensorrt": "helpers.backends.tensorrt",
+    "tensorrt_rtx": "helpers.backends.tensorrt_rtx",
+}
 
 
 def backend_module(name: str):
@@ -35,8 +39,6 @@ def choose_backend(asked: str) -> tuple[str, str]:
         return asked, "asked for"
     reasons = []
     for name in ("tensorrt", "openvino"):
-        if name not in _MODULES:
-            continue
         usable, reason = backend_module(name).usable()
         reasons.append(reason)
         if usable:

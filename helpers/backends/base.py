@@ -36,6 +36,8 @@ class BuildOptions:
     plugin_version: str | None = None
     network: str = "auto"
     verbose: bool = False
+    bf16: bool = False
+    compute_capabilities: tuple = ()
 
     @property
     def max_batch_size(self) -> int:

@@ -1,0 +1,31 @@
+"""The GPU backend: TensorRT. Nothing of TensorRT or CUDA is imported before one of these functions is called."""
+
+from pathlib import Path
+
+from helpers.backends.tensorrt import building, engine, module
+from helpers.errors import DemoBertError
+
+FLAVOUR = module.TENSORRT
+
+
+def usable(flavour: module.Flavour = FLAVOUR) -> tuple[bool, str]:
+    """Whether TensorRT imports and a GPU answers; the reason names either."""
+    try:
+        trt = module.load(flavour)
+        device = module.gpu(module.cuda_driver())
+    except DemoBertError as error:
+        return False, str(error)
+    return True, f"{flavour.module} {trt.__version__} runs on {device}"
+
+
+def build(config, weights, gelu, options):
+    return building.build(config, weights, gelu, options, FLAVOUR)
+
+
+def load(path, card, throughput=False):
+    return engine.load_engine(path, card, FLAVOUR)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file without a card begins like a TensorRT plan, which TensorRT-RTX's does not."""
+    return module.plan_magic(path).endswith(b"trt") and module.plan_magic(path) != module.RTX_PLAN_MAGIC

@@ -1,0 +1,278 @@
+"""From BERT's weights to a TensorRT plan: network, builder configuration, optimization profiles, timing cache."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.backends.base import BuildOptions, BuiltEngine
+from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, plugin_registry
+from helpers.backends.tensorrt.native_layers import NativeLayers
+from helpers.backends.tensorrt.plugin_layers import BertPlugins, PluginLayers, find_plugins
+from helpers.bert_config import BertConfig
+from helpers.bert_network import build_bert
+from helpers.errors import DemoBertError, UsageError
+from helpers.files import atomic_write, check_writable
+from helpers.weights import BertWeights
+
+INPUTS = ("input_ids", "segment_ids", "input_mask")
+
+#: Timings that the builder averages for each tactic: fewer choose by noise, more only cost time.
+AVERAGE_TIMINGS = 8
+
+#: The default targets, as TensorRT-RTX 1.7 names them when it refuses a GPU (9.0, for one).
+RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later"
+
+#: Options, the flag they come from, and the compute capability from which GPUs can do it.
+_NEEDED_CAPABILITY = (
+    (("int8", "force_int8_multihead"), "-imh", (7, 5)),
+    (("int8", "force_int8_skipln"), "-iln", (7, 2)),
+    (("fp8",), "--fp8", (8, 9)),
+)
+
+
+#: The plugins' layer norms take no epsilon from the network. Up to this one (Megatron's) that makes no difference in
+#: practice: variances of activations are some 1000 times larger.
+MAX_PLUGIN_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shapes of one optimization profile: batches of `min_batch` to `max_batch` rows of just `length` tokens."""
+
+    max_batch: int
+    length: int
+    min_batch: int = 1
+
+
+def profiles_for(options: BuildOptions) -> list[Profile]:
+    """One profile for each batch size and length, ascending; one for the largest of both where one is all there may be.
+
+    The length is fixed within a profile: the int8 attention kernels exist for some lengths only.
+    """
+    if options.distributive_independence:
+        return [Profile(options.max_batch_size, options.max_sequence_length)]
+    return [Profile(batch, length) for batch in options.batch_sizes for length in options.sequence_lengths]
+
+
+def input_shape(options: BuildOptions) -> tuple[int, int]:
+    """(B, S) of the network's inputs; -1 where more than one size has to be served."""
+    batches, lengths = options.batch_sizes, options.sequence_lengths
+    if options.distributive_independence:
+        lengths = lengths[-1:]
+    if len(batches) == len(lengths) == 1:
+        return batches[0], lengths[0]
+    return -1, lengths[0] if len(lengths) == 1 else -1
+
+
+def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions, flavour: Flavour) -> BuiltEngine:
+    """Build a plan by TensorRT (or TensorRT-RTX). Raises UsageError for what it can't do, DemoBertError if it fails.
+
+    TensorRT builds for the GPU of this machine; TensorRT-RTX needs none, and builds for `options.compute_capabilities`
+    ("8.6", "12.0"…; none: its default).
+    """
+    trt = load(flavour)
+    logger = logger_of(trt)
+    logger.start(options.verbose)
+    device = _device(options, flavour)
+    _refuse_what_is_missing(trt, options, flavour)
+    plugins = _plugins(trt, logger, config, options)
+    precision = _precision(options)
+
+    weakly_typed = plugins is not None or not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt, weakly_typed))
+    builder_config = _builder_config(trt, builder, options, weakly_typed)
+    _set_targets(trt, builder_config, options)
+    layers = _layers(trt, network, logger, config, options, plugins, precision, weakly_typed)
+    build_bert(layers, config, weights, gelu)
+    _add_profiles(builder, builder_config, options)
+    # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
+    with _timing_cache(builder_config, None if flavour.portable else options.timing_cache):
+        plan = builder.build_serialized_network(network, builder_config)
+        if plan is None:
+            raise explain(logger, f"{flavour.module} {trt.__version__} could not build the engine", index=-1)
+    del layers  # until here TensorRT has read the weights from its arrays
+    return BuiltEngine(
+        data=memoryview(plan),
+        backend_version=trt.__version__,
+        device=device,
+        network="native" if plugins is None else "plugin",
+        precision=[precision, "fp32"] if weakly_typed and precision != "fp32" else [precision],
+        settings={"compute_capabilities": " ".join(options.compute_capabilities)} if flavour.portable else {},
+    )
+
+
+def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
+    if options.layout != "padded":
+        raise UsageError(f"packed engines are not on the {flavour.backend} backend yet; use builder.py")
+    if options.int8 or options.fp8:
+        asked = "--int8" if options.int8 else "--fp8"
+        raise UsageError(f"{asked} is not on the {flavour.backend} backend yet; take --fp16 or fp32")
+    if options.fp16 and options.bf16:
+        raise UsageError("--fp16 and --bf16 exclude each other")
+    if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
+        raise UsageError(f"TensorRT {trt.__version__} has no --distributive_independence; it came after 10.0")
+
+
+def _device(options: BuildOptions, flavour: Flavour) -> str:
+    """What the engine is built for, as the card names it. Raises UsageError where that is too old for a flag."""
+    if flavour.portable:
+        targets = options.compute_capabilities
+        for target in targets:
+            _check_capability(options, _capability(target), f"--compute-capability {target} is older")
+        return f"NVIDIA GPUs of compute capability {', '.join(targets)}" if targets else RTX_DEVICE
+    if options.compute_capabilities:
+        raise UsageError("--compute-capability is TensorRT-RTX's; TensorRT builds for the GPU of this machine")
+    device = gpu(cuda_driver())
+    _check_capability(options, device.compute_capability, f"this GPU is {device}")
+    return str(device)
+
+
+def _check_capability(options: BuildOptions, capability: tuple, what_is_there: str) -> None:
+    for names, flag, needed in _NEEDED_CAPABILITY:
+        if all(getattr(options, name) for name in names) and capability < needed:
+            raise UsageError(f"{flag} needs compute capability {needed[0]}.{needed[1]}; {what_is_there}")
+
+
+def _capability(text: str) -> tuple[int, int]:
+    """ "8.6" → (8, 6). Raises UsageError."""
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise UsageError(f"a compute capability is written like 8.6, not {text!r}")
+    return int(major), int(minor)
+
+
+def _precision(options: BuildOptions) -> str:
+    return "fp16" if options.fp16 else "bf16" if options.bf16 else "fp32"
+
+
+def _plugins(trt, logger, config: BertConfig, options: BuildOptions) -> BertPlugins | None:
+    """The plugins of a plugin network; None: build the native network. Raises UsageError for a contradiction."""
+    asked = options.network == "plugin" or options.plugin_version is not None
+    if options.network == "native":
+        if options.plugin_version:
+            raise UsageError("--network native has no plugins; leave the plugin flag out")
+        return None
+    ignores_epsilon = config.layer_norm_eps > MAX_PLUGIN_EPSILON
+    if not asked and (options.bf16 or ignores_epsilon):
+        return None
+    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version)
+    if plugins is None and asked:
+        kind = f"{options.plugin_version} " if options.plugin_version else ""
+        raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; use --network native")
+    if plugins is not None and ignores_epsilon:
+        epsilon = f"{config.layer_norm_eps:g}"
+        raise UsageError(f"the BERT plugins ignore this model's layer_norm_eps, {epsilon}; use --network native")
+    return plugins
+
+
+def _network_flags(trt, weakly_typed: bool) -> int:
+    """Creation flags. TensorRT 8.6 must be told of explicit batch; later releases know no other."""
+    flags, kinds = 0, trt.NetworkDefinitionCreationFlag
+    if not weakly_typed:
+        flags |= 1 << int(kinds.STRONGLY_TYPED)
+    if hasattr(kinds, "EXPLICIT_BATCH"):
+        flags |= 1 << int(kinds.EXPLICIT_BATCH)
+    return flags
+
+
+def _layers(trt, network, logger, config, options, plugins, precision, weakly_typed):
+    batch_size, length = input_shape(options)
+    if plugins is not None:
+        return PluginLayers(trt, network, logger, config, plugins, precision, batch_size, length)
+    if weakly_typed and precision == "fp16":
+        precision = "fp32"  # the network's own type; BuilderFlag.FP16 lets the builder choose half kernels
+    return NativeLayers(trt, network, logger, config, precision, batch_size, length)
+
+
+def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
+    """Precision flags, workspace, tactic sources and the rest of what builder.py's flags say."""
+    config = builder.create_builder_config()
+    flags = trt.BuilderFlag
+    config.avg_timing_iterations = AVERAGE_TIMINGS
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.fp16 and weakly_typed:
+        config.set_flag(flags.FP16)
+    if options.strict:
+        _obey_precision(config, flags, options, weakly_typed)
+    if options.sparse:
+        config.set_flag(flags.SPARSE_WEIGHTS)
+    if options.distributive_independence:
+        config.set_flag(flags.DISTRIBUTIVE_INDEPENDENCE)
+    if options.verbose:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if weakly_typed:
+        config.set_tactic_sources(_tactic_sources(trt, config.get_tactic_sources()))
+    return config
+
+
+def _tactic_sources(trt, default: int) -> int:
+    """The default sources without cuDNN, which BERT has no use for, but with cuBLAS for the attention plugin."""
+    sources = trt.TacticSource
+    for name in ("CUBLAS", "CUBLAS_LT"):
+        if hasattr(sources, name):
+            default |= 1 << int(getattr(sources, name))
+    return default & ~(1 << int(sources.CUDNN)) if hasattr(sources, "CUDNN") else default
+
+
+def _obey_precision(config, flags, options: BuildOptions, weakly_typed: bool) -> None:
+    """--strict, as far as the release has it. A strongly typed network obeys its types, and takes no flag for that."""
+    names = ("PREFER_PRECISION_CONSTRAINTS", "DIRECT_IO", "REJECT_EMPTY_ALGORITHMS")
+    for name in names if weakly_typed else names[1:]:
+        if hasattr(flags, name):
+            config.set_flag(getattr(flags, name))
+    if not options.fp16 and not options.bf16:
+        config.clear_flag(flags.TF32)  # TensorFloat-32 rounds float32's mantissa to 10 bits
+
+
+def _add_profiles(builder, config, options: BuildOptions) -> None:
+    if -1 not in input_shape(options):
+        return
+    for profile in profiles_for(options):
+        smallest, largest = (profile.min_batch, profile.length), (profile.max_batch, profile.length)
+        shapes = builder.create_optimization_profile()
+        for name in INPUTS:
+            shapes.set_shape(name, smallest, largest, largest)
+        if config.add_optimization_profile(shapes) < 0:
+            raise DemoBertError(f"TensorRT refused the profile for batch {profile.max_batch}, length {profile.length}")
+
+
+def _set_targets(trt, config, options: BuildOptions) -> None:
+    """TensorRT-RTX: the compute capabilities to build for. Raises UsageError for one that it does not know."""
+    if not options.compute_capabilities:
+        return
+    members = trt.ComputeCapability.__members__
+    known = {_capability_name(name): value for name, value in members.items() if name.startswith("SM")}
+    config.num_compute_capabilities = len(options.compute_capabilities)
+    for index, asked in enumerate(options.compute_capabilities):
+        if asked not in known:
+            can = ", ".join(known)
+            raise UsageError(f"{trt.__name__} can't build for compute capability {asked}; it can for {can}")
+        if not config.set_compute_capability(known[asked], index):
+            raise UsageError(f"{trt.__name__} refused compute capability {asked} beside the others")
+
+
+def _capability_name(member: str) -> str:
+    """SM86 → 8.6, SM120 → 12.0."""
+    return f"{member[2:-1]}.{member[-1]}"
+
+
+@contextlib.contextmanager
+def _timing_cache(config, path: str | None):
+    """Build with the timing cache of `path`, if it is there; write it back when the build ends well."""
+    if path is None:
+        yield
+        return
+    check_writable(path, "--timing-cache-file")
+    try:
+        content = Path(path).read_bytes() if Path(path).exists() else b""
+    except OSError as error:
+        raise DemoBertError(f"the timing cache {path} can't be read: {error.strerror}") from error
+    cache = config.create_timing_cache(content)
+    # A cache of another GPU or release is refused here, not mixed up with this one's timings.
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise DemoBertError(f"the timing cache {path} is damaged, or of another TensorRT or GPU; remove it first")
+    yield
+    with atomic_write(path) as file:
+        file.write(memoryview(config.get_timing_cache().serialize()))

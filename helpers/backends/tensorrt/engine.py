@@ -1,0 +1,311 @@
+"""Load a TensorRT plan and run it: one CUDA stream, PyCUDA's primary context, buffers for the largest profile."""
+
+import contextlib
+import weakref
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from helpers.backends.base import Engine
+from helpers.backends.tensorrt.building import INPUTS, RTX_DEVICE, Profile
+from helpers.backends.tensorrt.module import Flavour, Gpu, cuda_driver, explain, gpu, load, logger_of, plugin_registry
+from helpers.batching import PaddedBatch
+from helpers.engine_card import EngineCard
+from helpers.errors import DemoBertError
+
+OUTPUT = "logits_out"
+
+#: Start and end: logits of one token.
+LOGITS = 2
+
+
+def load_engine(path: Path, card: EngineCard | None, flavour: Flavour) -> "TensorRTEngine":
+    """Load a plan. Without a card, one is guessed from the plan. Raises DemoBertError for a plan that does not fit."""
+    trt = load(flavour)
+    if card is not None:
+        _check_version(path, card, trt, flavour)
+    driver = cuda_driver()
+    device = gpu(driver)
+    if card is not None:
+        _check_device(path, card, device, flavour)
+    try:
+        plan = Path(path).read_bytes()
+    except OSError as error:
+        raise DemoBertError(f"the engine {path} can't be read: {error.strerror}") from error
+    session = Session(trt, driver)
+    try:
+        session.open(plan, path)
+        return TensorRTEngine(card or _guess_card(session, device, flavour, len(plan)), session, device)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _check_version(path, card: EngineCard, trt, flavour: Flavour) -> None:
+    if card.backend_version != trt.__version__:
+        raise DemoBertError(
+            f"{path} was built with {flavour.module} {card.backend_version}, this is {trt.__version__}; "
+            "plans fit their own version only: build it again"
+        )
+
+
+def _check_device(path, card: EngineCard, device: Gpu, flavour: Flavour) -> None:
+    """TensorRT builds for one GPU model; TensorRT-RTX for compute capabilities, by default all from 8.0 on."""
+    if not flavour.portable:
+        fits = card.device == str(device)
+    elif targets := card.settings.get("compute_capabilities", ""):
+        fits = "{}.{}".format(*device.compute_capability) in targets.split()
+    else:
+        fits = device.compute_capability >= (8, 0)
+    if not fits:
+        raise DemoBertError(f"{path} was built for {card.device}, this GPU is {device}; build it again")
+
+
+def deserialize(trt, logger, runtime, plan: bytes, path):
+    """The engine of a plan. Raises DemoBertError, with TensorRT's reason, where it refuses it."""
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        what = (
+            f"{trt.__name__} {trt.__version__} can't load {path}: it is damaged, or the plan of another version "
+            "or GPU; build it again"
+        )
+        raise explain(logger, what)
+    return engine
+
+
+class Session:
+    """The CUDA and TensorRT objects of one loaded plan, in the order in which they have to go."""
+
+    def __init__(self, trt, driver):
+        self.trt = trt
+        self.driver = driver
+        self.logger = logger_of(trt)
+        self.cuda_context = None
+        self.runtime = self.engine = self.context = self.stream = None
+        self.device_buffers = {}
+        self.host_buffers = {}
+        self.profiles = []
+        self.active_profile = 0
+
+    @contextlib.contextmanager
+    def current(self):
+        """Within it, the CUDA context is this thread's current one. CUDA's own errors become DemoBertError."""
+        try:
+            self.cuda_context.push()
+            try:
+                yield
+            finally:
+                self.cuda_context.pop()
+        except self.driver.Error as error:
+            raise DemoBertError(f"the GPU failed: {' '.join(str(error).split())}") from error
+
+    def open(self, plan: bytes, path) -> None:
+        """Deserialize the plan and allocate its buffers. Raises DemoBertError."""
+        driver, trt = self.driver, self.trt
+        self.logger.start(verbose=False)
+        self.cuda_context = driver.Device(0).retain_primary_context()
+        with self.current():
+            plugin_registry(trt, self.logger)
+            self.runtime = trt.Runtime(self.logger)
+            self.engine = deserialize(trt, self.logger, self.runtime, plan, path)
+            self._check_interface(path)
+            self.profiles = [self._profile(index) for index in range(self.engine.num_optimization_profiles)]
+            self.context = self.engine.create_execution_context()
+            if self.context is None:
+                raise explain(self.logger, "TensorRT could not make an execution context; free GPU memory may be short")
+            self.stream = driver.Stream()
+            self._allocate()
+
+    def _check_interface(self, path) -> None:
+        """Raises DemoBertError unless inputs and output are those of a padded BERT engine."""
+        engine, modes = self.engine, self.trt.TensorIOMode
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == modes.INPUT]
+        if "cu_seqlens" in inputs:
+            raise DemoBertError(f"{path} is a packed engine; run it with inference_varseqlen.py or perf_varseqlen.py")
+        if sorted(inputs) != sorted(INPUTS) or sorted(names) != sorted((*INPUTS, OUTPUT)):
+            raise DemoBertError(f"{path} is a TensorRT plan, but not one of builder.py's: it has {', '.join(names)}")
+        types = [engine.get_tensor_dtype(name) for name in (*INPUTS, OUTPUT)]
+        if types != [self.trt.int32] * len(INPUTS) + [self.trt.float32]:
+            raise DemoBertError(f"{path} does not take int32 and give float32; build it again")
+
+    def _profile(self, index: int) -> Profile:
+        """The batch sizes and the length of profile `index`; static dimensions are those of the only profile."""
+        shape = tuple(self.engine.get_tensor_shape(INPUTS[0]))
+        if -1 not in shape:
+            return Profile(max_batch=shape[0], length=shape[1], min_batch=shape[0])
+        smallest, _, largest = (tuple(dims) for dims in self.engine.get_tensor_profile_shape(INPUTS[0], index))
+        return Profile(max_batch=largest[0], length=largest[1], min_batch=smallest[0])
+
+    def _allocate(self) -> None:
+        """Device memory and pinned host memory for every tensor of the largest profile."""
+        tokens = max(profile.max_batch * profile.length for profile in self.profiles)
+        for name in (*INPUTS, OUTPUT):
+            count, dtype = (tokens * LOGITS, np.float32) if name == OUTPUT else (tokens, np.int32)
+            self.host_buffers[name] = self.driver.pagelocked_empty(count, dtype)
+            self.device_buffers[name] = self.driver.mem_alloc(count * np.dtype(dtype).itemsize)
+
+    def profile_for(self, batch_size: int, length: int) -> int | None:
+        """The profile with the least padding for a batch: the shortest that holds it, then the smallest batch."""
+        fitting = [
+            (profile.length, profile.max_batch, index)
+            for index, profile in enumerate(self.profiles)
+            if profile.max_batch >= batch_size and profile.length >= length
+        ]
+        return min(fitting)[-1] if fitting else None
+
+    def bind(self, index: int, batch_size: int) -> None:
+        """Make profile `index` the active one, with inputs of `batch_size` rows. The context must be current."""
+        if index != self.active_profile:
+            self._require(self.context.set_optimization_profile_async(index, self.stream.handle), f"profile {index}")
+            self.stream.synchronize()
+            self.active_profile = index
+        shape = (batch_size, self.profiles[index].length)
+        for name in INPUTS:
+            self._require(self.context.set_input_shape(name, shape), f"shape {shape} of {name}")
+        for name, buffer in self.device_buffers.items():
+            self._require(self.context.set_tensor_address(name, int(buffer)), f"address of {name}")
+
+    def upload(self, arrays: dict) -> None:
+        """Copy int32 [B, S] arrays to the device, asynchronously, through the pinned buffers."""
+        for name, array in arrays.items():
+            pinned = self.host_buffers[name][: array.size]
+            pinned[:] = array.ravel()
+            self.driver.memcpy_htod_async(self.device_buffers[name], pinned, self.stream)
+
+    def enqueue(self) -> None:
+        self._require(self.context.execute_async_v3(self.stream.handle), "run")
+
+    def download(self, batch_size: int, length: int) -> np.ndarray:
+        """The logits of the last run, float32 [B, S, 2], as a copy; waits for the stream."""
+        pinned = self.host_buffers[OUTPUT][: batch_size * length * LOGITS]
+        self.driver.memcpy_dtoh_async(pinned, self.device_buffers[OUTPUT], self.stream)
+        self.stream.synchronize()
+        return pinned.reshape(batch_size, length, LOGITS).copy()
+
+    def _require(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise explain(self.logger, f"TensorRT refused the {what}", index=-1)
+
+    def close(self) -> None:
+        """Free everything: TensorRT's objects before the buffers they use, the CUDA context last. May be repeated."""
+        if self.cuda_context is None:
+            return
+        cuda_context, self.cuda_context = self.cuda_context, None
+        cuda_context.push()
+        try:
+            self.context = None
+            self.engine = None
+            self.runtime = None
+            for buffer in self.device_buffers.values():
+                buffer.free()
+            self.device_buffers.clear()
+            self.host_buffers.clear()
+            self.stream = None
+        finally:
+            cuda_context.pop()
+            cuda_context.detach()
+
+
+class TensorRTEngine(Engine):
+    """A plan on a GPU. Rows and columns are padded to the profile that fits; the caller sees its own shape."""
+
+    def __init__(self, card: EngineCard, session: Session, device: Gpu):
+        super().__init__(card)
+        self._session = session
+        self._device = device
+        # Closes at the latest when the interpreter ends, while CUDA still answers.
+        self._finalizer = weakref.finalize(self, session.close)
+
+    def close(self) -> None:
+        """Free the GPU's memory; the engine can't be used afterwards."""
+        self._finalizer()
+
+    def padded_length(self, length: int) -> int:
+        """The shortest length of a profile that holds `length` tokens; `length` itself where none does."""
+        return min((p.length for p in self._session.profiles if p.length >= length), default=length)
+
+    def _infer(self, batch: PaddedBatch) -> np.ndarray:
+        session = self._session
+        with session.current():
+            padded = self._bind(batch)
+            session.upload(padded)
+            session.enqueue()
+            logits = session.download(*padded[INPUTS[0]].shape)
+        return logits[: batch.batch_size, : batch.sequence_length]
+
+    def _bind(self, batch: PaddedBatch) -> dict:
+        """Choose the profile for `batch`; its inputs, padded to what the profile takes: int32 [B', S']."""
+        session = self._session
+        index = session.profile_for(batch.batch_size, batch.sequence_length)
+        if index is None:
+            raise DemoBertError(
+                f"no profile of this engine holds {batch.batch_size} × {batch.sequence_length} tokens; "
+                f"rebuild it with -b {batch.batch_size} -s {batch.sequence_length}"
+            )
+        profile = session.profiles[index]
+        rows = max(profile.min_batch, batch.batch_size)
+        session.bind(index, rows)
+        return _padded_inputs(batch, rows, profile.length)
+
+    def _timed_run(self, batch: PaddedBatch) -> Callable[[], float]:
+        session = self._session
+        with session.current():
+            session.upload(self._bind(batch))
+            session.stream.synchronize()
+            start, end = session.driver.Event(), session.driver.Event()
+
+        def run_once() -> float:
+            with session.current():
+                start.record(session.stream)
+                session.enqueue()
+                end.record(session.stream)
+                end.synchronize()
+                return start.time_till(end)
+
+        return run_once
+
+    def describe(self) -> str:
+        card = self.card
+        profiles = len(self._session.profiles)
+        return (
+            f"{self._session.trt.__name__} {card.backend_version} on {self._device}: {card.network} network, "
+            f"{'+'.join(card.precision)}, {profiles} profile{'s' * (profiles != 1)}, "
+            f"batch size up to {card.max_batch_size}, sequence length up to {card.max_sequence_length}"
+        )
+
+
+def _padded_inputs(batch: PaddedBatch, rows: int, length: int) -> dict:
+    """Inputs padded to [rows, length]: masked columns on the right, copies of the first row below."""
+    arrays = {"input_ids": batch.input_ids, "segment_ids": batch.segment_ids, "input_mask": batch.input_mask}
+    missing_rows, missing_columns = rows - batch.batch_size, length - batch.sequence_length
+
+    def padded(array):
+        wide = np.pad(array, ((0, 0), (0, missing_columns)))
+        return np.concatenate([wide, np.repeat(wide[:1], missing_rows, axis=0)])
+
+    return {name: padded(array) for name, array in arrays.items()}
+
+
+def _guess_card(session: Session, device: Gpu, flavour: Flavour, size: int) -> EngineCard:
+    """A card from what the plan itself tells; text is guessed to be lower-cased, as for most English BERTs."""
+    profiles = session.profiles
+    rank = len(session.engine.get_tensor_shape(OUTPUT))
+    return EngineCard(
+        backend=flavour.backend,
+        backend_version=session.trt.__version__,
+        device=RTX_DEVICE if flavour.portable else str(device),
+        layout="padded",
+        network="plugin" if rank == 5 else "native",
+        precision=["fp32"],
+        batch_sizes=sorted({profile.max_batch for profile in profiles}),
+        sequence_lengths=sorted({profile.length for profile in profiles}),
+        config=None,
+        do_lower_case=True,
+        vocab_file=None,
+        vocab_sha256=None,
+        engine_sha256="",
+        engine_bytes=size,
+        settings={},
+    )

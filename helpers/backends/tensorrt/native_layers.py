@@ -1,0 +1,216 @@
+"""BERT in TensorRT's own layers, strongly typed: TensorRT 10.x, 11.x and TensorRT-RTX (8.6: weakly typed).
+
+Activations are [B, S, E] in the network's type; shapes may be dynamic in B and S.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.backends.base import NetworkLayers, Tensor
+from helpers.backends.tensorrt.network_writer import NetworkWriter
+from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError, UsageError
+
+#: Added to the scores of padding: e^-10000 is 0 in every type, and -10000 fits float16.
+_MASKED_SCORE = -10000.0
+
+_NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
+
+
+def bfloat16_bits(array: np.ndarray) -> np.ndarray:
+    """float32 → the bits of bfloat16 as uint16, rounded to nearest, ties to even (IEEE 754); NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class QueryKeyValue:
+    """Query, key and value, each [B, N, S, H]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class NativeLayers(NetworkWriter, NetworkLayers):
+    """NetworkLayers for padded input in native layers.
+
+    `precision` is "fp32", "fp16" or "bf16": the type of weights, constants and activations. `batch_size` and
+    `sequence_length` are the input's dimensions, -1 where dynamic.
+    """
+
+    def __init__(self, trt, network, logger, config: BertConfig, precision: str, batch_size: int, sequence_length: int):
+        NetworkWriter.__init__(self, trt, network, logger)
+        if precision == "bf16" and not hasattr(trt, "bfloat16"):
+            raise UsageError(f"TensorRT {trt.__version__} has no bfloat16; use --fp16")
+        self.config = config
+        self.precision = precision
+        self.type = {"fp32": trt.float32, "fp16": trt.float16, "bf16": getattr(trt, "bfloat16", None)}[precision]
+        self.sequence_length = sequence_length
+        shape = (batch_size, sequence_length)
+        self.input_ids = network.add_input("input_ids", trt.int32, shape)
+        self.segment_ids = network.add_input("segment_ids", trt.int32, shape)
+        self.input_mask = network.add_input("input_mask", trt.int32, shape)
+        self._attention_mask = None
+
+    # Constants
+
+    def _weights_in_type(self, array: np.ndarray):
+        """float32 array → trt.Weights in the network's type."""
+        if self.precision == "bf16":
+            bits = bfloat16_bits(array)
+            self.keep.append(bits)
+            return self.trt.Weights(self.trt.bfloat16, bits.ctypes.data, bits.size)
+        if self.precision == "fp16" and np.abs(array).max() > np.finfo(np.float16).max:
+            raise DemoBertError("a weight is over 65504, which float16 can't hold; build in fp32 or bf16")
+        return self.weights(array.astype(_NUMPY_TYPES[self.precision]))
+
+    def _constant(self, array, shape: tuple, name: str) -> Tensor:
+        """A constant in the network's type."""
+        weights = self._weights_in_type(np.asarray(array, np.float32))
+        return self.output(self.network.add_constant(shape, weights), name)
+
+    def _scalar(self, value: float, rank: int, name: str) -> Tensor:
+        return self._constant(value, (1,) * rank, name)
+
+    def _integers(self, values, name: str, dtype=np.int32) -> Tensor:
+        array = np.asarray(values, dtype)
+        return self.output(self.network.add_constant(array.shape, self.weights(array)), name)
+
+    # Words of NetworkLayers
+
+    def embeddings(self, word, token_type, position, gamma, beta, name):
+        words = self._gather(word, self.input_ids, f"{name}/word")
+        segments = self._gather(token_type, self.segment_ids, f"{name}/token_type")
+        total = self.elementwise(words, segments, "SUM", f"{name}/word_segment")
+        total = self.elementwise(total, self._positions(position, f"{name}/position"), "SUM", f"{name}/sum")
+        return self._layer_norm(total, gamma, beta, f"{name}/layernorm")
+
+    def query_key_value(self, hidden, kernel, bias, name):
+        config = self.config
+        stacked = self.dense(hidden, kernel, bias, f"{name}/query_key_value")
+        shape = (0, 0, 3, config.num_attention_heads, config.head_size)
+        heads = self.reshaped(stacked, f"{name}/heads", shape=shape, after=(2, 0, 3, 1, 4))
+        parts = ("query", "key", "value")
+        return QueryKeyValue(*(self._part(heads, index, f"{name}/{part}") for index, part in enumerate(parts)))
+
+    def attention(self, query_key_value, name):
+        # Scaling the query, not the scores, is what the fused kernels expect, and keeps fp16 scores in range.
+        scale = self._scalar(self.config.attention_scale, 4, f"{name}/scale")
+        query = self.elementwise(query_key_value.query, scale, "PROD", f"{name}/scaled_query")
+        attend = self._fused_attention if hasattr(self.trt, "IAttention") else self._plain_attention
+        context = attend(query, query_key_value.key, query_key_value.value, f"{name}/attention")
+        shape = (0, 0, self.config.hidden_size)
+        return self.reshaped(context, f"{name}/context", before=(0, 2, 1, 3), shape=shape)
+
+    def dense(self, hidden, kernel, bias, name):
+        outputs, inputs = kernel.shape
+        none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
+        weight = self._constant(kernel, (1, outputs, inputs), f"{name}/kernel")
+        product = self.network.add_matrix_multiply(hidden, none, weight, transpose)
+        product = self.output(product, f"{name}/matmul")
+        return self.elementwise(product, self._constant(bias, (1, 1, outputs), f"{name}/bias"), "SUM", name)
+
+    def gelu(self, hidden, formula, name):
+        kind = f"GELU_{formula.upper()}"
+        if hasattr(self.trt.ActivationType, kind):
+            return self.activation(hidden, kind, f"{name}/gelu")
+        return self.composed_gelu(hidden, formula, lambda value, part: self._scalar(value, 3, part), name)
+
+    def add_and_normalise(self, branch, residual, gamma, beta, name):
+        return self._layer_norm(self.elementwise(branch, residual, "SUM", f"{name}/add"), gamma, beta, name)
+
+    def squad_output(self, hidden, kernel, bias, name):
+        logits = self.dense(hidden, kernel, bias, name)
+        if self.precision != "fp32":
+            logits = self.output(self.network.add_cast(logits, self.trt.float32), f"{name}/float32")
+        logits.name = "logits_out"
+        self.network.mark_output(logits)
+
+    # Parts
+
+    def _gather(self, table: np.ndarray, ids: Tensor, name: str) -> Tensor:
+        """Rows of `table` [V, E] by `ids` [B, S]: [B, S, E]."""
+        rows = self._constant(table, table.shape, f"{name}/table")
+        return self.output(self.network.add_gather(rows, ids, 0), name)
+
+    def _positions(self, table: np.ndarray, name: str) -> Tensor:
+        """The first S rows of `table` [P, E], as [1, S, E]."""
+        length, hidden_size = self.sequence_length, table.shape[1]
+        if length > 0:
+            return self._constant(table[:length], (1, length, hidden_size), name)
+        rows = self._constant(table, (1, *table.shape), f"{name}/table")
+        # The start shape is a placeholder: the shape tensor of the second input replaces it.
+        layer = self.network.add_slice(rows, (0, 0, 0), (1, 1, hidden_size), (1, 1, 1))
+        if layer is not None:
+            layer.set_input(2, self._position_shape(hidden_size, f"{name}/shape"))
+        return self.output(layer, name)
+
+    def _position_shape(self, hidden_size: int, name: str) -> Tensor:
+        """The shape tensor [1, S, E]."""
+        shape = self.output(self.network.add_shape(self.input_ids), f"{name}/input")
+        length = self.output(self.network.add_slice(shape, (1,), (1,), (1,)), f"{name}/length")
+        # Shapes are int64 from TensorRT 10 on, int32 before.
+        dtype = np.int32 if shape.dtype == self.trt.int32 else np.int64
+        one, width = self._integers([1], f"{name}/one", dtype), self._integers([hidden_size], f"{name}/width", dtype)
+        layer = self.network.add_concatenation([one, length, width])
+        return self.output(layer, name)
+
+    def _part(self, heads: Tensor, index: int, name: str) -> Tensor:
+        """Query, key or value: [3, B, N, S, H] → [B, N, S, H]."""
+        return self.output(self.network.add_gather(heads, self._integers(index, f"{name}/index"), 0), name)
+
+    def _fused_attention(self, query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:
+        """softmax(query · keyᵀ over the tokens of the mask) · value by TensorRT's attention layer: [B, N, S, H]."""
+        trt, network = self.trt, self.network
+        softmax = trt.AttentionNormalizationOp.SOFTMAX
+        if hasattr(network, "add_attention_v2"):
+            layer = network.add_attention_v2(query, key, value, softmax, trt.CausalMaskKind.NONE)
+        else:
+            layer = network.add_attention(query, key, value, softmax, False)
+        if layer is not None:
+            layer.mask = self._mask(lambda: self._boolean_mask("attention_mask"))
+            layer.decomposable = True  # head sizes without a fused kernel fall back to matmul and softmax
+        return self.output(layer, name)
+
+    def _plain_attention(self, query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:
+        """The same in matmul, softmax, matmul, which the builder fuses where it can."""
+        none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
+        scores = self.output(self.network.add_matrix_multiply(query, none, key, transpose), f"{name}/scores")
+        mask = self._mask(lambda: self._additive_mask("attention_mask"))
+        masked = self.elementwise(scores, mask, "SUM", f"{name}/masked_scores")
+        layer = self.network.add_softmax(masked)
+        if layer is not None:
+            layer.axes = 1 << 3
+        probabilities = self.output(layer, f"{name}/probabilities")
+        return self.output(self.network.add_matrix_multiply(probabilities, none, value, none), name)
+
+    def _mask(self, make) -> Tensor:
+        """The attention mask: made once, shared by all layers."""
+        if self._attention_mask is None:
+            self._attention_mask = make()
+        return self._attention_mask
+
+    def _boolean_mask(self, name: str) -> Tensor:
+        """input_mask [B, S] → bool [B, 1, 1, S], true where there is a token."""
+        mask = self.output(self.network.add_cast(self.input_mask, self.trt.bool), f"{name}/bool")
+        return self.reshaped(mask, name, shape=(0, 1, 1, -1))
+
+    def _additive_mask(self, name: str) -> Tensor:
+        """input_mask [B, S] → 0 on tokens, _MASKED_SCORE on padding, [B, 1, 1, S]."""
+        mask = self.output(self.network.add_cast(self.input_mask, self.type), f"{name}/cast")
+        mask = self.reshaped(mask, f"{name}/heads", shape=(0, 1, 1, -1))
+        missing = self.elementwise(self._scalar(1.0, 4, f"{name}/one"), mask, "SUB", f"{name}/missing")
+        return self.elementwise(missing, self._scalar(_MASKED_SCORE, 4, f"{name}/score"), "PROD", name)
+
+    def _layer_norm(self, tensor: Tensor, gamma: np.ndarray, beta: np.ndarray, name: str) -> Tensor:
+        """Layer normalisation over the last of the three dimensions; statistics in float32 inside the layer."""
+        network, shape = self.network, (1, 1, gamma.size)
+        add = network.add_normalization_v2 if hasattr(network, "add_normalization_v2") else network.add_normalization
+        scale = self._constant(gamma, shape, f"{name}/gamma")
+        layer = add(tensor, scale, self._constant(beta, shape, f"{name}/beta"), 1 << 2)
+        if layer is not None:
+            layer.epsilon = self.config.layer_norm_eps
+        return self.output(layer, name)

@@ -1,0 +1,80 @@
+"""Adding layers to a TensorRT network: what the plugin network and the native network have in common."""
+
+import numpy as np
+
+from helpers.backends.base import Tensor
+from helpers.backends.tensorrt.module import explain
+from helpers.errors import DemoBertError
+
+
+class NetworkWriter:
+    """Adds named layers to a TensorRT network.
+
+    `keep` holds every array whose memory a `trt.Weights` points at: TensorRT reads it when the engine is built.
+    """
+
+    def __init__(self, trt, network, logger):
+        self.trt = trt
+        self.network = network
+        self.logger = logger
+        self.keep = []
+
+    def output(self, layer, name: str, index: int = 0) -> Tensor:
+        """Names `layer` and hands on its output. Raises DemoBertError where TensorRT refused the layer."""
+        if layer is None:
+            raise self.refused(f"layer {name}")
+        layer.name = name
+        return layer.get_output(index)
+
+    def refused(self, what: str) -> DemoBertError:
+        return explain(self.logger, f"TensorRT refused the {what}")
+
+    def weights(self, array: np.ndarray):
+        """`array` as trt.Weights, in its own type, kept alive."""
+        array = np.ascontiguousarray(array)
+        self.keep.append(array)
+        return self.trt.Weights(array)
+
+    def elementwise(self, left: Tensor, right: Tensor, operation: str, name: str) -> Tensor:
+        kind = getattr(self.trt.ElementWiseOperation, operation)
+        return self.output(self.network.add_elementwise(left, right, kind), name)
+
+    def unary(self, tensor: Tensor, operation: str, name: str) -> Tensor:
+        return self.output(self.network.add_unary(tensor, getattr(self.trt.UnaryOperation, operation)), name)
+
+    def activation(self, tensor: Tensor, kind: str, name: str) -> Tensor:
+        return self.output(self.network.add_activation(tensor, getattr(self.trt.ActivationType, kind)), name)
+
+    def reshaped(self, tensor: Tensor, name: str, before=None, shape=None, after=None) -> Tensor:
+        """Transpose by `before`, reshape to `shape` (0 keeps that dimension, -1 is inferred), transpose by `after`."""
+        layer = self.network.add_shuffle(tensor)
+        if layer is not None:
+            if before is not None:
+                layer.first_transpose = before
+            if shape is not None:
+                layer.reshape_dims = shape
+            if after is not None:
+                layer.second_transpose = after
+        return self.output(layer, name)
+
+    def composed_gelu(self, x: Tensor, formula: str, constant, name: str) -> Tensor:
+        """GELU (arXiv:1606.08415) in elementwise layers, in the forms that the builder recognises and fuses.
+
+        `constant(value, name)` makes a tensor that broadcasts against `x`.
+        """
+
+        def binary(operation, left, right, part):
+            return self.elementwise(left, right, operation, f"{name}/{part}")
+
+        if formula == "erf":
+            scaled = binary("PROD", x, constant(np.sqrt(0.5), f"{name}/rsqrt2"), "x_rsqrt2")
+            squashed = self.unary(scaled, "ERF", f"{name}/erf")
+        else:
+            cubed = binary("POW", x, constant(3.0, f"{name}/three"), "cube")
+            cubed = binary("PROD", cubed, constant(0.044715, f"{name}/c"), "c_cube")
+            inner = binary("SUM", x, cubed, "sum")
+            inner = binary("PROD", inner, constant(np.sqrt(2.0 / np.pi), f"{name}/sqrt2_pi"), "inner")
+            squashed = self.activation(inner, "TANH", f"{name}/tanh")
+        shifted = binary("SUM", squashed, constant(1.0, f"{name}/one"), "one_plus")
+        halved = binary("PROD", shifted, constant(0.5, f"{name}/half"), "cdf")
+        return binary("PROD", x, halved, "gelu")

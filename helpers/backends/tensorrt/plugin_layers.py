@@ -1,0 +1,188 @@
+"""demoBERT's own form of BERT: TensorRT's BERT plugins between 1×1 convolutions (TensorRT 8.6 to 10.x).
+
+Activations are [S, B, E, 1, 1]: the plugins want the sequence first, and a dense layer is a 1×1 convolution over E.
+Plugin names, versions, fields and layouts: NVIDIA's plugin documentation, as shared/spec/tensorrt.md gathers it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.backends.base import NetworkLayers
+from helpers.backends.tensorrt.network_writer import NetworkWriter
+from helpers.bert_config import BertConfig
+from helpers.errors import UsageError
+
+EMBEDDINGS = "CustomEmbLayerNormPluginDynamic"
+ATTENTION = "CustomQKVToContextPluginDynamic"
+ADD_AND_NORM = "CustomSkipLayerNormPluginDynamic"
+
+#: Plugin → its version in padded networks, by plugin interface.
+PADDED_VERSIONS = {
+    "deprecated": {EMBEDDINGS: "1", ATTENTION: "1", ADD_AND_NORM: "1"},
+    "v3": {EMBEDDINGS: "6", ATTENTION: "4", ADD_AND_NORM: "5"},
+}
+
+#: The plugins' field `type_id`.
+TYPE_IDS = {"fp32": 0, "fp16": 1}
+
+
+@dataclass(frozen=True)
+class BertPlugins:
+    """The BERT plugins of one registry, by one interface: "deprecated" (IPluginV2) or "v3" (IPluginV3)."""
+
+    trt: object
+    registry: object
+    interface: str
+    versions: dict
+
+    def creator(self, plugin: str):
+        """The creator of `plugin`, or None."""
+        registry, version = self.registry, self.versions[plugin]
+        if self.interface == "deprecated":
+            return registry.get_plugin_creator(plugin, version, "") if hasattr(registry, "get_plugin_creator") else None
+        return registry.get_creator(plugin, version, "") if hasattr(registry, "get_creator") else None
+
+    @property
+    def complete(self) -> bool:
+        return all(self.creator(plugin) is not None for plugin in self.versions)
+
+    def create(self, plugin: str, name: str, fields: list):
+        """A plugin object from PluginFields, or None where TensorRT refuses them."""
+        collection = self.trt.PluginFieldCollection(fields)
+        if self.interface == "deprecated":
+            return self.creator(plugin).create_plugin(name, collection)
+        return self.creator(plugin).create_plugin(name, collection, self.trt.TensorRTPhase.BUILD)
+
+    def add(self, network, inputs: list, plugin_object):
+        """The plugin as a layer of `network`."""
+        if self.interface == "deprecated":
+            return network.add_plugin_v2(inputs, plugin_object)
+        return network.add_plugin_v3(inputs, [], plugin_object)
+
+
+def find_plugins(trt, registry, interface: str | None) -> BertPlugins | None:
+    """The BERT plugins by `interface` ("deprecated" or "v3"; None: the first that the registry has); None: not there.
+
+    Networks of these plugins are weakly typed, which TensorRT 11 no longer is, whatever its registry holds.
+    """
+    if registry is None or not hasattr(trt.BuilderFlag, "FP16"):
+        return None
+    for candidate in (interface,) if interface else ("deprecated", "v3"):
+        plugins = BertPlugins(trt, registry, candidate, PADDED_VERSIONS[candidate])
+        if plugins.complete:
+            return plugins
+    return None
+
+
+class PluginLayers(NetworkWriter, NetworkLayers):
+    """NetworkLayers for padded input through the BERT plugins.
+
+    `precision` is "fp32" or "fp16": the type that the plugins work in; the builder picks the convolutions' types.
+    `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic.
+    """
+
+    def __init__(
+        self,
+        trt,
+        network,
+        logger,
+        config: BertConfig,
+        plugins: BertPlugins,
+        precision: str,
+        batch_size,
+        sequence_length,
+    ):
+        NetworkWriter.__init__(self, trt, network, logger)
+        if precision not in TYPE_IDS:
+            raise UsageError(f"the BERT plugins have no {precision}; use --fp16 or --network native")
+        self.config = config
+        self.plugins = plugins
+        self.type_id = TYPE_IDS[precision]
+        shape = (batch_size, sequence_length)
+        self.input_ids = network.add_input("input_ids", trt.int32, shape)
+        self.segment_ids = network.add_input("segment_ids", trt.int32, shape)
+        self.input_mask = network.add_input("input_mask", trt.int32, shape)
+        self.attention_mask = None
+
+    # Words of NetworkLayers
+
+    def embeddings(self, word, token_type, position, gamma, beta, name):
+        fields = [
+            self._floats("bert_embeddings_layernorm_beta", beta),
+            self._floats("bert_embeddings_layernorm_gamma", gamma),
+            self._floats("bert_embeddings_word_embeddings", word),
+            self._floats("bert_embeddings_token_type_embeddings", token_type),
+            self._floats("bert_embeddings_position_embeddings", position),
+            self._integer("output_fp16", int(self.type_id == TYPE_IDS["fp16"])),
+            self._integer("mha_type_id", self.type_id),
+        ]
+        inputs = {"ids": self.input_ids, "segments": self.segment_ids, "mask": self.input_mask}
+        transposed = [self.reshaped(tensor, f"{name}/{part}", before=(1, 0)) for part, tensor in inputs.items()]
+        layer = self._plugin(EMBEDDINGS, name, fields, transposed)
+        # The second output is the mask in the form that the attention plugin wants for its type and length.
+        self.attention_mask = self.output(layer, name, index=1)
+        return self.output(layer, name, index=0)
+
+    def query_key_value(self, hidden, kernel, bias, name):
+        config = self.config
+        heads, size = config.num_attention_heads, config.head_size
+        # The plugin reads each head's query, key and value side by side: [3, N, H, …] → [N, 3, H, …].
+        kernel = kernel.reshape(3, heads, size, -1).transpose(1, 0, 2, 3).reshape(kernel.shape)
+        bias = bias.reshape(3, heads, size).transpose(1, 0, 2).reshape(bias.shape)
+        return self.dense(hidden, kernel, bias, f"{name}/query_key_value")
+
+    def attention(self, query_key_value, name):
+        fields = [
+            self._integer("type_id", self.type_id),
+            self._integer("hidden_size", self.config.hidden_size),
+            self._integer("num_heads", self.config.num_attention_heads),
+            self._integer("has_mask", 1),
+        ]
+        return self.output(self._plugin(ATTENTION, name, fields, [query_key_value, self.attention_mask]), name)
+
+    def dense(self, hidden, kernel, bias, name):
+        outputs = kernel.shape[0]
+        layer = self.network.add_convolution_nd(hidden, outputs, (1, 1), self.weights(kernel), self.weights(bias))
+        return self.output(layer, name)
+
+    def gelu(self, hidden, formula, name):
+        def constant(value, part):
+            weights = self.weights(np.full((1,) * 5, value, np.float32))
+            return self.output(self.network.add_constant((1,) * 5, weights), part)
+
+        return self.composed_gelu(hidden, formula, constant, name)
+
+    def add_and_normalise(self, branch, residual, gamma, beta, name):
+        fields = [
+            self._integer("ld", self.config.hidden_size),
+            self._floats("beta", beta),
+            self._floats("gamma", gamma),
+            self._integer("type_id", self.type_id),
+        ]
+        return self.output(self._plugin(ADD_AND_NORM, name, fields, [branch, residual]), name)
+
+    def squad_output(self, hidden, kernel, bias, name):
+        logits = self.dense(hidden, kernel, bias, name)
+        logits = self.reshaped(logits, f"{name}/batch_first", after=(1, 0, 2, 3, 4))
+        logits.name = "logits_out"
+        self.network.mark_output(logits)
+        logits.dtype = self.trt.float32  # an output's type can be set, a tensor's between layers can't
+
+    # Parts
+
+    def _plugin(self, plugin: str, name: str, fields: list, inputs: list):
+        plugin_object = self.plugins.create(plugin, name, fields)
+        if plugin_object is None:
+            raise self.refused(f"plugin {plugin} of {name}")
+        return self.plugins.add(self.network, inputs, plugin_object)
+
+    def _floats(self, name: str, array: np.ndarray):
+        array = np.ascontiguousarray(array, np.float32).ravel()
+        self.keep.append(array)
+        return self.trt.PluginField(name, array, self.trt.PluginFieldType.FLOAT32)
+
+    def _integer(self, name: str, value: int):
+        array = np.array([value], np.int32)
+        self.keep.append(array)
+        return self.trt.PluginField(name, array, self.trt.PluginFieldType.INT32)

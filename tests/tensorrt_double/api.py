@@ -1,0 +1,841 @@
+"""Builder, runtime and plugin registry: what makes an engine of a network and runs it."""
+
+import ctypes
+import json
+import types
+import weakref
+
+import numpy as np
+
+from tests.tensorrt_double import basics, layers, plan
+from tests.tensorrt_double.classes import Native, Recorder, materialise, new, private
+from tests.tensorrt_double.cuda import Gpu
+from tests.tensorrt_double.enums import make_enum
+from tests.tensorrt_double.execute import execute
+from tests.tensorrt_double.numerics import FLOATS, STORAGE, from_storage, to_storage
+from tests.tensorrt_double.plugins import FIELDS, creators, int8_inside, output_count, plugin_params, required_flags
+from tests.tensorrt_double.versions import TensorRTDoubleError, Version
+
+_TIMING_CACHE = b"TRTDOUBLE-TIMING "
+_PRECISION_FLAGS = {"FP16": "HALF", "BF16": "BF16", "INT8": "INT8", "FP8": "FP8"}
+
+
+def _log(logger, severity: str, message: str) -> None:
+    logger.log(getattr(logger._module.ILogger.Severity, severity), message)
+
+
+def _known_bits(enum) -> int:
+    return sum({1 << member.value for member in enum.__members__.values()})
+
+
+class Builder(Native):
+    """Makes networks, configurations and engines."""
+
+    def __init__(self, logger: "ILogger"):
+        if self._module._gpu.compute_capability is None and self._module.__name__ == "tensorrt":
+            _log(logger, "ERROR", "CUDA initialization failure with error: 100")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self._logger = logger
+
+    @property
+    def logger(self):
+        """The logger it was made with."""
+        return self._logger
+
+    @property
+    def platform_has_fast_fp16(self):
+        """Whether the GPU computes fp16 fast."""
+        return self._module._gpu.compute_capability >= (6, 0)
+
+    @property
+    def platform_has_fast_int8(self):
+        """Whether the GPU computes int8 fast."""
+        return self._module._gpu.compute_capability >= (6, 1)
+
+    def create_network(self, flags: "int" = 0):
+        """A network; 8.6 must be asked for an explicit batch, before 11 strong typing is a flag."""
+        module, version = self._module, self._version
+        known = module.NetworkDefinitionCreationFlag.__members__
+        if flags < 0 or flags & ~_known_bits(module.NetworkDefinitionCreationFlag):
+            raise TensorRTDoubleError(f"TensorRT {version.name} has no network flags {flags:#b}")
+        if version.key == "8.6" and not flags >> int(known["EXPLICIT_BATCH"]) & 1:
+            raise TensorRTDoubleError("TensorRT 8.6 needs the flag EXPLICIT_BATCH: implicit batches are not played")
+        if "EXPLICIT_PRECISION" in known and flags >> int(known["EXPLICIT_PRECISION"]) & 1:
+            raise TensorRTDoubleError("EXPLICIT_PRECISION is not played by the double")
+        strong = not version.weakly_typed or ("STRONGLY_TYPED" in known and flags >> int(known["STRONGLY_TYPED"]) & 1)
+        return layers.new_network(module, flags, bool(strong), version.shape_type)
+
+    def create_builder_config(self):
+        """A configuration with defaults."""
+        return new(
+            self._module.IBuilderConfig,
+            logger=self._logger,
+            flag_bits=0,
+            pools={},
+            profiles=[],
+            settings={},
+            timing_cache=None,
+            capabilities=[],
+        )
+
+    def create_optimization_profile(self):
+        """An empty profile."""
+        return new(self._module.IOptimizationProfile, shapes={})
+
+    def is_network_supported(self, network: "INetworkDefinition", config: "IBuilderConfig"):
+        """Whether it would build."""
+        _check_build(self._module, network, config)
+        return True
+
+    def build_serialized_network(self, network: "INetworkDefinition", config: "IBuilderConfig"):
+        """The plan, as IHostMemory. What the real builder would refuse raises TensorRTDoubleError."""
+        facts = _check_build(self._module, network, config, self._logger)
+        data = plan.dump(network._graph, facts, self._version.name)
+        cache = config._timing_cache
+        if cache is not None:
+            cache._data = _TIMING_CACHE + self._version.name.encode() + b" " + data[-16:]
+        return bytes.__new__(self._module.IHostMemory, data)
+
+
+def _check_build(module, network, config, logger=None) -> dict:
+    """Everything the builder checks; returns what the engine has to know besides the network."""
+    graph = network._graph
+    if not graph.outputs:
+        raise TensorRTDoubleError("the network has no output")
+    _check_precisions(network, config)
+    profiles = [_checked_profile(profile, graph) for profile in config._profiles]
+    dynamic = [graph.tensors[i].name for i in graph.inputs if -1 in graph.tensors[i].info.shape]
+    if dynamic and not profiles:
+        raise TensorRTDoubleError(f"the inputs {', '.join(dynamic)} are dynamic, but there is no optimization profile")
+    for tensor in range(len(graph.tensors)):
+        graph.info(tensor)
+    static = [{graph.tensors[i].name: (graph.tensors[i].info.shape,) * 3 for i in graph.inputs}]
+    for profile in profiles or static:
+        for which in range(3):
+            shapes = {name: dims[which] for name, dims in profile.items()}
+            _check_dimension_names(network, shapes)
+            unresolved = [t for t, info in graph.infer(shapes).items() if -1 in info.shape]
+            if unresolved:
+                names = ", ".join(graph.tensors[t].name for t in unresolved[:3])
+                raise TensorRTDoubleError(f"with every input's shape given, the shape of {names} is still unknown")
+    if logger is not None:
+        for index in graph.inputs:
+            if not graph.consumers(index):
+                _log(logger, "WARNING", f"Unused Input: {graph.tensors[index].name}")
+    flags = [f for f, m in module.BuilderFlag.__members__.items() if config._flag_bits >> m.value & 1]
+    capability = module._gpu.compute_capability
+    return {
+        "name": network._name,
+        "flags": flags,
+        "profiles": profiles,
+        "precisions": {n.name: network._precisions[id(n)] for n in graph.nodes if id(n) in network._precisions},
+        "compute_capability": list(capability) if module.__name__ == "tensorrt" else None,
+        "compute_capabilities": [c for c in config._capabilities],
+        "verbosity": config._settings.get("profiling_verbosity", "LAYER_NAMES_ONLY"),
+    }
+
+
+def _check_dimension_names(network, shapes: dict) -> None:
+    sizes = {}
+    for (tensor, axis), name in network._dimension_names.items():
+        size = shapes[network._graph.tensors[tensor].name][axis]
+        if sizes.setdefault(name, size) != size:
+            raise TensorRTDoubleError(f"the dimension {name} has sizes {sizes[name]} and {size}")
+
+
+def _check_precisions(network, config) -> None:
+    """The types a network asks for must be allowed by builder flags where typing is weak, and by none where strong."""
+    module, graph = network._module, network._graph
+    members = module.BuilderFlag.__members__
+    flags = {name for name, member in members.items() if config._flag_bits >> member.value & 1}
+    if graph.strongly_typed:
+        forbidden = flags & {*_PRECISION_FLAGS, "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"}
+        if forbidden:
+            raise TensorRTDoubleError(f"a strongly typed network takes no flag {', '.join(sorted(forbidden))}")
+    wanted = {network._precisions[id(n)]: n.name for n in graph.nodes if id(n) in network._precisions}
+    wanted |= {tensor.forced_type: tensor.name for tensor in graph.tensors if tensor.forced_type}
+    for flag, dtype in _PRECISION_FLAGS.items():
+        if not graph.strongly_typed and dtype in wanted and flag not in flags:
+            raise TensorRTDoubleError(f"{wanted[dtype]} asks for {dtype}, but the builder flag {flag} is not set")
+    for node in graph.nodes:
+        needed = required_flags(node.params) if node.kind == "plugin" and not graph.strongly_typed else []
+        if needed and not flags & set(needed):
+            raise TensorRTDoubleError(f"{node.name}: its types need the builder flag {' or '.join(needed)}")
+    _check_ranges(graph)
+
+
+def _check_ranges(graph) -> None:
+    """Tensors that implicit quantization stores as int8 need a dynamic range, or there is no kernel for them."""
+    needing = [tensor for tensor in graph.tensors if tensor.forced_type == "INT8"]
+    for node in graph.nodes:
+        if node.kind == "plugin" and int8_inside(node.params):
+            ids = [i for i in node.inputs + node.outputs if graph.info(i).dtype in FLOATS]
+            needing += [graph.tensors[i] for i in ids]
+    missing = sorted({tensor.name for tensor in needing if tensor.dynamic_range is None})
+    if missing:
+        raise TensorRTDoubleError(f"int8 tensors without a dynamic range: {', '.join(missing[:5])}")
+    if any(graph.tensors[i].forced_type == "INT8" for i in graph.outputs):
+        raise TensorRTDoubleError("implicitly quantized outputs are not played by the double")
+
+
+def _checked_profile(profile, graph) -> dict:
+    """{input: (min, opt, max)} for every input."""
+    inputs = {graph.tensors[i].name: graph.tensors[i].info for i in graph.inputs}
+    unknown = sorted(set(profile._shapes) - set(inputs))
+    if unknown:
+        raise TensorRTDoubleError(f"the profile names {', '.join(unknown)}, which the network does not have")
+    result = {}
+    for name, info in inputs.items():
+        dims = profile._shapes.get(name)
+        if dims is None:
+            if -1 in info.shape:
+                raise TensorRTDoubleError(f"the profile does not set the dynamic input {name}")
+            dims = (info.shape,) * 3
+        for shape in dims:
+            fits = len(shape) == len(info.shape) and all(b in (-1, a) for a, b in zip(shape, info.shape))
+            if not fits or min(shape, default=1) < 1:
+                raise TensorRTDoubleError(f"profile: {shape} does not fit the input {name} {info.shape}")
+        result[name] = dims
+    return result
+
+
+@private
+class IOptimizationProfile(Native):
+    """Smallest, best and largest shapes of the dynamic inputs."""
+
+    def set_shape(self, input: "str", min: "Dims", opt: "Dims", max: "Dims"):
+        """The shapes of one input; ValueError where they contradict each other."""
+        shapes = tuple(min), tuple(opt), tuple(max)
+        same = len({len(shape) for shape in shapes}) == 1
+        if not same or any(not 0 <= a <= b <= c for a, b, c in zip(*shapes)):
+            raise ValueError(f"shapes provided for {input} are inconsistent: {shapes}")
+        if input in self._shapes:
+            raise TensorRTDoubleError(f"the profile sets {input} twice")
+        self._shapes[input] = shapes
+
+    def get_shape(self, input: "str"):
+        """[min, opt, max] of one input."""
+        return [self._module.Dims(shape) for shape in self._shapes[input]]
+
+    def __bool__(self):
+        return True
+
+
+def _setting(name: str, annotation: str, default, doc: str, check=lambda value: True) -> property:
+    """A property of IBuilderConfig that is kept for the plan; enums by name."""
+
+    def getter(self):
+        value = self._settings.get(name, default)
+        return getattr(getattr(self._module, annotation), value) if annotation[0].isupper() else value
+
+    def setter(self, value: annotation):
+        if not check(value):
+            raise TensorRTDoubleError(f"{name} = {value}")
+        self._settings[name] = value if annotation in ("int", "bool") else value.name
+
+    return property(getter, setter, doc=doc)
+
+
+@private
+class IBuilderConfig(Native):
+    """How to build."""
+
+    avg_timing_iterations = _setting("avg_timing_iterations", "int", 1, "Runs per kernel timed.", lambda n: n > 0)
+    builder_optimization_level = _setting("builder_optimization_level", "int", 3, "0 to 5.", lambda n: 0 <= n <= 5)
+    max_aux_streams = _setting("max_aux_streams", "int", -1, "Streams.", lambda n: n >= 0)
+    profiling_verbosity = _setting("profiling_verbosity", "ProfilingVerbosity", "LAYER_NAMES_ONLY", "Detail kept.")
+    hardware_compatibility_level = _setting(
+        "hardware_compatibility_level", "HardwareCompatibilityLevel", "NONE", "The GPUs it will run on."
+    )
+    engine_capability = _setting("engine_capability", "EngineCapability", "STANDARD", "Runtimes.")
+
+    @property
+    def num_optimization_profiles(self):
+        """How many profiles it has."""
+        return len(self._profiles)
+
+    @property
+    def flags(self):
+        """The builder flags, a bit mask."""
+        return self._flag_bits
+
+    @flags.setter
+    def flags(self, value: "int"):
+        if value & ~_known_bits(self._module.BuilderFlag):
+            raise TensorRTDoubleError(f"unknown builder flags {value:#b}")
+        self._flag_bits = value
+
+    def set_flag(self, flag: "BuilderFlag"):
+        """Sets a flag."""
+        self._flag_bits |= 1 << int(flag)
+
+    def clear_flag(self, flag: "BuilderFlag"):
+        """Clears a flag."""
+        self._flag_bits &= ~(1 << int(flag))
+
+    def get_flag(self, flag: "BuilderFlag"):
+        """Whether a flag is set."""
+        return bool(self._flag_bits >> int(flag) & 1)
+
+    def set_quantization_flag(self, flag: "QuantizationFlag"):
+        """Sets a quantization flag."""
+        self._settings["quantization_flag"] = flag.name
+
+    def clear_quantization_flag(self, flag: "QuantizationFlag"):
+        """Clears a quantization flag."""
+        self._settings.pop("quantization_flag", None)
+
+    def get_quantization_flag(self, flag: "QuantizationFlag"):
+        """Whether a quantization flag is set."""
+        return self._settings.get("quantization_flag") == flag.name
+
+    def set_memory_pool_limit(self, pool: "MemoryPoolType", pool_size: "int"):
+        """The most memory a pool may take, in bytes."""
+        if not 0 < pool_size < 1 << 63:
+            raise TensorRTDoubleError(f"memory pool limit {pool_size}")
+        self._pools[pool.name] = pool_size
+
+    def get_memory_pool_limit(self, pool: "MemoryPoolType"):
+        """A pool's limit in bytes."""
+        return self._pools.get(pool.name, Gpu.total_memory)
+
+    def set_tactic_sources(self, tactic_sources: "int"):
+        """The libraries kernels may come from, a bit mask."""
+        if tactic_sources & ~_known_bits(self._module.TacticSource):
+            raise TensorRTDoubleError(f"unknown tactic sources {tactic_sources:#b}")
+        self._settings["tactic_sources"] = tactic_sources
+        return True
+
+    def get_tactic_sources(self):
+        """The tactic sources, a bit mask."""
+        return self._settings.get("tactic_sources", _known_bits(self._module.TacticSource))
+
+    def set_preview_feature(self, feature: "PreviewFeature", enable: "bool"):
+        """Turns a preview feature on or off."""
+        self._settings[f"preview_{feature.name}"] = enable
+
+    def get_preview_feature(self, feature: "PreviewFeature"):
+        """Whether a preview feature is on."""
+        return self._settings.get(f"preview_{feature.name}", False)
+
+    def add_optimization_profile(self, profile: "IOptimizationProfile"):
+        """Adds a profile; returns its index."""
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: "buffer"):
+        """A timing cache, new (`b""`) or read from bytes."""
+        return new(self._module.ITimingCache, data=bytes(serialized_timing_cache))
+
+    def set_timing_cache(self, cache: "ITimingCache", ignore_mismatch: "bool"):
+        """Uses a cache; False where it is of another version or damaged."""
+        expected = _TIMING_CACHE + self._version.name.encode() + b" "
+        if cache._data and not cache._data.startswith(expected):
+            _log(self._logger, "ERROR", "the timing cache does not fit this version of TensorRT")
+            return False
+        self._timing_cache = cache
+        return True
+
+    def get_timing_cache(self):
+        """The cache, or None."""
+        return self._timing_cache
+
+    @property
+    def num_compute_capabilities(self):
+        """How many GPU generations the engine is for."""
+        return len(self._capabilities)
+
+    @num_compute_capabilities.setter
+    def num_compute_capabilities(self, value: "int"):
+        self._capabilities = [*self._capabilities, *["NONE"] * value][:value]
+
+    def set_compute_capability(self, compute_capability: "ComputeCapability", index: "int"):
+        """One of the GPU generations the engine is for."""
+        if not 0 <= index < len(self._capabilities):
+            _log(self._logger, "ERROR", f"compute capability {index} of {len(self._capabilities)}")
+            return False
+        self._capabilities[index] = compute_capability.name
+        return True
+
+    def get_compute_capability(self, index: "int"):
+        """One of the GPU generations the engine is for."""
+        return getattr(self._module.ComputeCapability, self._capabilities[index])
+
+
+@private
+class IPluginV2(Native):
+    """A plugin of the V2 interface."""
+
+    @property
+    def plugin_type(self):
+        """Its name."""
+        return self._creator.name
+
+    @property
+    def plugin_version(self):
+        """Its version."""
+        return self._creator.version
+
+    @property
+    def num_outputs(self):
+        """How many outputs it has."""
+        return output_count(self._params)
+
+
+@private
+class IPluginV3(Native):
+    """A plugin of the V3 interface."""
+
+
+@private
+class IPluginCreator(Native):
+    """Makes plugins of the V2 interface."""
+
+    @property
+    def name(self):
+        """The plugin's name."""
+        return self._creator.name
+
+    @property
+    def plugin_version(self):
+        """The plugin's version."""
+        return self._creator.version
+
+    @property
+    def plugin_namespace(self):
+        """The plugin's namespace."""
+        return ""
+
+    @property
+    def field_names(self):
+        """The fields it takes, without data."""
+        fields = FIELDS[self._creator.family, self._creator.variant]
+        types_ = self._module.PluginFieldType
+        made = [self._module.PluginField(name) for name in fields]
+        for field, described in zip(made, fields.values()):
+            field._type = getattr(types_, described.type)
+        return made
+
+    def create_plugin(self, name: "str", field_collection: "PluginFieldCollection"):
+        """A plugin from its fields."""
+        return self._create(self._module.IPluginV2, field_collection)
+
+    def _create(self, cls, field_collection):
+        params = plugin_params(self._creator, [field._values() for field in field_collection])
+        return new(cls, creator=self._creator, params=params)
+
+
+@private
+class IPluginCreatorV3One(Native):
+    """Makes plugins of the V3 interface."""
+
+    @property
+    def name(self):
+        """The plugin's name."""
+        return self._creator.name
+
+    @property
+    def plugin_version(self):
+        """The plugin's version."""
+        return self._creator.version
+
+    @property
+    def plugin_namespace(self):
+        """The plugin's namespace."""
+        return ""
+
+    def create_plugin(self, name: "str", field_collection: "PluginFieldCollection", phase: "TensorRTPhase"):
+        """A plugin from its fields, to build with."""
+        if phase.name != "BUILD":
+            raise TensorRTDoubleError(f"plugins are made in the phase BUILD, not {phase.name}")
+        params = plugin_params(self._creator, [field._values() for field in field_collection])
+        return new(self._module.IPluginV3, creator=self._creator, params=params)
+
+
+@private
+class IPluginRegistry(Native):
+    """The plugins this process knows."""
+
+    def _creators(self, interfaces: tuple) -> list:
+        if not self._module._state["plugins"]:
+            return []
+        names = {2: "IPluginCreator", 3: "IPluginCreatorV3One"}
+        found = [creator for creator in creators(self._version) if creator.interface in interfaces]
+        return [new(getattr(self._module, names[c.interface]), creator=c) for c in found]
+
+    def _find(self, interfaces: tuple, name: str, version: str, namespace: str):
+        for creator in self._creators(interfaces):
+            if (creator._creator.name, creator._creator.version, "") == (name, version, namespace):
+                return creator
+        return None
+
+    @property
+    def plugin_creator_list(self):
+        """All creators of the V2 interface."""
+        return self._creators((2,))
+
+    @property
+    def all_creators(self):
+        """All creators."""
+        return self._creators((2, 3))
+
+    def get_plugin_creator(self, type: "str", version: "str", plugin_namespace: "str" = ""):
+        """A creator of the V2 interface, or None."""
+        return self._find((2,), type, version, plugin_namespace)
+
+    def get_creator(self, type: "str", version: "str", plugin_namespace: "str" = ""):
+        """A creator of any interface, or None."""
+        return self._find((2, 3), type, version, plugin_namespace)
+
+
+class Runtime(Native):
+    """Reads plans."""
+
+    def __init__(self, logger: "ILogger"):
+        if self._module._gpu.compute_capability is None and self._module.__name__ == "tensorrt":
+            _log(logger, "ERROR", "CUDA initialization failure with error: 100")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self._logger = logger
+
+    @property
+    def logger(self):
+        """The logger it was made with."""
+        return self._logger
+
+    def deserialize_cuda_engine(self, serialized_engine: "buffer"):
+        """The engine, or None, with an error logged, when the plan is not for this version and GPU."""
+        try:
+            if self._module._gpu.compute_capability is None:
+                raise plan.BadPlan("CUDA error 35: no device")
+            graph, facts = plan.load(serialized_engine, self._version.name)
+            _check_device(facts, self._module._gpu.compute_capability)
+        except plan.BadPlan as error:
+            _log(self._logger, "ERROR", f"IRuntime::deserializeCudaEngine: {error}")
+            return None
+        return new(self._module.ICudaEngine, graph=graph, facts=facts, logger=self._logger, contexts=weakref.WeakSet())
+
+
+def _check_device(facts: dict, capability: tuple) -> None:
+    built_for = facts["compute_capability"]
+    if built_for is not None and tuple(built_for) != capability:
+        raise plan.BadPlan(f"the plan is for compute capability {built_for}, this GPU has {list(capability)}")
+    targets = [name for name in facts["compute_capabilities"] if name.startswith("SM")]
+    if targets and f"SM{capability[0]}{capability[1]}" not in targets:
+        raise plan.BadPlan(f"the plan is for {', '.join(targets)}, this GPU has {list(capability)}")
+
+
+@private
+class ICudaEngine(Native):
+    """A built network."""
+
+    def _tensor(self, name: str) -> int:
+        for index in self._graph.inputs + self._graph.outputs:
+            if self._graph.tensors[index].name == name:
+                return index
+        raise TensorRTDoubleError(f"the engine has no tensor {name!r}")
+
+    @property
+    def num_io_tensors(self):
+        """How many inputs and outputs it has."""
+        return len(self._graph.inputs + self._graph.outputs)
+
+    @property
+    def num_optimization_profiles(self):
+        """How many profiles it has; a static one has 1."""
+        return max(1, len(self._facts["profiles"]))
+
+    @property
+    def num_layers(self):
+        """How many layers it has."""
+        return len(self._graph.nodes)
+
+    @property
+    def name(self):
+        """The network's name."""
+        return self._facts["name"]
+
+    @property
+    def device_memory_size(self):
+        """Bytes of scratch memory."""
+        return 1 << 20
+
+    @property
+    def device_memory_size_v2(self):
+        """Bytes of scratch memory."""
+        return 1 << 20
+
+    def get_tensor_name(self, index: "int"):
+        """The name of an input or output."""
+        return self._graph.tensors[(self._graph.inputs + self._graph.outputs)[index]].name
+
+    def get_tensor_mode(self, name: "str"):
+        """Whether it is an input or output; NONE when the engine has no such tensor."""
+        modes = self._module.TensorIOMode
+        tensors = self._graph.tensors
+        if name in [tensors[i].name for i in self._graph.inputs]:
+            return modes.INPUT
+        return modes.OUTPUT if name in [tensors[i].name for i in self._graph.outputs] else modes.NONE
+
+    def get_tensor_shape(self, name: "str"):
+        """Its dimensions, -1 where dynamic."""
+        return self._module.Dims(self._graph.info(self._tensor(name)).shape)
+
+    def get_tensor_dtype(self, name: "str"):
+        """Its DataType."""
+        return getattr(self._module.DataType, self._graph.info(self._tensor(name)).dtype)
+
+    def get_tensor_bytes_per_component(self, name: "str"):
+        """How many bytes an element takes."""
+        return self.get_tensor_dtype(name).itemsize
+
+    def get_tensor_location(self, name: "str"):
+        """Where its memory is."""
+        self._tensor(name)
+        return self._module.TensorLocation.DEVICE
+
+    def get_tensor_profile_shape(self, name: "str", profile_index: "int"):
+        """[min, opt, max] of an input in a profile."""
+        if self._tensor(name) not in self._graph.inputs or not 0 <= profile_index < self.num_optimization_profiles:
+            raise TensorRTDoubleError(f"no profile {profile_index} of an input {name!r}")
+        return [self._module.Dims(shape) for shape in self._profile(profile_index)[name]]
+
+    def _profile(self, index: int) -> dict:
+        tensors = self._graph.tensors
+        static = {tensors[i].name: [tensors[i].info.shape] * 3 for i in self._graph.inputs}
+        return self._facts["profiles"][index] if self._facts["profiles"] else static
+
+    def create_engine_inspector(self):
+        """What tells of the engine's layers."""
+        return new(self._module.EngineInspector, engine=self)
+
+    def serialize(self):
+        """The plan again."""
+        data = plan.dump(self._graph, self._facts, self._version.name)
+        return bytes.__new__(self._module.IHostMemory, data)
+
+    def create_execution_context(self, strategy: "ExecutionContextAllocationStrategy" = None):
+        """A context on profile 0; in 8.6 only one context may use a profile at a time."""
+        self._module._gpu.require_context()
+        taken = self._version.key == "8.6" and any(context._profile == 0 for context in self._contexts)
+        context = new(self._module.IExecutionContext, engine=self, profile=-1 if taken else 0, shapes={}, addresses={})
+        self._contexts.add(context)
+        return context
+
+
+@private
+class EngineInspector(Native):
+    """Tells of an engine's layers."""
+
+    def get_engine_information(self, format: "LayerInformationFormat"):
+        """The layers' names, as JSON or a line each."""
+        names = [node.name for node in self._engine._graph.nodes]
+        return json.dumps({"Layers": names}) if format.name == "JSON" else "\n".join(names)
+
+
+@private
+class IExecutionContext(Native):
+    """Runs an engine. Wrong shapes and profiles are refused as by the real one: False, and an error in the log."""
+
+    def _refuse(self, message: str) -> bool:
+        _log(self._engine._logger, "ERROR", f"IExecutionContext: {message}")
+        return False
+
+    @property
+    def engine(self):
+        """The engine."""
+        return self._engine
+
+    @property
+    def active_optimization_profile(self):
+        """The index of the profile in use, -1 for none."""
+        return self._profile
+
+    @property
+    def all_binding_shapes_specified(self):
+        """Whether every dynamic input has a shape."""
+        return not self.infer_shapes()
+
+    def set_optimization_profile_async(self, profile_index: "int", stream_handle: "int"):
+        """Switches the profile; every input shape has to be set again."""
+        self._stream(stream_handle)
+        if not 0 <= profile_index < self._engine.num_optimization_profiles:
+            return self._refuse(f"there is no profile {profile_index}")
+        others = [context for context in self._engine._contexts if context is not self]
+        if self._version.key == "8.6" and any(context._profile == profile_index for context in others):
+            return self._refuse(f"profile {profile_index} is in use by another context")
+        self._profile, self._shapes = profile_index, {}
+        return True
+
+    def set_input_shape(self, name: "str", shape: "Dims"):
+        """The shape of an input for the next runs; False when the profile does not allow it."""
+        if self._engine.get_tensor_mode(name).name != "INPUT":
+            return self._refuse(f"there is no input {name!r}")
+        if self._profile < 0:
+            return self._refuse("no optimization profile is set")
+        least, _, most = self._engine._profile(self._profile)[name]
+        fits = len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most))
+        if not fits:
+            return self._refuse(f"shape {shape} of {name} is outside profile {self._profile}: {least} to {most}")
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def _input_shapes(self) -> dict:
+        tensors = self._engine._graph.tensors
+        declared = {tensors[i].name: tensors[i].info.shape for i in self._engine._graph.inputs}
+        return declared | self._shapes
+
+    def get_tensor_shape(self, name: "str"):
+        """The present shape, -1 where inputs are not set yet."""
+        tensor = self._engine._tensor(name)
+        return self._module.Dims(self._engine._graph.infer(self._input_shapes())[tensor].shape)
+
+    def infer_shapes(self):
+        """The names of inputs whose shape is not set."""
+        return [name for name, shape in self._input_shapes().items() if -1 in shape]
+
+    def set_tensor_address(self, name: "str", memory: "int"):
+        """Where an input or output is, in device memory."""
+        self._engine._tensor(name)
+        self._module._gpu.memory(memory, 1)
+        self._addresses[name] = memory
+        return True
+
+    def get_tensor_address(self, name: "str"):
+        """The address that was set, or 0."""
+        return self._addresses.get(name, 0)
+
+    def _stream(self, handle: int):
+        self._module._gpu.require_context()
+        streams = self._module._gpu.streams
+        if handle not in streams:
+            raise TensorRTDoubleError(f"{handle:#x} is not the handle of a stream; the default stream is not played")
+        return streams[handle]
+
+    def execute_async_v3(self, stream_handle: "int"):
+        """Enqueues a run with the shapes and addresses of this moment; False when something is not set."""
+        stream = self._stream(stream_handle)
+        graph = self._engine._graph
+        if self._profile < 0:
+            return self._refuse("no optimization profile is set")
+        if missing := self.infer_shapes():
+            return self._refuse(f"no shape is set for {', '.join(missing)}")
+        names = [graph.tensors[i].name for i in graph.inputs + graph.outputs]
+        if missing := [name for name in names if name not in self._addresses]:
+            return self._refuse(f"no address is set for {', '.join(missing)}")
+        infos = graph.infer(self._input_shapes())
+        places = {}
+        for tensor in graph.inputs + graph.outputs:
+            name, (shape, dtype, *_) = graph.tensors[tensor].name, infos[tensor]
+            nbytes = int(np.prod(shape)) * np.dtype(STORAGE[dtype]).itemsize
+            self._module._gpu.memory(self._addresses[name], nbytes)
+            places[name] = self._addresses[name], nbytes, shape, dtype
+        stream.enqueue(lambda: _run(graph, self._module, places))
+        return True
+
+
+def _run(graph, module, places: dict) -> None:
+    """Reads the inputs from device memory, executes, writes the outputs."""
+
+    def memory(name):
+        address, nbytes, shape, dtype = places[name]
+        return module._gpu.memory(address, nbytes).view(STORAGE[dtype]).reshape(shape)
+
+    feeds = {}
+    for tensor in graph.inputs:
+        name = graph.tensors[tensor].name
+        feeds[name] = from_storage(memory(name).copy(), places[name][3])
+    for name, value in execute(graph, feeds).items():
+        if value.dtype == np.float64 and not np.isfinite(value).all():
+            raise TensorRTDoubleError(f"the output {name} is not finite")
+        memory(name)[...] = to_storage(value, places[name][3])
+
+
+CLASSES = [
+    *basics.CLASSES,
+    *layers.CLASSES,
+    IPluginV2,
+    IPluginV3,
+    IPluginCreator,
+    IPluginCreatorV3One,
+    IPluginRegistry,
+    IOptimizationProfile,
+    IBuilderConfig,
+    Builder,
+    Runtime,
+    ICudaEngine,
+    EngineInspector,
+    IExecutionContext,
+]
+
+_TYPE_NAMES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "int8": "INT8",
+    "int32": "INT32",
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "fp8": "FP8",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+}
+
+
+def make_module(version: Version, gpu: Gpu, recorder: Recorder) -> types.ModuleType:
+    """The module `tensorrt` (or `tensorrt_rtx`) of one version."""
+    module = types.ModuleType(version.module)
+    module.__version__ = version.name.removeprefix("rtx-")
+    module._gpu, module._state = gpu, {"plugins": False}
+    materialise(CLASSES, module, version, recorder)
+    severities = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4}
+    module.ILogger.Severity = make_enum("Severity", severities, version.module)
+    for name, member in module.ILogger.Severity.__members__.items():
+        setattr(module.ILogger, name, member)
+    for name, type_name in _TYPE_NAMES.items():
+        if type_name in module.DataType.__members__:
+            setattr(module, name, getattr(module.DataType, type_name))
+    sizes = {name: np.dtype(storage).itemsize for name, storage in STORAGE.items()}
+    module.DataType.itemsize = property(lambda dtype: sizes[dtype.name])
+    for function in _functions(module):
+        setattr(module, function.__name__, function)
+    return module
+
+
+def _functions(module) -> list:
+    def init_libnvinfer_plugins(logger, namespace):
+        if not isinstance(logger, module.ILogger) and logger is not None:
+            raise TypeError("init_libnvinfer_plugins: logger must be an ILogger")
+        if namespace != "":
+            raise TensorRTDoubleError(f"the BERT plugins are in the namespace '', not {namespace!r}")
+        module._state["plugins"] = True
+        return True
+
+    def get_plugin_registry():
+        return new(module.IPluginRegistry)
+
+    def volume(iterable):
+        return int(np.prod([int(size) for size in iterable], dtype=np.int64))
+
+    def nptype(trt_type):
+        if trt_type.name in ("BF16", "FP8"):
+            raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+        return STORAGE[trt_type.name]
+
+    return [init_libnvinfer_plugins, get_plugin_registry, volume, nptype]
+
+
+def plugin_library_loader(version: Version):
+    """A `ctypes.CDLL` that knows libnvinfer_plugin of this version, which is not on this machine, and no other."""
+    real = ctypes.CDLL
+    names = (f"libnvinfer_plugin.so.{version.library_major}", f"nvinfer_plugin_{version.library_major}.dll")
+    names += ("libnvinfer_plugin.so", "nvinfer_plugin.dll") if version.key == "8.6" else ()
+
+    def load(name, *args, **kwargs):
+        if "nvinfer_plugin" not in str(name):
+            return real(name, *args, **kwargs)
+        if name not in names or version.module != "tensorrt":
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+        return types.SimpleNamespace(_name=name)
+
+    return load
+
+

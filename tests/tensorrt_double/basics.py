@@ -1,0 +1,302 @@
+"""The small types: Dims, Permutation, Weights, loggers, host memory, plugin fields."""
+
+import ctypes
+import os
+import sys
+import weakref
+
+import numpy as np
+
+from tests.tensorrt_double.classes import Native, private
+from tests.tensorrt_double.versions import TensorRTDoubleError
+
+_NUMPY_TYPES = {
+    np.dtype(np.float32): "FLOAT",
+    np.dtype(np.float16): "HALF",
+    np.dtype(np.int8): "INT8",
+    np.dtype(np.int32): "INT32",
+    np.dtype(np.int64): "INT64",
+    np.dtype(np.bool_): "BOOL",
+    np.dtype(np.uint8): "UINT8",
+}
+
+_ITEM_TYPES = {name: dtype for dtype, name in _NUMPY_TYPES.items()}
+_ITEM_TYPES |= {"BF16": np.dtype(np.uint16), "FP8": np.dtype(np.uint8)}
+
+
+class Memory:
+    """Memory that somebody else owns, as TensorRT sees it: a pointer. Reading it notices if it was freed or changed."""
+
+    def __init__(self, address: int, nbytes: int, owner: np.ndarray | None, what: str):
+        self.address, self.nbytes, self._what = address, nbytes, what
+        self._owner = None if owner is None else weakref.ref(owner)
+        self._digest = hash(self._bytes())
+
+    def _bytes(self) -> bytes:
+        if not self.nbytes:
+            return b""
+        if not os.path.exists("/proc/self/mem"):
+            return ctypes.string_at(self.address, self.nbytes)
+        # Through the kernel, so that an address which is gone is an error and not a crash.
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            try:
+                data = os.pread(memory.fileno(), self.nbytes, self.address)
+            except OSError:
+                data = b""
+        if len(data) != self.nbytes:
+            raise TensorRTDoubleError(f"{self._what}: the memory at {self.address:#x} is gone")
+        return data
+
+    def read(self) -> bytes:
+        """The bytes. Raises TensorRTDoubleError when the array they belong to is gone or they changed since."""
+        if self._owner is not None and self._owner() is None:
+            raise TensorRTDoubleError(f"{self._what}: the array was freed before TensorRT read it; keep it alive")
+        data = self._bytes()
+        if hash(data) != self._digest:
+            raise TensorRTDoubleError(f"{self._what}: the memory changed since it was handed over; was it freed?")
+        return data
+
+
+def _owner_of(array: np.ndarray) -> np.ndarray:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def array_memory(array: np.ndarray, what: str) -> Memory:
+    """The memory of a contiguous array, which keeps belonging to the array."""
+    if not array.flags.c_contiguous:
+        raise TypeError(f"{what}: the array is not contiguous")
+    return Memory(array.__array_interface__["data"][0], array.nbytes, _owner_of(array), what)
+
+
+class Dims(Native):
+    """Dimensions of a tensor, at most 8."""
+
+    MAX_DIMS = 8
+
+    def __init__(self, shape: "object" = ()):
+        sizes = tuple(shape)
+        if len(sizes) > self.MAX_DIMS:
+            raise ValueError(f"{len(sizes)} dimensions, at most {self.MAX_DIMS}")
+        if any(isinstance(size, (bool, float)) or not hasattr(size, "__index__") for size in sizes):
+            raise TypeError(f"dimensions must be whole numbers: {sizes}")
+        self._sizes = tuple(int(size) for size in sizes)
+
+    def __len__(self):
+        return len(self._sizes)
+
+    def __getitem__(self, index):
+        return self._sizes[index]
+
+    def __eq__(self, other):
+        return self._sizes == (other._sizes if isinstance(other, Dims) else tuple(other))
+
+    def __str__(self):
+        return str(self._sizes)
+
+    __repr__ = __str__
+
+
+class Permutation(Native):
+    """An order of axes."""
+
+    def __init__(self, arg0: "object" = ()):
+        self._order = tuple(int(axis) for axis in arg0)
+
+    def __len__(self):
+        return len(self._order)
+
+    def __getitem__(self, index):
+        return self._order[index]
+
+    def __str__(self):
+        return str(self._order)
+
+    __repr__ = __str__
+
+
+class Weights(Native):
+    """A pointer to weights: the numpy array behind it has to outlive the build."""
+
+    def __init__(self, type: "DataType|ndarray" = None, ptr: "int" = None, count: "int" = None, a: "ndarray" = None):
+        array = type if isinstance(type, np.ndarray) else a
+        data_types = self._module.DataType
+        if array is not None:
+            name = _NUMPY_TYPES.get(array.dtype)
+            if name not in data_types.__members__:
+                raise TypeError(f"TensorRT {self._version.name} has no type for {array.dtype} weights")
+            self._dtype, self._count = name, array.size
+            self._memory = array_memory(array, f"{name} weights {array.shape}")
+            return
+        self._dtype, self._count = (data_types.FLOAT if type is None else type).name, count or 0
+        if (ptr is None) != (count is None) or (ptr == 0 and count):
+            raise TypeError("weights take a type, a pointer and a count")
+        nbytes = self._count * _ITEM_TYPES[self._dtype].itemsize
+        self._memory = Memory(ptr or 0, nbytes, None, f"{self._dtype} weights")
+
+    @property
+    def dtype(self):
+        """The DataType."""
+        return getattr(self._module.DataType, self._dtype)
+
+    @property
+    def size(self):
+        """How many there are."""
+        return self._count
+
+    @property
+    def nbytes(self):
+        """How many bytes they take."""
+        return self._memory.nbytes
+
+    def __len__(self):
+        return self._count
+
+    def numpy(self):
+        """A copy of the values."""
+        return self._read()
+
+    def _read(self) -> np.ndarray:
+        return np.frombuffer(self._memory.read(), _ITEM_TYPES[self._dtype])
+
+
+class ILogger(Native):
+    """Takes messages; users derive from it."""
+
+    def __init__(self):
+        pass
+
+    def log(self, severity: "object", msg: "str"):
+        """Takes one message."""
+        raise NotImplementedError("ILogger.log")
+
+
+class Logger(ILogger):
+    """Prints messages from a severity on (lower is more severe)."""
+
+    def __init__(self, min_severity: "object" = None):
+        self._min_severity = self._module.ILogger.Severity.WARNING if min_severity is None else min_severity
+        self._messages = []
+
+    @property
+    def min_severity(self):
+        """The least severe that is printed."""
+        return self._min_severity
+
+    @min_severity.setter
+    def min_severity(self, value: "object"):
+        self._min_severity = value
+
+    def log(self, severity: "object", msg: "str"):
+        """Prints one message to stderr."""
+        if int(severity) <= int(self._min_severity):
+            print(f"[TRT] [{severity.name[0]}] {msg}", file=sys.stderr)
+
+
+class IHostMemory(Native, bytes):
+    """Memory of TensorRT's, readable through the buffer protocol and by nothing else."""
+
+    @property
+    def nbytes(self):
+        """Its size."""
+        return memoryview(self).nbytes
+
+    @property
+    def dtype(self):
+        """The DataType."""
+        return self._module.DataType.INT8
+
+    def __bool__(self):
+        return True
+
+    def __len__(self):
+        raise TypeError("object of type 'IHostMemory' has no len()")
+
+    def __getitem__(self, index):
+        raise TypeError("'IHostMemory' object is not subscriptable")
+
+    def __iter__(self):
+        raise TypeError("'IHostMemory' object is not iterable")
+
+
+class PluginField(Native):
+    """A named value for a plugin: a pointer, so its array has to live until the plugin is made."""
+
+    def __init__(self, name: "str" = "", data: "ndarray" = None, type: "PluginFieldType" = None):
+        self._name = name
+        self._type = self._module.PluginFieldType.UNKNOWN if type is None else type
+        self._array_type = None if data is None else data.dtype
+        self._memory = None if data is None else array_memory(data, f"plugin field {name}")
+
+    @property
+    def name(self):
+        """The field's name."""
+        return self._name
+
+    @property
+    def type(self):
+        """The field's PluginFieldType."""
+        return self._type
+
+    @property
+    def size(self):
+        """How many values it has."""
+        return 0 if self._memory is None else self._memory.nbytes // self._array_type.itemsize
+
+    def _values(self) -> tuple[str, str, np.ndarray]:
+        if self._memory is None:
+            raise TensorRTDoubleError(f"plugin field {self._name} has no data")
+        return self._name, self._type.name, np.frombuffer(self._memory.read(), self._array_type)
+
+
+class PluginFieldCollection(Native):
+    """A list of fields."""
+
+    def __init__(self, arg0: "list[PluginField]" = ()):
+        self._fields = list(arg0)
+
+    def append(self, x: "PluginField"):
+        """Adds a field."""
+        self._fields.append(x)
+
+    def __len__(self):
+        return len(self._fields)
+
+    def __iter__(self):
+        return iter(self._fields)
+
+    def __getitem__(self, index):
+        return self._fields[index]
+
+
+@private
+class ITimingCache(Native):
+    """What the builder learnt about kernels' times. The double's holds a count of builds."""
+
+    def serialize(self):
+        """The cache as IHostMemory."""
+        return bytes.__new__(self._module.IHostMemory, self._data)
+
+    def combine(self, input_cache: "ITimingCache", ignore_mismatch: "bool"):
+        """Takes over another cache."""
+        self._data = max(self._data, input_cache._data)
+        return True
+
+    def reset(self):
+        """Empties the cache."""
+        self._data = b""
+        return True
+
+
+CLASSES = [
+    Dims,
+    Permutation,
+    Weights,
+    ILogger,
+    Logger,
+    private(IHostMemory),
+    PluginField,
+    PluginFieldCollection,
+    ITimingCache,
+]

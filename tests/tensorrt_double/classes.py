@@ -1,0 +1,178 @@
+"""Turns the double's classes into one version's: without what it lacks, with every argument checked and recorded."""
+
+import inspect
+import types
+
+import numpy as np
+
+from tests.tensorrt_double.enums import enums_of, make_enum
+from tests.tensorrt_double.versions import READ_ONLY_IN, REQUIRED_IN, Version, has
+
+
+class Native:
+    """Base of the double's classes: like pybind11's objects, they take no attribute that their class lacks."""
+
+    _module: types.ModuleType
+    _version: Version
+
+    def __setattr__(self, name, value):
+        defined_by_user = "_module" not in vars(type(self))
+        is_property = isinstance(getattr(type(self), name, None), property)
+        if not name.startswith("_") and not is_property and not defined_by_user:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name):
+        raise AttributeError(f"TensorRT {self._version.name}: {type(self).__name__} has no attribute {name!r}")
+
+
+def private(cls) -> type:
+    """Marks a class whose objects TensorRT alone makes: calling it is a TypeError, as in pybind11."""
+    cls._private = True
+    return cls
+
+
+def new(cls, **attributes):
+    """An object of a class that users can't construct, with these (underscored) attributes."""
+    made = object.__new__(cls)
+    for name, value in attributes.items():
+        object.__setattr__(made, f"_{name}", value)
+    return made
+
+
+class Recorder:
+    """What of the API has been touched: (class, name) → the sets of argument names it was called with."""
+
+    def __init__(self):
+        self.calls: dict[tuple[str, str], set[tuple[int, tuple[str, ...]]]] = {}
+
+    def note(self, owner: str, name: str, positional: int = 0, keywords: tuple[str, ...] = ()) -> None:
+        self.calls.setdefault((owner, name), set()).add((positional, keywords))
+
+
+def check(value, annotation: str, module, where: str):
+    """`value` as the type that `annotation` names, converted as pybind11 would; TypeError when it does not fit."""
+    for option in annotation.split("|"):
+        try:
+            return _convert(value, option, module)
+        except TypeError:
+            continue
+    raise TypeError(f"{where}: incompatible argument {value!r} ({type(value).__name__}), expected {annotation}")
+
+
+def _convert(value, kind: str, module):
+    if kind == "object":
+        return value
+    if kind == "None":
+        return _require(value is None, value)
+    if kind == "bool":
+        return _require(isinstance(value, bool), value)
+    if kind == "int":
+        return int(_require(isinstance(value, (int, np.integer)) and not isinstance(value, bool), value))
+    if kind == "float":
+        numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        return float(_require(numeric, value))
+    if kind == "str":
+        return _require(isinstance(value, str), value)
+    if kind == "ndarray":
+        return _require(isinstance(value, np.ndarray), value)
+    if kind == "buffer":
+        memoryview(value)
+        return value
+    if kind.startswith("list["):
+        _require(isinstance(value, (list, tuple, module.PluginFieldCollection)), value)
+        return [_convert(item, kind[5:-1], module) for item in value]
+    if kind in ("Dims", "Permutation"):
+        cls = getattr(module, kind)
+        sequence = isinstance(value, (tuple, list, module.Dims, module.Permutation))
+        return value if isinstance(value, cls) else cls(_require(sequence, value))
+    if kind == "Weights" and isinstance(value, np.ndarray):
+        return module.Weights(value)
+    return _require(isinstance(value, getattr(module, kind)), value)
+
+
+def _require(fits: bool, value):
+    if not fits:
+        raise TypeError
+    return value
+
+
+def _checked(function, owner: str, module, version: Version, recorder: Recorder):
+    """`function` with `version`'s arguments, each checked against its annotation."""
+    name = function.__name__
+    signature = inspect.signature(function)
+    parameters = {}
+    for parameter in list(signature.parameters.values())[1:]:
+        path = f"{owner}.{name}.{parameter.name}"
+        if has(version, path):
+            required = version.key in REQUIRED_IN.get(path, ())
+            parameters[parameter.name] = parameter.replace(default=inspect.Parameter.empty) if required else parameter
+    visible = inspect.Signature([next(iter(signature.parameters.values())), *parameters.values()])
+
+    def call(self, *args, **kwargs):
+        try:
+            bound = visible.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"TensorRT {version.name}: {owner}.{name}{visible}: {error}") from None
+        recorder.note(owner, name, len(args), tuple(sorted(kwargs)))
+        converted = {
+            key: check(value, parameters[key].annotation, module, f"{owner}.{name}({key})")
+            for key, value in list(bound.arguments.items())[1:]
+        }
+        return function(self, **converted)
+
+    call.__name__, call.__doc__, call.__signature__ = name, function.__doc__, visible
+    return call
+
+
+def _property(name: str, member: property, owner: str, module, version: Version, recorder: Recorder) -> property:
+    def get(self):
+        recorder.note(owner, name)
+        return member.fget(self)
+
+    if member.fset is None or version.key in READ_ONLY_IN.get(f"{owner}.{name}", ()):
+        return property(get, doc=member.__doc__)
+    annotation = list(inspect.signature(member.fset).parameters.values())[1].annotation
+
+    def set_(self, value):
+        recorder.note(owner, f"{name}=")
+        member.fset(self, check(value, annotation, module, f"{owner}.{name} = "))
+
+    return property(get, set_, doc=member.__doc__)
+
+
+def _namespace(cls, module, version: Version, recorder: Recorder) -> dict:
+    """The members of `cls` that `version` has, wrapped."""
+    result = {}
+    for name, member in vars(cls).items():
+        path = f"{cls.__name__}.{name}"
+        if name in ("__dict__", "__weakref__") or not has(version, path):
+            continue
+        if isinstance(member, property) and not name.startswith("_"):
+            result[name] = _property(name, member, cls.__name__, module, version, recorder)
+        elif inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            result[name] = _checked(member, cls.__name__, module, version, recorder)
+        else:
+            result[name] = member
+    return result
+
+
+def _refuse(self, *args, **kwargs):
+    raise TypeError(f"{type(self).__name__}: No constructor defined!")
+
+
+def materialise(classes: list[type], module: types.ModuleType, version: Version, recorder: Recorder) -> None:
+    """Puts `version`'s form of each class, and its enums, into `module`. Bases must come before what derives."""
+    for name, members in enums_of(version.key).items():
+        setattr(module, name, make_enum(name, members, module.__name__))
+    made = {}
+    for cls in classes:
+        if not has(version, cls.__name__):
+            continue
+        namespace = _namespace(cls, module, version, recorder)
+        namespace.update(_module=module, _version=version, __module__=module.__name__)
+        if vars(cls).get("_private"):
+            namespace["__init__"] = _refuse
+        bases = tuple(made.get(base, base) for base in cls.__bases__)
+        made[cls] = type(cls.__name__, bases, namespace)
+        setattr(module, cls.__name__, made[cls])

@@ -1,0 +1,413 @@
+"""The TensorRT backend against the strict double: numbers, profiles, scripts, and mistakes that have to show.
+
+Each network is built, written as a plan, loaded and run, on every release that the double plays; the logits are held
+to the numpy reference. The double computes in float64, so fp32 networks agree to float32's rounding of the output.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.backends import backend_module, load_engine, write_engine
+from helpers.backends.base import BuildOptions
+from helpers.backends.tensorrt import native_layers, plugin_layers
+from helpers.backends.tensorrt.network_writer import NetworkWriter
+from helpers.batching import PaddedBatch
+from helpers.bert_config import BertConfig
+from helpers.bert_network import build_bert
+from helpers.errors import DemoBertError, UsageError
+from helpers.weights import BertWeights
+from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
+
+RTX = "rtx-1.7.1"
+#: (release, form of the network, plugin interface) that exist.
+NETWORKS = [
+    *((version, "native", None) for version in VERSIONS),
+    *((version, "plugin", "deprecated") for version in ("8.6.1", "10.0.1", "10.16.1")),
+    ("10.16.1", "plugin", "v3"),
+]
+
+#: Rounding of weights and activations to the type, in logits of order one: float16 has 11 bits, bfloat16 has 8. The
+#: double rounds after each layer, as TensorRT may; seen were 4e-3 and 4e-2.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1}
+
+
+def backend_of(version):
+    return "tensorrt_rtx" if version == RTX else "tensorrt"
+
+
+def small_config(rng):
+    """A random BERT of at most two layers; the plugins know no epsilon of the network's (see MAX_PLUGIN_EPSILON)."""
+    config = random_config(rng)
+    return replace(
+        config,
+        num_hidden_layers=min(2, config.num_hidden_layers),
+        vocab_size=min(500, config.vocab_size),
+        max_position_embeddings=max(16, min(64, config.max_position_embeddings)),
+        layer_norm_eps=1e-12,
+    )
+
+
+def weights_of(config, rng):
+    return BertWeights(random_weights(config, rng), "erf", "random")
+
+
+def write(path, version, config, weights, gelu="erf", **options):
+    """Build with the backend and write engine and card, as builder.py does."""
+    options = BuildOptions(**options)
+    built = backend_module(backend_of(version)).build(config, weights, gelu, options)
+    return write_engine(path, built, backend_of(version), options, config, True, None)
+
+
+def difference(engine, config, weights, gelu, batch_size, length, rng):
+    """Largest difference of logits to the reference, padded rows and columns included."""
+    inputs = random_inputs(config, rng, batch_size, length)
+    logits = engine.run(PaddedBatch(*inputs))
+    assert logits.shape == (batch_size, length, 2) and logits.dtype == np.float32
+    return np.abs(logits - reference_logits(config, weights.tensors, gelu, *inputs)).max()
+
+
+@pytest.fixture
+def engine_path(tmp_path):
+    return tmp_path / "bert.engine"
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("version, network, interface", NETWORKS)
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+def test_logits_are_the_reference_s(version, network, interface, gelu, engine_path, monkeypatch, rng):
+    install(version, monkeypatch)
+    config = small_config(rng)
+    weights = weights_of(config, rng)
+    sizes = sorted({int(n) for n in rng.integers(1, config.max_position_embeddings + 1, 2)})
+    options = {"batch_sizes": (1, 3), "sequence_lengths": tuple(sizes)}
+    card = write(engine_path, version, config, weights, gelu, network=network, plugin_version=interface, **options)
+    assert (card.network, card.precision) == (network, ["fp32"])
+    engine = load_engine(engine_path, "padded")
+    for batch_size in (1, 2, 3):
+        for length in {1, sizes[0], max(1, sizes[-1] - 1), sizes[-1]}:
+            worst = difference(engine, config, weights, gelu, batch_size, length, rng)
+            assert worst < TOLERANCE["fp32"], (config, batch_size, length)
+    engine.close()
+
+
+@pytest.mark.parametrize("version, network, interface", NETWORKS)
+def test_masks_of_every_length(version, network, interface, engine_path, monkeypatch, rng):
+    install(version, monkeypatch)
+    config, length = BertConfig(32, 1, 4, 40, 50, 16), 9
+    weights = weights_of(config, rng)
+    options = {"batch_sizes": (length,), "sequence_lengths": (length,)}
+    write(engine_path, version, config, weights, network=network, plugin_version=interface, **options)
+    ids, segments, _ = random_inputs(config, rng, length, length)
+    mask = (np.arange(length) <= np.arange(length)[:, None]).astype(np.int32)
+    logits = load_engine(engine_path, "padded").run(PaddedBatch(ids, segments, mask))
+    reference = reference_logits(config, weights.tensors, "erf", ids, segments, mask)
+    np.testing.assert_allclose(logits, reference, atol=TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != "8.6.1"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision(version, precision, engine_path, monkeypatch, rng):
+    install(version, monkeypatch)
+    config = small_config(rng)
+    weights = weights_of(config, rng)
+    card = write(engine_path, version, config, weights, network="native", sequence_lengths=(16,), **{precision: True})
+    assert card.precision == [precision]
+    worst = difference(load_engine(engine_path, "padded"), config, weights, "erf", 1, 16, rng)
+    # Not so near either that the type can't have been used.
+    assert 1e-6 < worst < TOLERANCE[precision], config
+
+
+def test_each_release_gets_the_network_that_suits_it(engine_path, monkeypatch, rng):
+    config = small_config(rng)
+    expected = dict.fromkeys(("8.6.1", "10.0.1", "10.16.1"), "plugin") | dict.fromkeys(("11.4.0", RTX), "native")
+    for version, network in expected.items():
+        install(version, monkeypatch)
+        card = write(engine_path, version, config, weights_of(config, rng), sequence_lengths=(8,))
+        assert card.network == network
+
+
+def test_a_model_whose_epsilon_matters_gets_the_native_network(engine_path, monkeypatch, rng):
+    install("10.16.1", monkeypatch)
+    config = replace(small_config(rng), layer_norm_eps=1e-3)
+    weights = weights_of(config, rng)
+    assert write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,)).network == "native"
+    assert difference(load_engine(engine_path, "padded"), config, weights, "erf", 1, 8, rng) < TOLERANCE["fp32"]
+    with pytest.raises(UsageError, match="plugins ignore this model's layer_norm_eps, 0.001; use --network native"):
+        write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), network="plugin")
+
+
+# Profiles
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_profile_is_used(version, engine_path, monkeypatch, rng):
+    double = install(version, monkeypatch)
+    config = replace(small_config(rng), max_position_embeddings=16)
+    weights = weights_of(config, rng)
+    write(engine_path, version, config, weights, batch_sizes=(1, 4), sequence_lengths=(8, 16))
+    engine = load_engine(engine_path, "padded")
+    used = []
+    for batch_size, length in ((1, 8), (1, 16), (4, 8), (4, 16), (3, 9), (1, 1)):
+        assert difference(engine, config, weights, "erf", batch_size, length, rng) < TOLERANCE["fp32"]
+        used.append(engine._session.active_profile)
+    assert used == [0, 1, 2, 3, 3, 0]
+    assert [engine.padded_length(length) for length in (1, 8, 9, 16)] == [8, 8, 16, 16]
+    assert "4 profiles" in engine.describe()
+    assert ("IExecutionContext", "set_optimization_profile_async") in double.recorder.calls
+    engine.close()
+    engine.close()
+
+
+def test_one_size_alone_makes_a_static_network(engine_path, monkeypatch, rng):
+    install("10.16.1", monkeypatch)
+    config = small_config(rng)
+    weights = weights_of(config, rng)
+    write(engine_path, "10.16.1", config, weights, batch_sizes=(3,), sequence_lengths=(8,))
+    engine = load_engine(engine_path, "padded")
+    # Fewer rows or columns than the network's are padded, and cut off again.
+    for batch_size, length in ((3, 8), (1, 8), (2, 5)):
+        assert difference(engine, config, weights, "erf", batch_size, length, rng) < TOLERANCE["fp32"]
+    assert len(engine._session.profiles) == 1
+
+
+def test_timing_runs_the_engine(engine_path, monkeypatch, rng):
+    install("11.4.0", monkeypatch)
+    config = small_config(rng)
+    write(engine_path, "11.4.0", config, weights_of(config, rng), sequence_lengths=(8,))
+    latencies = load_engine(engine_path, "padded").time(PaddedBatch(*random_inputs(config, rng, 1, 8)), 5, 2)
+    assert latencies.shape == (5,) and (latencies > 0).all()
+
+
+def test_the_timing_cache_is_written_and_read_back(engine_path, tmp_path, monkeypatch, rng):
+    install("10.16.1", monkeypatch)
+    config, cache = small_config(rng), tmp_path / "timing.cache"
+    weights = weights_of(config, rng)
+    for _ in range(2):
+        write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), timing_cache=str(cache))
+        assert cache.stat().st_size > 0
+    nowhere = str(tmp_path / "no" / "cache")
+    with pytest.raises(DemoBertError, match="the folder .* does not exist"):
+        write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), timing_cache=nowhere)
+
+
+# Plans that can't be loaded
+
+
+@pytest.mark.parametrize("cut", [10, 0.5, -1])
+def test_a_truncated_plan_without_a_card(cut, engine_path, monkeypatch, rng):
+    install("10.16.1", monkeypatch)
+    config = small_config(rng)
+    write(engine_path, "10.16.1", config, weights_of(config, rng), sequence_lengths=(8,))
+    plan = engine_path.read_bytes()
+    engine_path.write_bytes(plan[: int(cut * len(plan)) if isinstance(cut, float) else cut])
+    with pytest.raises(DemoBertError, match="can't load .*: it is damaged, or the plan of another version") as caught:
+        backend_module("tensorrt").load(engine_path, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_without_a_card_tells_its_sizes(engine_path, monkeypatch, rng):
+    install("10.16.1", monkeypatch)
+    config = small_config(rng)
+    write(engine_path, "10.16.1", config, weights_of(config, rng), batch_sizes=(1, 4), sequence_lengths=(8, 16))
+    engine = backend_module("tensorrt").load(engine_path, None)
+    card = engine.card
+    assert (card.batch_sizes, card.sequence_lengths, card.network) == ([1, 4], [8, 16], "plugin")
+
+
+def test_a_plan_of_another_release(engine_path, monkeypatch, rng):
+    install("10.0.1", monkeypatch)
+    config = small_config(rng)
+    write(engine_path, "10.0.1", config, weights_of(config, rng), sequence_lengths=(8,))
+    install("10.16.1", monkeypatch)
+    with pytest.raises(DemoBertError, match="was built with tensorrt 10.0.1, this is 10.16.1"):
+        load_engine(engine_path, "padded")
+    with pytest.raises(DemoBertError, match="can't load"):
+        backend_module("tensorrt").load(engine_path, None)
+
+
+# Mistakes that have to show: each makes the build fail or the logits wrong.
+
+
+def heads_swapped(monkeypatch):
+    class Swapped(plugin_layers.PluginLayers):
+        def query_key_value(self, hidden, kernel, bias, name):
+            heads, size = self.config.num_attention_heads, self.config.head_size
+            order = np.arange(3 * heads * size).reshape(3, heads, size)
+            order[:, [0, 1]] = order[:, [1, 0]]
+            return super().query_key_value(hidden, kernel[order.ravel()], bias[order.ravel()], name)
+
+    monkeypatch.setattr("helpers.backends.tensorrt.building.PluginLayers", Swapped)
+
+
+def heads_not_interleaved(monkeypatch):
+    def query_key_value(self, hidden, kernel, bias, name):
+        return self.dense(hidden, kernel, bias, name)
+
+    monkeypatch.setattr(plugin_layers.PluginLayers, "query_key_value", query_key_value)
+
+
+def unscaled(monkeypatch):
+    monkeypatch.setattr(BertConfig, "attention_scale", 1.0)
+
+
+def ids_not_transposed(monkeypatch):
+    original = NetworkWriter.reshaped
+
+    def reshaped(self, tensor, name, before=None, **other):
+        return original(self, tensor, name, before=None if before == (1, 0) else before, **other)
+
+    monkeypatch.setattr(NetworkWriter, "reshaped", reshaped)
+
+
+def wrong_plugin_version(monkeypatch):
+    versions = plugin_layers.PADDED_VERSIONS["deprecated"] | {plugin_layers.ATTENTION: "2"}
+    monkeypatch.setitem(plugin_layers.PADDED_VERSIONS, "deprecated", versions)
+
+
+def plugin_field_omitted(monkeypatch):
+    original = plugin_layers.BertPlugins.create
+
+    def create(self, plugin, name, fields):
+        return original(self, plugin, name, [field for field in fields if field.name != "hidden_size"])
+
+    monkeypatch.setattr(plugin_layers.BertPlugins, "create", create)
+
+
+def mask_not_given(monkeypatch):
+    monkeypatch.setattr(native_layers.NativeLayers, "_boolean_mask", lambda self, name: None)
+
+
+def weights_not_kept(monkeypatch):
+    original = NetworkWriter.weights
+
+    def weights(self, array):
+        found = original(self, np.array(array))
+        self.keep.pop()
+        return found
+
+    monkeypatch.setattr(NetworkWriter, "weights", weights)
+
+
+@pytest.mark.parametrize(
+    "mistake, network",
+    [
+        (heads_swapped, "plugin"),
+        (heads_not_interleaved, "plugin"),
+        (unscaled, "native"),
+        (ids_not_transposed, "plugin"),
+        (wrong_plugin_version, "plugin"),
+        (plugin_field_omitted, "plugin"),
+        (mask_not_given, "native"),
+        (weights_not_kept, "plugin"),
+    ],
+)
+def test_a_mistake_would_be_seen(mistake, network, engine_path, monkeypatch):
+    rng = np.random.default_rng(7)
+    install("10.16.1", monkeypatch)
+    config = BertConfig(32, 1, 4, 40, 50, 16)
+    weights = weights_of(config, rng)
+
+    def worst():
+        write(engine_path, "10.16.1", config, weights, network=network, batch_sizes=(2,), sequence_lengths=(8,))
+        return difference(load_engine(engine_path, "padded"), config, weights, "erf", 2, 8, rng)
+
+    assert worst() < TOLERANCE["fp32"]
+    mistake(monkeypatch)
+    try:
+        found = worst()
+    except (DemoBertError, TensorRTDoubleError):
+        return  # refused, by the backend or by the double: seen as well
+    assert not found < 10 * TOLERANCE["fp32"]
+
+
+def test_a_flag_that_tensorrt_11_lacks_would_be_seen(engine_path, monkeypatch, rng):
+    from helpers.backends.tensorrt import building
+
+    install("11.4.0", monkeypatch)
+    original = building._builder_config
+
+    def as_if_weakly_typed(trt, builder, options, weakly_typed):
+        return original(trt, builder, options, weakly_typed=True)
+
+    monkeypatch.setattr(building, "_builder_config", as_if_weakly_typed)
+    config = small_config(rng)
+    with pytest.raises(AttributeError, match="FP16"):
+        write(engine_path, "11.4.0", config, weights_of(config, rng), sequence_lengths=(8,), fp16=True)
+
+
+# What the backend uses, held to NVIDIA's bindings; shapes and types, to TensorRT-RTX.
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_all_that_the_backend_uses_is_in_the_real_module(version, engine_path, tmp_path, monkeypatch, rng):
+    if bindings.extension(version) is None:
+        pytest.skip(f"the bindings of TensorRT {version} were not fetched: tests/tensorrt_double/fetch_bindings.sh")
+    double = install(version, monkeypatch)
+    config = replace(small_config(rng), max_position_embeddings=16)
+    weights = weights_of(config, rng)
+    networks = [(network, interface) for release, network, interface in NETWORKS if release == version]
+    for network, interface in networks:
+        for gelu in ("erf", "tanh"):
+            options = {"network": network, "plugin_version": interface, "strict": True, "sparse": True, "verbose": True}
+            options |= {"workspace_mib": 100, "batch_sizes": (1, 2), "sequence_lengths": (8, 16)}
+            write(engine_path, version, config, weights, gelu, **options, timing_cache=str(tmp_path / "cache"))
+            engine = load_engine(engine_path, "padded")
+            engine.time(PaddedBatch(*random_inputs(config, rng, 2, 16)), 2)
+            engine.close()
+    assert len(double.recorder.calls) > 40
+    assert bindings.uses_unknown(double.recorder.calls, bindings.real_surface(version, tmp_path)) == []
+
+
+def native_bert(trt, network, precision, gelu, batch_size, length):
+    """Writes a native BERT into any module's network; for `rtx.compare`."""
+    rng = np.random.default_rng(3)
+    config = BertConfig(48, 2, 4, 56, 60, 32)
+    layers = native_layers.NativeLayers(trt, network, None, config, precision, batch_size, length)
+    build_bert(layers, config, weights_of(config, rng), gelu)
+    return layers
+
+
+@pytest.mark.parametrize("precision, gelu", [("fp32", "erf"), ("fp16", "tanh"), ("bf16", "erf")])
+@pytest.mark.parametrize("sizes", [(2, 8), (-1, 8), (-1, -1)], ids=str)
+def test_shapes_and_types_are_those_that_tensorrt_rtx_infers(precision, gelu, sizes):
+    if rtx.real_module_folder() is None:
+        pytest.skip("TensorRT-RTX is not installed: pip install -r requirements-rtx.txt")
+    assert rtx.compare("tests.test_tensorrt_engines:native_bert", [precision, gelu, *sizes]) == []
+
+
+# The scripts, end to end, on the bundled model
+
+
+def run_script(version, *arguments):
+    command = [sys.executable, "-m", "tests.tensorrt_double", version, *map(str, arguments)]
+    environment = dict(os.environ, TENSORRT_DOUBLE_COMPUTE_CAPABILITY="8.6")
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0"])
+def test_builder_inference_and_perf(version, engine_path, tmp_path):
+    sizes = ("-b", 1, "-b", 2, "-s", 32, "-s", 64)
+    built = run_script(version, "builder.py", "-pt", BUNDLED, "-o", engine_path, *sizes)
+    assert built.returncode == 0, built.stderr
+    assert f"Backend: tensorrt (tensorrt {version} runs on" in built.stderr
+    passage = "TensorRT is a high performance deep learning inference platform"
+    asked = run_script(version, "inference.py", "-e", engine_path, "-p", passage, "-q", "What is TensorRT?", "-b", 2)
+    assert "deep learning inference platform" in asked.stdout.split("Answer:")[-1], asked.stderr
+    report = tmp_path / "perf.json"
+    flags = ("-b", 1, "-b", 2, "-s", 64, "-i", 1, "-w", 0, "--json", report)
+    timed = run_script(version, "perf.py", "-e", engine_path, *flags)
+    assert timed.returncode == 0, timed.stderr
+    assert [row["batch_size"] for row in json.loads(report.read_text())["timings"]] == [1, 2]

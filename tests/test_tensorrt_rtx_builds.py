@@ -1,0 +1,264 @@
+"""Native networks, built by NVIDIA's own builder: TensorRT-RTX, which needs no GPU to build. It can't run them here."""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.backends import tensorrt_rtx
+from helpers.backends.base import BuildOptions
+from helpers.backends.tensorrt import building, engine, module
+from helpers.backends.tensorrt.native_layers import NativeLayers
+from helpers.bert_config import BertConfig
+from helpers.bert_network import build_bert
+from helpers.errors import DemoBertError, UsageError
+from helpers.weights import BertWeights, load_weights
+from tests.reference_bert import random_config, random_weights
+from tests.tensorrt_double import rtx
+
+if importlib.util.find_spec("tensorrt_rtx") is None and (folder := rtx.real_module_folder()):
+    sys.path.append(str(folder))
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -r requirements-rtx.txt")
+
+BUNDLED = Path(__file__).parent.parent / "models/bundled/bert_mini_squad11"
+BASE = BertConfig(768, 12, 12, 3072, 30522)
+LARGE = BertConfig(1024, 24, 16, 4096, 30522)
+SMALL = BertConfig(64, 2, 4, 100, 200, 64)
+
+#: builder.py's default workspace.
+WORKSPACE_MIB = 2500
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+def shaped_weights(config: BertConfig) -> BertWeights:
+    """Weights of the right shapes, made quickly. They differ, since the builder stores equal tensors once."""
+    rng = np.random.default_rng(0)
+    twin = small_twin(config)
+    shapes = {name: tensor.shape for name, tensor in random_weights(twin, rng).items()}
+    names = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
+    sizes = {getattr(twin, name): getattr(config, name) for name in names}
+    tensors = {}
+    for name, shape in shapes.items():
+        shape = tuple(sizes.get(size, size) for size in shape)
+        tensors[name] = rng.random(shape, np.float32) * np.float32(0.04) - np.float32(0.02)
+    return BertWeights(tensors, "erf", "random")
+
+
+def small_twin(config: BertConfig) -> BertConfig:
+    """As deep as `config`, with sizes that tell the dimensions apart."""
+    return BertConfig(48, config.num_hidden_layers, 4, 7, 101, 11, config.type_vocab_size)
+
+
+def build(config, weights, **options):
+    """An engine, and how long it took; printed for the README's table (pytest -s)."""
+    options = BuildOptions(workspace_mib=WORKSPACE_MIB, **options)
+    start = time.perf_counter()
+    built = tensorrt_rtx.build(config, weights, "erf", options)
+    seconds = time.perf_counter() - start
+    sizes = f"b {options.batch_sizes} s {options.sequence_lengths} targets {options.compute_capabilities or 'default'}"
+    what = f"{config.num_hidden_layers} × {config.hidden_size} {'+'.join(built.precision)} {sizes}"
+    print(f"\n{what}: {len(built.data) / 2**20:.1f} MiB in {seconds:.1f} s")
+    return built
+
+
+def check_size(built, weights, precision, profiles=1):
+    """The plan holds each weight once, in the type asked for; what else it holds (code, graph) is small beside that."""
+    stored = sum(tensor.size for tensor in weights.tensors.values()) * BYTES[precision]
+    # Beside the weights, 2 to 7 MiB a profile were seen with TensorRT-RTX 1.7.1.
+    assert 0.97 * stored < len(built.data) < 1.02 * stored + profiles * (10 << 20)
+    assert bytes(built.data[:4]) == module.RTX_PLAN_MAGIC
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    config = BertConfig.from_folder(BUNDLED)
+    return config, load_weights(config, pytorch=BUNDLED)
+
+
+@pytest.mark.parametrize("precision", BYTES)
+def test_the_bundled_model_builds_in_every_precision(bundled, precision):
+    config, weights = bundled
+    built = build(config, weights, **({precision: True} if precision != "fp32" else {}))
+    assert (built.network, built.precision, built.backend_version) == ("native", [precision], trt.__version__)
+    check_size(built, weights, precision)
+
+
+@pytest.mark.parametrize(
+    "batch_sizes, lengths", [((1,), (384,)), ((1, 8), (128,)), ((1, 16), (128, 384))], ids=["static", "batches", "both"]
+)
+def test_bert_base_builds_for_one_and_several_sizes(batch_sizes, lengths):
+    weights = shaped_weights(BASE)
+    built = build(
+        BASE, weights, fp16=True, batch_sizes=batch_sizes, sequence_lengths=lengths, compute_capabilities=("8.9",)
+    )
+    check_size(built, weights, "fp16", profiles=len(batch_sizes) * len(lengths))
+
+
+def test_bert_large_builds():
+    weights = shaped_weights(LARGE)
+    check_size(build(LARGE, weights, fp16=True, sequence_lengths=(384,)), weights, "fp16")
+
+
+@pytest.mark.parametrize("targets", [("8.6",), ("8.9",), ("12.0",), ("8.6", "8.9", "12.0")], ids=" ".join)
+def test_the_targets_are_those_asked_for(targets):
+    built = build(SMALL, shaped_weights(SMALL), sequence_lengths=(64,), compute_capabilities=targets)
+    assert built.settings == {"compute_capabilities": " ".join(targets)}
+    assert built.device == f"NVIDIA GPUs of compute capability {', '.join(targets)}"
+
+
+def test_the_builder_is_told_of_every_target():
+    builder = trt.Builder(module.logger_of(trt))
+    config = builder.create_builder_config()
+    building._set_targets(trt, config, BuildOptions(compute_capabilities=("8.6", "12.0", "7.5")))
+    assert config.num_compute_capabilities == 3
+    kinds = trt.ComputeCapability
+    assert [config.get_compute_capability(i) for i in range(3)] == [kinds.SM86, kinds.SM120, kinds.SM75]
+
+
+def test_turing_makes_the_plan_larger():
+    """One code serves Ampere and later; Turing's comes beside it."""
+    ampere, both = (
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(64,), fp16=True, compute_capabilities=targets)
+        for targets in (("8.6",), ("7.5", "8.6"))
+    )
+    assert len(both.data) > len(ampere.data)
+
+
+def test_a_target_that_rtx_does_not_know_is_refused():
+    with pytest.raises(UsageError, match=r"can't build for compute capability 6\.1; it can for 7\.5, .*12\.0"):
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), compute_capabilities=("6.1",))
+
+
+@pytest.mark.parametrize("target", ["8", "8.x", "", "sm_86", "8.6.1"])
+def test_a_target_that_is_none_is_refused(target):
+    with pytest.raises(UsageError, match="a compute capability is written like 8.6|can't build for"):
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), compute_capabilities=(target,))
+
+
+def test_what_the_builder_refuses_ends_in_one_line():
+    """bf16 does not exist on Turing: the builder's own reason is passed on."""
+    with pytest.raises(DemoBertError, match="could not build the engine.*sm75") as caught:
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), bf16=True, compute_capabilities=("7.5",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", [{"strict": True}, {"sparse": True}, {"strict": True, "fp16": True}], ids=str)
+def test_flags_that_rtx_has_are_accepted(flags):
+    build(SMALL, shaped_weights(SMALL), sequence_lengths=(32,), **flags)
+
+
+def test_distributive_independence_makes_one_profile():
+    options = {"batch_sizes": (1, 4), "sequence_lengths": (16, 32), "fp16": True}
+    one = build(SMALL, shaped_weights(SMALL), distributive_independence=True, **options)
+    four = build(SMALL, shaped_weights(SMALL), **options)
+    assert len(one.data) < len(four.data)
+
+
+def test_a_timing_cache_is_left_alone(tmp_path):
+    """TensorRT-RTX has none: its functions for one do nothing since release 1.2."""
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"of another TensorRT")
+    build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), timing_cache=str(path))
+    assert path.read_bytes() == b"of another TensorRT"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"int8": True}, "--int8 is not on the tensorrt_rtx backend yet"),
+        ({"fp8": True}, "--fp8 is not on the tensorrt_rtx backend yet"),
+        ({"fp8": True, "compute_capabilities": ("8.6",)}, "--fp8 needs compute capability 8.9; --compute"),
+        ({"network": "plugin"}, "has no BERT plugins; use --network native"),
+        ({"plugin_version": "v3"}, "has no v3 BERT plugins; use --network native"),
+        ({"layout": "packed"}, "packed engines are not on the tensorrt_rtx backend yet"),
+    ],
+    ids=str,
+)
+def test_what_rtx_can_not_do_is_said_in_one_line(options, message):
+    with pytest.raises(DemoBertError, match=message):
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), **options)
+
+
+def test_a_weight_beyond_float16_is_an_error():
+    weights = shaped_weights(SMALL)
+    weights.tensors["l1_output_dense_kernel"] = weights.tensors["l1_output_dense_kernel"] + 70000
+    with pytest.raises(DemoBertError, match="over 65504"):
+        build(SMALL, weights, sequence_lengths=(16,), fp16=True)
+
+
+# The network as NVIDIA's library infers it, before it is built.
+
+
+def native_network(config, options, precision, gelu, seed):
+    """(network, whatever has to outlive it) of random weights."""
+    logger = module.logger_of(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    layers = NativeLayers(trt, network, logger, config, precision, *building.input_shape(options))
+    weights = BertWeights(random_weights(config, np.random.default_rng(seed)), gelu, "random")
+    build_bert(layers, config, weights, gelu)
+    return network, (builder, layers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("precision", BYTES)
+def test_every_activation_has_the_type_asked_for(seed, precision):
+    rng = np.random.default_rng(seed)
+    config = random_config(rng)
+    lengths = tuple(sorted({int(n) for n in rng.integers(1, config.max_position_embeddings + 1, 2)}))
+    options = BuildOptions(batch_sizes=((1,), (1, 3))[seed % 2], sequence_lengths=lengths)
+    network, kept = native_network(config, options, precision, ("erf", "tanh")[seed // 2], seed)
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    assert set(inputs) == {"input_ids", "segment_ids", "input_mask"}
+    assert all(tensor.dtype == trt.int32 for tensor in inputs.values())
+    assert network.num_outputs == 1 and network.get_output(0).name == "logits_out"
+    assert network.get_output(0).dtype == trt.float32
+    assert tuple(network.get_output(0).shape) == (*building.input_shape(options), 2)
+    wanted = {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}[precision]
+    floats = {trt.float32, trt.float16, trt.bfloat16}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        tensor = layer.get_output(0)
+        if tensor.dtype in floats and tensor.name != "logits_out":
+            assert tensor.dtype == wanted, (layer.name, seed)
+    del kept
+
+
+def test_there_is_one_attention_layer_for_each_of_bert_s():
+    network, kept = native_network(SMALL, BuildOptions(sequence_lengths=(16,)), "fp16", "erf", 0)
+    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+    assert kinds.count(trt.LayerType.ATTENTION_INPUT) == SMALL.num_hidden_layers
+    assert kinds.count(trt.LayerType.NORMALIZATION) == 1 + 2 * SMALL.num_hidden_layers
+    names = [network.get_layer(index).name for index in range(network.num_layers)]
+    assert len(set(names)) == len(names)
+    del kept
+
+
+# Loading, as far as that goes without a GPU.
+
+
+@pytest.mark.parametrize("cut", [100, 0.5, -1], ids=["header", "half", "last byte"])
+def test_a_truncated_plan_is_refused_in_one_line(cut):
+    plan = bytes(build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,)).data)
+    cut = int(cut * len(plan)) if isinstance(cut, float) else cut
+    logger = module.logger_of(trt)
+    logger.start(verbose=False)
+    with pytest.raises(DemoBertError, match="can't load bert.engine: it is damaged") as caught:
+        engine.deserialize(trt, logger, trt.Runtime(logger), plan[:cut], "bert.engine")
+    assert "\n" not in str(caught.value)
+    # TensorRT's own reason is the cause, not the missing driver that follows every error on a machine without one.
+    assert "cudaError" not in str(caught.value)
+
+
+def test_a_plan_is_recognised_by_its_first_bytes(tmp_path):
+    from helpers.backends import tensorrt
+
+    path = tmp_path / "bert.engine"
+    path.write_bytes(bytes(build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,)).data))
+    assert tensorrt_rtx.recognises(path) and not tensorrt.recognises(path)
+    path.write_bytes(b"{}")
+    assert not tensorrt_rtx.recognises(path) and not tensorrt.recognises(path)
