@@ -100,6 +100,7 @@ def add_build_arguments(parser: cli.Parser) -> None:
 
     precision = parser.add_argument_group("precision (default: fp32)")
     precision.add_argument("-f", "--fp16", action="store_true", help="half precision; on a CPU its own half type")
+    precision.add_argument("--bf16", action="store_true", help="bfloat16 (native networks; CPUs that have it)")
     precision.add_argument("-i", "--int8", action="store_true", help="8-bit integers, calibrated or from QAT ranges")
     precision.add_argument("--fp8", action="store_true", help="8-bit floats in the matmuls (native networks, SM 8.9 and newer)")
     precision.add_argument("-t", "--strict", action="store_true", help="obey the precision asked for")
@@ -149,12 +150,15 @@ def build_options(args, config: BertConfig) -> BuildOptions:
         raise UsageError(
             f"-s {lengths[-1]} is over the model's max_position_embeddings, {config.max_position_embeddings}"
         )
+    if args.fp16 and args.bf16:
+        raise UsageError("--fp16 and --bf16 exclude each other")
     if args.int8 and args.fp8:
         raise UsageError("--int8 and --fp8 exclude each other")
     return BuildOptions(
         batch_sizes=tuple(sorted(set(args.batch_size or [1]))),
         sequence_lengths=lengths,
         fp16=args.fp16,
+        bf16=args.bf16,
         int8=args.int8,
         fp8=args.fp8,
         strict=args.strict,

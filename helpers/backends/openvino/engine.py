@@ -31,11 +31,11 @@ def half_precision(core: ov.Core) -> str:
 
 def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions) -> BuiltEngine:
     """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
-    _refuse_what_is_missing(options)
     core = ov.Core()
+    _refuse_what_is_missing(core, options)
     layers = OpenVINOLayers(config, options.max_batch_size, options.max_sequence_length)
     build_bert(layers, config, weights, gelu)
-    precision = half_precision(core) if options.fp16 else "fp32"
+    precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
     blob = core.compile_model(layers.model(), DEVICE, settings).export_model().getbuffer()
     device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
@@ -54,7 +54,9 @@ def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngi
     return OpenVINOEngine(card or _guess_card(path, compiled), compiled)
 
 
-def _refuse_what_is_missing(options: BuildOptions) -> None:
+def _refuse_what_is_missing(core: ov.Core, options: BuildOptions) -> None:
+    if options.bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        raise UsageError("this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32")
     if options.int8 or options.fp8:
         raise UsageError(f"--{'int8' if options.int8 else 'fp8'} is not on the openvino backend yet; take --fp16 or fp32")
     if options.network != "auto":
