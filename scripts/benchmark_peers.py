@@ -13,6 +13,7 @@ import contextlib
 import copy
 import logging
 import os
+import random
 import sys
 import tempfile
 import time
@@ -59,7 +60,7 @@ def parse(arguments):
     parser.add_argument("--peers", metavar="WORD", nargs="+", help="only the peers whose name holds one of these words")
     parser.add_argument("--squad", metavar="FILE", help="measure throughput on this SQuAD file instead")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, metavar="N", help="with --squad: how often each side runs")
-    parser.add_argument("--questions", type=cli.positive_int, metavar="N", help="with --squad: only the first N questions")
+    parser.add_argument("--questions", type=cli.positive_int, metavar="N", help="with --squad: only N of the questions, evenly spread")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
@@ -239,13 +240,18 @@ def measure_latency(args, torch_model, config, length: int, folder: Path) -> dic
 
 
 def in_turn(peers: dict, iterations: int) -> dict:
-    """Latencies in ms: each peer a few runs at a time, round and round, so that the machine's moods hit all alike."""
+    """Latencies in ms: each peer a few runs at a time, round and round, so that the machine's moods hit all alike.
+
+    The order is drawn anew for every round: what a peer leaves behind (spinning threads, a full cache) hits all alike.
+    """
     from tqdm import tqdm
 
     latencies = {name: [] for name in peers}
+    order, shuffle = list(peers.items()), random.Random(0).shuffle
     turns = -(-iterations // RUNS_PER_TURN)
     for _ in tqdm(range(turns), unit="turn", leave=False, disable=None):
-        for name, run in peers.items():
+        shuffle(order)
+        for name, run in order:
             time.sleep(0.02)  # lets the threads of the peer before stop spinning
             run()
             latencies[name] += [timed(run) for _ in range(RUNS_PER_TURN)]
