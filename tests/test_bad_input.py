@@ -69,7 +69,15 @@ def test_engine_files(script, engine, damage, card, program):
         Path(f"{engine}.json").unlink()
     flags = ["-p", PASSAGE, "-q", "When?", "-v", BUNDLED / "vocab.txt"] if program == "inference.py" else ["-s", 8, "-i", 1]
     result = script(program, "-e", engine, *flags)
-    assert result.code == 1 and engine.name in result.error
+    message = {
+        "missing": "not found",
+        "folder": "is not a file",
+        "empty": "is empty",
+        "foreign": "its card says" if card else "is not an engine of any backend",
+        "truncated": "its card says" if card else "is damaged",
+        "flipped": "is not the engine that its card describes" if card else "is damaged",
+    }
+    assert result.code == 1 and engine.name in result.error and message[damage] in result.error
 
 
 def test_truncated_by_little_without_a_card(script, engine):
@@ -629,6 +637,12 @@ def test_perf_arguments(script, engine, flags, message):
     assert message in result.error and "Running" not in result.out
 
 
+@pytest.mark.parametrize("program", ["inference.py", "perf.py"])
+def test_errors_are_one_line_that_drives_no_terminal(script, program):
+    error = script(program, "-e", "no\nsuch\x1b[31m\rengine").error
+    assert "no such [31m engine" in error and "\x1b" not in error and "\r" not in error
+
+
 @pytest.mark.parametrize("program", ["builder.py", "inference.py", "perf.py"])
 def test_help_explains_every_flag(script, program):
     result = script(program, "-h")
@@ -649,3 +663,13 @@ def test_ctrl_c_ends_quietly(script, engine, monkeypatch):
     monkeypatch.setattr(OpenVINOEngine, "_timed_run", interrupted)
     result = script("perf.py", "-e", engine, "-i", 1, "-s", 8)
     assert result.code == 130 and "Traceback" not in result.err
+
+
+def test_too_little_memory_is_one_line(script, engine, monkeypatch):
+    from helpers.backends.openvino.engine import OpenVINOEngine
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(OpenVINOEngine, "_timed_run", no_memory)
+    assert "not enough memory" in script("perf.py", "-e", engine, "-i", 1, "-s", 8).error
