@@ -22,7 +22,7 @@ from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
-from helpers.weights import BertWeights
+from helpers.weights import BertWeights, load_weights
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
 
@@ -100,6 +100,23 @@ def test_logits_are_the_reference_s(version, network, interface, gelu, engine_pa
         for length in {1, sizes[0], max(1, sizes[-1] - 1), sizes[-1]}:
             worst = difference(engine, config, weights, gelu, batch_size, length, rng)
             assert worst < TOLERANCE["fp32"], (config, batch_size, length)
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    config = BertConfig.from_folder(BUNDLED)
+    return config, load_weights(config, pytorch=BUNDLED)
+
+
+@pytest.mark.parametrize("version, network, interface", NETWORKS)
+def test_the_bundled_model_s_logits(version, network, interface, bundled, engine_path, monkeypatch, rng):
+    install(version, monkeypatch)
+    config, weights = bundled
+    sizes = {"batch_sizes": (3,), "sequence_lengths": (17,)}
+    write(engine_path, version, config, weights, network=network, plugin_version=interface, **sizes)
+    engine = load_engine(engine_path, "padded")
+    assert difference(engine, config, weights, "erf", 3, 17, rng) < TOLERANCE["fp32"]
     engine.close()
 
 
