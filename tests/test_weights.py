@@ -483,6 +483,21 @@ def test_integer_tensors_are_refused(tmp_path):
         assert QUERY in (message := error_of(pytorch=tmp_path / name)) and "floating-point" in message
 
 
+def test_integer_variables_are_refused(tmp_path):
+    kernel = "bert/encoder/layer_1/attention/self/query/kernel"
+    variables = tensorflow_state(CONFIG, TENSORS) | {kernel: np.ones((16, 16), np.int32)}
+    message = error_of(tensorflow=write_tensorflow(tmp_path / "model.ckpt", variables))
+    assert kernel in message and "floating-point" in message
+
+
+@pytest.mark.parametrize("content", [5, [np.ones(3)]], ids=str)
+def test_a_pt_without_a_state_dict(tmp_path, content):
+    import torch
+
+    torch.save([torch.tensor(array) for array in content] if isinstance(content, list) else content, tmp_path / "a.pt")
+    assert "no state dict" in error_of(pytorch=tmp_path / "a.pt")
+
+
 # --- files that are not there, or not whole ----------------------------------------------------------------------
 
 
@@ -742,22 +757,74 @@ def test_external_data_in_a_folder_below_is_followed(tmp_path, onnx_path):
 
 
 @pytest.mark.parametrize(
-    "entries",
+    "entries,fault",
     [
-        {"offset": "8"},
-        {"offset": "-8", "length": "1024"},
-        {"offset": "1024"},
-        {"length": "1023"},
-        {"length": str(1 << 50)},
-        {"offset": "two"},
-        {"offset": str(1 << 70), "length": "1024"},
+        ({"offset": "8"}, "1016 bytes are there"),
+        ({"offset": "-8", "length": "1024"}, "ends before"),
+        ({"offset": "1024"}, "0 bytes are there"),
+        ({"length": "1023"}, "1023 bytes are there"),
+        ({"length": str(1 << 50)}, "bytes are there"),
+        ({"offset": "two"}, "can't be read"),
+        ({"offset": str(1 << 70), "length": "1024"}, "ends before"),
     ],
     ids=str,
 )
-def test_external_data_that_is_not_there(tmp_path, onnx_path, entries):
+def test_external_data_that_is_not_there(tmp_path, onnx_path, entries, fault):
     (tmp_path / "data").write_bytes(bytes(1024))
     path = edited(onnx_path, tmp_path / "m.onnx", lambda model: external(model, location="data", **entries))
-    error_of(onnx=path)
+    message = error_of(onnx=path)
+    assert fault in message and path.name in message
+
+
+def test_onnx_without_a_graph(tmp_path):
+    import onnx
+
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.ModelProto(ir_version=8, producer_name="nobody").SerializeToString())
+    assert "has no graph" in error_of(onnx=path)
+
+
+def test_onnx_of_more_than_protobuf_can_hold(tmp_path, onnx_path, monkeypatch):
+    from helpers.weights import onnx_model
+
+    monkeypatch.setattr(onnx_model, "_MAX_MODEL_BYTES", onnx_path.stat().st_size - 1)
+    assert "external data" in error_of(onnx=onnx_path)
+
+
+@pytest.mark.parametrize("fault", ["not a floating-point type", "255 values are there"])
+def test_onnx_tensors_of_other_values(tmp_path, onnx_path, fault):
+    from onnx import TensorProto
+
+    def change(model):
+        tensor = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [16, 16])
+        tensor.ClearField("raw_data")
+        if fault.startswith("not"):
+            tensor.data_type = TensorProto.INT32
+            tensor.int32_data[:] = [1] * 256
+        else:
+            tensor.float_data[:] = [1.0] * 255
+
+    assert fault in error_of(onnx=edited(onnx_path, tmp_path / "m.onnx", change))
+
+
+@pytest.mark.parametrize("form", ["no product", "one operand"])
+def test_onnx_with_attention_of_an_unknown_form(tmp_path, onnx_path, form):
+    from onnx import helper
+
+    def change(model):
+        constants = {tensor.name for tensor in model.graph.initializer}
+        products = [n for n in model.graph.node if n.op_type == "MatMul" and not constants & set(n.input)]
+        assert len(products) == 2 * CONFIG.num_hidden_layers
+        for number, product in enumerate(products[::2]):  # each Q·Kᵀ
+            if form == "one operand":
+                model.graph.node.append(helper.make_node("Sum", product.input, [f"sum{number}"]))
+                product.input[:] = [f"sum{number}"] * 2
+            else:
+                product.op_type = "Einsum"
+                products[2 * number + 1].op_type = "Einsum"
+
+    message = error_of(onnx=edited(onnx_path, tmp_path / "m.onnx", change))
+    assert "form that is not known" in message and "m.onnx" in message
 
 
 @pytest.mark.parametrize("where", ["inline", "typed", "external"])
