@@ -328,7 +328,7 @@ def test_a_packed_blob_without_a_card_is_recognised(script, bundled_packed_engin
         (["--int8"], "--int8 is not on the openvino backend yet"),
         (["--pickle", "x.pickle"], "name one checkpoint with -m, -x, -pt or --pickle, not -pt and --pickle"),
         (["--network", "plugin"], "--network plugin is a form of TensorRT's"),
-        (["-iln"], "unrecognized arguments: -iln"),
+        (["--force-int8-skipln"], "unrecognized arguments: --force-int8-skipln"),
         (["--batch-size", 4], "unrecognized arguments: --batch-size 4"),
     ],
 )
