@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 
 from helpers.backends.base import BuildOptions, BuiltEngine, Engine
-from helpers.backends.openvino.layers import OpenVINOLayers
-from helpers.batching import PaddedBatch
+from helpers.backends.openvino.layers import PackedLayers, PaddedLayers
+from helpers.batching import Batch, PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.engine_card import EngineCard
@@ -21,6 +21,8 @@ DEVICE = "CPU"
 
 #: OpenVINO's type for each precision of the card.
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+LAYERS = {"padded": PaddedLayers, "packed": PackedLayers}
 
 
 def half_precision(core: ov.Core) -> str:
@@ -33,7 +35,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
     _refuse_what_is_missing(options)
     core = ov.Core()
-    layers = OpenVINOLayers(config, options.max_batch_size, options.max_sequence_length)
+    layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length)
     build_bert(layers, config, weights, gelu)
     precision = half_precision(core) if options.fp16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
@@ -69,11 +71,11 @@ class OpenVINOEngine(Engine):
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
-    def _infer(self, batch: PaddedBatch) -> np.ndarray:
+    def _infer(self, batch: Batch) -> np.ndarray:
         self._request.infer(_inputs(batch), share_inputs=True)
         return self._request.get_output_tensor(0).data.copy()
 
-    def run_all(self, batches: Sequence[PaddedBatch], on_done: Callable[[int, np.ndarray], None]) -> None:
+    def run_all(self, batches: Sequence[Batch], on_done: Callable[[int, np.ndarray], None]) -> None:
         requests = ov.AsyncInferQueue(self._compiled)
         finished = queue.SimpleQueue()  # callbacks come on OpenVINO's threads; on_done is called on this one
         requests.set_callback(lambda request, index: finished.put((index, request.get_output_tensor(0).data.copy())))
@@ -86,7 +88,7 @@ class OpenVINOEngine(Engine):
         while not finished.empty():
             on_done(*finished.get())
 
-    def _timed_run(self, batch: PaddedBatch) -> Callable[[], float]:
+    def _timed_run(self, batch: Batch) -> Callable[[], float]:
         request = self._compiled.create_infer_request()
         for name, array in _inputs(batch).items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -108,9 +110,8 @@ class OpenVINOEngine(Engine):
         )
 
 
-def _inputs(batch: PaddedBatch) -> dict:
-    arrays = {"input_ids": batch.input_ids, "segment_ids": batch.segment_ids, "input_mask": batch.input_mask}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+def _inputs(batch: Batch) -> dict:
+    return {name: np.ascontiguousarray(array) for name, array in batch.inputs().items()}
 
 
 def blob_facts(path: Path) -> dict:
