@@ -128,6 +128,9 @@ def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> Non
     if options.int8 or options.fp8:
         asked = "--int8" if options.int8 else "--fp8"
         raise UsageError(f"{asked} is not on the {flavour.backend} backend yet; take --fp16 or fp32")
+    if options.interleaved or options.megatron:
+        asked = "--interleaved" if options.interleaved else "--megatron"
+        raise UsageError(f"{asked} needs --int8, which is not on the {flavour.backend} backend yet")
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
