@@ -55,7 +55,7 @@ class BertConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         epsilon = self.layer_norm_eps
-        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
+        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
             raise DemoBertError(f"layer_norm_eps must be a number between 0 and 1, not {epsilon!r}")
         if self.gelu not in (None, "tanh", "erf"):
             raise DemoBertError(f"gelu must be 'tanh' or 'erf', not {self.gelu!r}")

@@ -9,7 +9,7 @@ import numpy as np
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
-from helpers.files import read_text, require_file, sha256_of
+from helpers.files import read_text, sha256_of
 
 CLS, SEP, UNK = "[CLS]", "[SEP]", "[UNK]"
 
@@ -57,7 +57,7 @@ class TokenizedText:
 
 def load_vocabulary(path) -> Vocabulary:
     """Read a vocab.txt: UTF-8, one piece a line. Raises DemoBertError where it can't be a BERT vocabulary."""
-    path = require_file(path, "vocabulary")
+    path = Path(path)
     # Only "\n" ends a line: str.splitlines would also break at U+2028 or U+0085, which are pieces of some models.
     pieces = read_text(path, "vocabulary").removesuffix("\n").split("\n")
     if len(pieces) > _MAX_VOCABULARY:

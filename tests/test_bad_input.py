@@ -5,11 +5,15 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers import files, tokenization
+from helpers.errors import DemoBertError
+from helpers.files import write_json
 from tests import checkpoints
 from tests.conftest import BUNDLED
 from tests.reference_bert import BertConfig, random_weights
@@ -94,6 +98,8 @@ def test_blob_for_another_cpu(script, engine):
     engine.write_bytes(content.replace(b"isa=Intel", b"isa=Other", 1))
     Path(f"{engine}.json").unlink()
     assert "another CPU" in script("perf.py", "-e", engine, "-i", 1).error
+    engine.write_bytes(content.replace(b"isa=Intel", b"isa=\xff\xff\xff\xff\xff", 1))  # not even text
+    assert "another CPU" in script("perf.py", "-e", engine, "-i", 1).error
 
 
 def test_somebody_else_s_blob(script, tmp_path):
@@ -116,47 +122,72 @@ def test_card_missing_needs_a_vocabulary(script, engine):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"{}", b"[" * 100_000, b'{"backend": "openvino"}', b"1e999"],
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"{", "not JSON (line 1"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"{}", "lacks backend"),
+        (b"[" * 100_000, "JSON"),
+        (b'{"backend": "openvino"}', "lacks backend_version"),
+        (b"1e999", "not a JSON object"),
+        (b"[" + b"9" * 9999 + b"]", "JSON that can be read"),  # more digits than Python turns into a number
+    ],
+    ids=lambda value: value[:12],
 )
-def test_card_garbled(script, engine, content):
+def test_card_garbled(script, engine, content, message):
     Path(f"{engine}.json").write_bytes(content)
     result = ask(script, engine)
-    assert result.code == 1 and "card" in result.error
+    assert result.code == 1 and "card" in result.error and message in result.error
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "message"),
     [
-        ("backend", "cuda9000"),
-        ("backend", 3),
-        ("backend_version", None),
-        ("layout", "packed"),
-        ("layout", "round"),
-        ("precision", []),
-        ("precision", ["fp4"]),
-        ("precision", "fp32"),
-        ("batch_sizes", []),
-        ("batch_sizes", [0]),
-        ("batch_sizes", [8, 1]),
-        ("batch_sizes", ["8"]),
-        ("sequence_lengths", [True]),
-        ("config", {}),
-        ("config", {"hidden_size": 384}),
-        ("do_lower_case", "yes"),
-        ("vocab_file", 7),
-        ("vocab_file", "../nowhere/vocab.txt"),
-        ("vocab_file", "a\0b"),
-        ("vocab_sha256", "0" * 64),
-        ("engine_sha256", "0" * 64),
-        ("engine_bytes", "many"),
-        ("engine_bytes", 1),
-        ("device", "REMOVE"),
+        ("backend", "cuda9000", "no backend 'cuda9000'"),
+        ("backend", 3, "backend is not text"),
+        ("backend_version", None, "backend_version is not text"),
+        ("device", 3, "device is not text"),
+        ("layout", ["padded"], "layout is not text"),
+        ("layout", "packed", "run it with inference_varseqlen.py"),
+        ("layout", "round", "layout is 'round'"),
+        ("network", {}, "network is not text"),
+        ("precision", [], "precision is []"),
+        ("precision", ["fp4"], "precision is ['fp4']"),
+        ("precision", "fp32", "precision is 'fp32'"),
+        ("precision", {"fp32": 1}, "precision is {"),
+        ("batch_sizes", [], "batch_sizes is not"),
+        ("batch_sizes", [0], "batch_sizes is not"),
+        ("batch_sizes", [8, 1], "batch_sizes is not"),
+        ("batch_sizes", ["8"], "batch_sizes is not"),
+        ("batch_sizes", {"8": 8}, "batch_sizes is not"),
+        ("batch_sizes", "8", "batch_sizes is not"),
+        ("sequence_lengths", [True], "sequence_lengths is not"),
+        ("sequence_lengths", [128, 8], "sequence_lengths is not"),
+        ("config", {}, "lacks hidden_size"),
+        ("config", {"hidden_size": 384}, "lacks num_hidden_layers"),
+        ("config", 5, "not a JSON object"),
+        ("do_lower_case", "yes", "do_lower_case is not"),
+        ("vocab_file", 7, "vocab_file is not text"),
+        ("vocab_file", "../nowhere/vocab.txt", "vocabulary not found"),
+        ("vocab_file", "a\0b", "vocabulary not found"),
+        ("vocab_sha256", "0" * 64, "not the one the engine was built with"),
+        ("vocab_sha256", 7, "vocab_sha256 is not text"),
+        ("engine_sha256", "0" * 64, "not the engine that its card describes"),
+        ("engine_sha256", None, "engine_sha256 is not text"),
+        ("engine_bytes", "many", "engine_bytes is not a whole number"),
+        ("engine_bytes", 1, "its card says 1"),
+        ("settings", [], "settings is not"),
+        ("settings", {"INFERENCE_PRECISION_HINT": 32}, "settings is not"),
+        ("device", "REMOVE", "lacks device"),
     ],
 )
-def test_card_fields(script, engine, field, value):
+def test_card_fields(script, engine, field, value, message):
     edit_card(engine, **{field: value})
-    assert ask(script, engine).code == 1
+    result = ask(script, engine)
+    assert result.code == 1 and message in result.error
 
 
 # -- building
@@ -233,7 +264,20 @@ def test_checkpoints(script, tmp_path, checkpoint, fault):
         ({"hidden_size": 0}, "hidden_size"),
         ({"hidden_size": 1e9}, "hidden_size"),
         ({"hidden_size": "48"}, "hidden_size"),
+        ({"hidden_size": 48.0}, "hidden_size"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be"),
+        ({"hidden_size": 3 << 14}, "hidden_size must be"),
+        ({"num_hidden_layers": 513}, "num_hidden_layers must be"),
+        ({"num_attention_heads": 513}, "num_attention_heads must be"),
+        ({"intermediate_size": 1 << 17}, "intermediate_size must be"),
+        ({"vocab_size": 1 << 22}, "vocab_size must be"),
+        ({"max_position_embeddings": 1 << 17}, "max_position_embeddings must be"),
+        ({"type_vocab_size": 1 << 11}, "type_vocab_size must be"),
         ({"layer_norm_eps": -1}, "layer_norm_eps"),
+        ({"layer_norm_eps": False}, "layer_norm_eps"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps"),
+        ({"gelu": "quick"}, "gelu must be"),
+        ({"do_lower_case": "yes"}, "do_lower_case must be"),
         ({"hidden_act": "relu"}, "relu"),
         ({"hidden_act": ["gelu"]}, "hidden_act"),
         ({"position_embedding_type": "relative_key"}, "absolute"),
@@ -243,7 +287,7 @@ def test_configurations(script, tmp_path, checkpoint, change, message):
     path = checkpoint[0] / "bert_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     result = build(script, tmp_path, "-pt", checkpoint[0], "-s", 16)
-    assert message in result.error
+    assert message in result.error and checkpoint[0].name in result.error
     assert_nothing_written(tmp_path)
 
 
@@ -253,7 +297,8 @@ def test_configurations(script, tmp_path, checkpoint, change, message):
 def test_configuration_files(script, tmp_path, checkpoint, content, message):
     path = checkpoint[0] / "bert_config.json"
     path.unlink() if content is None else path.write_text(content)
-    assert message in build(script, tmp_path, "-pt", checkpoint[0], "-s", 16).error
+    error = build(script, tmp_path, "-pt", checkpoint[0], "-s", 16).error
+    assert message in error and str(checkpoint[0]) in error
 
 
 @pytest.mark.parametrize(
@@ -284,6 +329,7 @@ def test_builder_arguments(script, tmp_path, checkpoint, flags, message):
 def test_builder_needs_a_checkpoint(script, tmp_path):
     assert "-m, -x or -pt" in build(script, tmp_path).error
     assert "--config-dir" in build(script, tmp_path, "-x", "model.onnx").error
+    assert "does not exist: /nowhere" in build(script, tmp_path, "-pt", "/nowhere").error
 
 
 def unwritable_folder() -> str:
@@ -291,18 +337,36 @@ def unwritable_folder() -> str:
     return "/proc/self" if os.geteuid() == 0 else "/"
 
 
-@pytest.mark.parametrize("folder", ["/nowhere/at/all", unwritable_folder()])
-def test_output_folders(script, tmp_path, checkpoint, bundled_engine, folder):
-    result = script("builder.py", "-pt", checkpoint[0], "-s", 16, "-o", f"{folder}/x.engine", "--backend", "openvino")
-    assert result.code == 1 and folder in result.error and "Reading" not in result.err
+@pytest.mark.parametrize("place", ["nowhere", "unwritable", "folder"])
+def test_outputs_that_can_not_be_written(script, tmp_path, checkpoint, bundled_engine, place):
+    """Said of every output flag before anything is read or run."""
+    path, message = {
+        "nowhere": ("/nowhere/at/all/x", "mkdir -p /nowhere/at/all"),
+        "unwritable": (f"{unwritable_folder()}/x", "can't write into"),
+        "folder": (tmp_path, "is a folder"),
+    }[place]
+    result = script("builder.py", "-pt", checkpoint[0], "-s", 16, "-o", path, "--backend", "openvino")
+    assert result.code == 1 and message in result.error and "Reading" not in result.err
     squad = Path(__file__).parent / "data" / "squad_v1.1.json"
-    for flag in ("-o", "--n-best-output", "--null-odds-output"):
-        output = ["-o", tmp_path / "p.json"] if flag != "-o" else []
-        result = script("inference.py", "-e", bundled_engine, "-sq", squad, *output, flag, f"{folder}/p.json")
-        assert result.code == 1 and folder in result.error
+    sound = ["-o", tmp_path / "p.json"]
+    for flag in ("--output-prediction-file", "--n-best-output", "--null-odds-output"):
+        result = script("inference.py", "-e", bundled_engine, "-sq", squad, *sound, flag, path)
+        assert result.code == 1 and message in result.error and flag in result.error
     for flag in ("--json", "--plot"):
-        result = script("perf.py", "-e", bundled_engine, "-i", 1, flag, f"{folder}/p.json")
-        assert result.code == 1 and folder in result.error
+        result = script("perf.py", "-e", bundled_engine, "-i", 1, flag, path)
+        assert result.code == 1 and message in result.error and "OpenVINO" not in result.err
+    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoint"}
+
+
+def test_a_folder_that_can_not_be_written_any_more(tmp_path, monkeypatch):
+    """Between the check and the writing, the disk may fill: simulated."""
+
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkstemp", no_space)
+    with pytest.raises(DemoBertError, match="can't write .*x.json: No space left"):
+        write_json(tmp_path / "x.json", {})
 
 
 def test_a_build_that_dies_leaves_what_was_there(script, tmp_path, checkpoint, monkeypatch):
@@ -380,7 +444,50 @@ def test_vocabulary_of_another_size(script, engine, tmp_path, checkpoint):
     assert "has 4 pieces, the model 30522" in ask(script, engine, "-v", path).error
 
 
+def test_a_vocabulary_of_too_many_lines(script, engine, monkeypatch):
+    monkeypatch.setattr(tokenization, "_MAX_VOCABULARY", 30521)
+    assert "more than 30521 lines" in ask(script, engine).error
+
+
 # -- text
+
+
+@pytest.mark.parametrize("suffix", ["", ".json"])
+def test_files_that_may_not_be_read(script, engine, monkeypatch, suffix):
+    """Simulated: root, as whom tests often run, may read everything."""
+    path, opened = Path(f"{engine}{suffix}"), Path.open
+
+    def forbidden(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    error = ask(script, engine).error
+    assert "Permission denied" in error and path.name in error
+
+
+def test_text_files_that_can_not_be_read(script, engine, tmp_path, monkeypatch):
+    path = tmp_path / "text"
+    path.write_text(PASSAGE)
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 3 << 20)  # the bundled vocabulary is smaller, and is read first
+
+    def asked():
+        return script("inference.py", "-e", engine, "-pf", path, "-q", "When?")
+
+    assert asked().code == 0
+    os.truncate(path, (3 << 20) + 1)
+    assert "larger than 3 MiB" in asked().error
+    os.truncate(path, 20)
+    read_text = Path.read_text
+
+    def damaged(self, *arguments, **options):
+        if self == path:
+            raise OSError(5, "Input/output error")
+        return read_text(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", damaged)
+    assert "Input/output error" in asked().error
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u3000", "\0", "\0\x01\u200b"])
@@ -410,10 +517,9 @@ def test_text_that_is_hard_is_answered(script, engine, filler):
 def test_a_megabyte_of_text(script, engine, tmp_path):
     """Read, cut into windows and answered; the question as long as the passage is cut to --max-query-length."""
     path = tmp_path / "passage"
-    path.write_text("word " * 200_000 + ". " + PASSAGE)
-    result = script(
-        "inference.py", "-e", engine, "-pf", path, "-q", "When was the tower built?", "--doc-stride", 5000, "-s", 128, "-b", 8
-    )
+    # Words of over 100 letters are one token each ([UNK]): a megabyte of words that are short takes minutes.
+    path.write_text(("long " * 4 + "o" * 480 + " ") * 2000 + ". " + PASSAGE)
+    result = script("inference.py", "-e", engine, "-pf", path, "-q", "When was the tower built?", "-s", 128, "-b", 8)
     assert result.code == 0 and "Answer: '1889'" in result.out
     path.write_text("When was the tower built? " + "word " * 200_000)
     result = script("inference.py", "-e", engine, "-p", PASSAGE, "-qf", path)
@@ -434,6 +540,8 @@ def test_typed_questions(script, engine, monkeypatch):
     assert "the question is empty" in result.err and "not asked" not in result.out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert script("inference.py", "-e", engine).code == 0  # end of input, not an error
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert "what was typed is not UTF-8" in script("inference.py", "-e", engine).error
 
 
 # -- SQuAD files
@@ -443,7 +551,7 @@ def test_typed_questions(script, engine, monkeypatch):
     ("content", "message"),
     [
         ("", "empty"),
-        ("{", "JSON"),
+        ("{", "not JSON (line 1"),
         ("[1, 2]", "SQuAD"),
         ('{"data": 3}', "SQuAD"),
         ('{"data": []}', "SQuAD"),
@@ -466,6 +574,8 @@ def test_squad_files(script, engine, tmp_path, content, message):
 
 # -- sizes and flags of inference.py and perf.py
 
+WINDOW_FLAGS = ("--max-query-length", "--max-answer-length", "--n-best-size", "--doc-stride")
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),
@@ -476,10 +586,10 @@ def test_squad_files(script, engine, tmp_path, content, message):
         (("-s", "1000000"), "1000000"),
         (("--null-score-diff-threshold", "nan"), "'nan'"),
         (("--n-best-output", "x"), "-sq"),
+        (("--null-odds-output", "x"), "-sq"),
         (("-pf", "x"), "-p or with -pf"),
         (("-qf", "x"), "-q or with -qf"),
-        (("-sq", "x"), "leave out"),
-        (("--doc-stride", "0"), "'0'"),
+        *(((flag, "0"), "'0' is not a whole number") for flag in WINDOW_FLAGS),
         (("--nonsense",), "--nonsense"),
     ],
 )
@@ -488,12 +598,31 @@ def test_inference_arguments(script, engine, flags, message):
     assert result.code == 2 and message in result.error
 
 
+@pytest.mark.parametrize("flag", ["-p", "-pf", "-q", "-qf"])
+def test_a_squad_file_excludes_other_text(script, engine, flag):
+    result = script("inference.py", "-e", engine, "-sq", "x", flag, "y")
+    assert result.code == 2 and "leave out" in result.error
+
+
 @pytest.mark.parametrize(
-    "flags", [("-b", "0"), ("-b", "9"), ("-s", "0"), ("-s", "1000000"), ("-i", "0"), ("-w", "-1"), ("-d", "nan"), ("-d", "-1"), ("-x",)]
+    ("flags", "message"),
+    [
+        (("-b", "0"), "'0' is not a whole number"),
+        (("-b", "9"), "batch size 9"),
+        (("-s", "0"), "'0' is not a whole number"),
+        (("-s", "1000000"), "sequence length 1000000"),
+        (("-i", "0"), "'0' is not a whole number"),
+        (("-w", "-1"), "'-1' is not a whole number"),
+        (("-r", "-1"), "'-1' is not a whole number"),
+        (("-r", "many"), "'many' is not a whole number"),
+        (("-d", "nan"), "'nan' is not a number of seconds"),
+        (("-d", "-1"), "'-1' is not a number of seconds"),
+        (("-x",), "-x"),
+    ],
 )
-def test_perf_arguments(script, engine, flags):
+def test_perf_arguments(script, engine, flags, message):
     result = script("perf.py", "-e", engine, "-i", 1, *flags)
-    assert result.error and "Running" not in result.out
+    assert message in result.error and "Running" not in result.out
 
 
 @pytest.mark.parametrize("program", ["builder.py", "inference.py", "perf.py"])

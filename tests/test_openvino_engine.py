@@ -134,15 +134,20 @@ def batch_of(ids=None, segments=None, mask=None, shape=(1, 4)):
         (batch_of(segments=np.array([[0, 0, 2, 0]], np.int32)), "segment id"),
         (batch_of(mask=np.array([[1, 0, 1, 0]], np.int32)), "mask"),
         (batch_of(mask=np.array([[0, 0, 0, 0]], np.int32)), "mask"),
-        (batch_of(mask=np.array([[1, 1, 2, 1]], np.int32)), "mask"),
+        (batch_of(mask=np.array([[2, 1, 1, 0]], np.int32)), "mask"),
+        (batch_of(mask=np.array([[1, 1, -1, -1]], np.int32)), "mask"),
         (batch_of(mask=np.array([[1, 1, 1]], np.int32)), "three equal"),
         (batch_of(shape=(1, 0)), "non-empty"),
+        (batch_of(shape=(4,)), "three equal"),
+        (batch_of(segments=np.array([[0, 0, -1, 0]], np.int32)), "segment id"),
         (batch_of(ids=np.array([[1.0, 2.0, 3.0, 4.0]])), "int32"),
     ],
 )
 def test_batches_that_do_not_fit(bundled_engine, batch, message):
-    with pytest.raises(DemoBertError, match=message):
-        load_engine(bundled_engine, "padded").run(batch)
+    engine = load_engine(bundled_engine, "padded")
+    for run in (engine.run, lambda batch: engine.run_all([batch], print), lambda batch: engine.time(batch, 1)):
+        with pytest.raises(DemoBertError, match=message):
+            run(batch)
 
 
 def test_what_the_backend_can_not_do_is_refused(rng):

@@ -248,3 +248,15 @@ def test_quickstart_answers_and_can_be_run_again():
     command = ["bash", str(ROOT / "scripts" / "quickstart.sh")]
     result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and "Answer: 'deep learning inference platform'" in result.stdout, result
+
+
+def test_bf16_is_taken_or_refused_but_never_replaced(script, tmp_path):
+    import openvino
+
+    engine = tmp_path / "x.engine"
+    result = script("builder.py", "-pt", BUNDLED, "-o", engine, "--bf16", "--backend", "openvino")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert result.code == 0 and json.loads(Path(f"{engine}.json").read_text())["precision"] == ["bf16"]
+    else:
+        assert result.code == 2 and "bfloat16" in result.error
+    assert "exclude" in script("builder.py", "-pt", BUNDLED, "-o", engine, "--bf16", "--fp16").error

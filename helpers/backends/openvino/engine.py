@@ -10,7 +10,7 @@ import openvino as ov
 
 from helpers.backends.base import BuildOptions, BuiltEngine, Engine
 from helpers.backends.openvino.layers import PackedLayers, PaddedLayers
-from helpers.batching import Batch, PackedBatch, PaddedBatch
+from helpers.batching import Batch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.engine_card import EngineCard
@@ -22,6 +22,11 @@ DEVICE = "CPU"
 #: OpenVINO's type for each precision of the card.
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
+#: The network's inputs in each layout, in their order.
+INPUTS = {
+    "padded": ["input_ids", "segment_ids", "input_mask"],
+    "packed": ["input_ids", "segment_ids", "cu_seqlens", "max_seqlen"],
+}
 LAYERS = {"padded": PaddedLayers, "packed": PackedLayers}
 
 
@@ -33,11 +38,11 @@ def half_precision(core: ov.Core) -> str:
 
 def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions) -> BuiltEngine:
     """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
-    _refuse_what_is_missing(options)
     core = ov.Core()
+    _refuse_what_is_missing(core, options)
     layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length)
     build_bert(layers, config, weights, gelu)
-    precision = half_precision(core) if options.fp16 else "fp32"
+    precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
     blob = core.compile_model(layers.model(), DEVICE, settings).export_model().getbuffer()
     device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
@@ -56,9 +61,13 @@ def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngi
     return OpenVINOEngine(card or _guess_card(path, compiled), compiled)
 
 
-def _refuse_what_is_missing(options: BuildOptions) -> None:
+def _refuse_what_is_missing(core: ov.Core, options: BuildOptions) -> None:
+    if options.bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        raise UsageError("this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32")
     if options.int8 or options.fp8:
         raise UsageError(f"--{'int8' if options.int8 else 'fp8'} is not on the openvino backend yet; take --fp16 or fp32")
+    if options.interleaved or options.megatron:
+        raise UsageError(f"--{'interleaved' if options.interleaved else 'megatron'} is not on the openvino backend yet")
     if options.network != "auto":
         raise UsageError(f"--network {options.network} is a form of TensorRT's; the openvino backend has one form only")
 
@@ -105,7 +114,8 @@ class OpenVINOEngine(Engine):
         streams = self._compiled.get_property("NUM_STREAMS")
         precision = "+".join(self.card.precision)
         return (
-            f"OpenVINO {_build_number()} on {self.card.device}: {precision}, {threads} threads in {streams} streams, "
+            f"OpenVINO {_build_number()} on {self.card.device}: {self.card.layout}, {precision}, "
+            f"{threads} threads in {streams} streams, "
             f"batch size up to {self.card.max_batch_size}, sequence length up to {self.card.max_sequence_length}"
         )
 
@@ -144,21 +154,18 @@ def _import(path: Path, settings: dict) -> ov.CompiledModel:
 
 def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
     """A card from what the blob itself tells; text is guessed to be lower-cased, as for most English BERTs."""
-    names = [value.get_any_name() for value in compiled.inputs]
-    if names != ["input_ids", "segment_ids", "input_mask"]:
-        raise DemoBertError(f"{path} is an OpenVINO blob, but not one of builder.py's: its inputs are {names}")
-    batch, length = compiled.inputs[0].get_partial_shape()
+    layout, batch_size, length = _guess_sizes(path, compiled)
     types = {value: key for key, value in _TYPES.items()}
     precision = types.get(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), "fp32")
     return EngineCard(
         backend="openvino",
         backend_version=_build_number(),
         device=compiled.get_property("EXECUTION_DEVICES")[0],
-        layout="padded",
+        layout=layout,
         network="layers",
         precision=[precision],
-        batch_sizes=[batch.get_max_length()],
-        sequence_lengths=[length.get_max_length()],
+        batch_sizes=[batch_size],
+        sequence_lengths=[length],
         config=None,
         do_lower_case=True,
         vocab_file=None,
@@ -167,3 +174,14 @@ def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
         engine_bytes=path.stat().st_size,
         settings={},
     )
+
+
+def _guess_sizes(path: Path, compiled: ov.CompiledModel) -> tuple[str, int, int]:
+    """Layout, largest batch size and longest sequence, from the blob's inputs. Raises DemoBertError for others'."""
+    names = [value.get_any_name() for value in compiled.inputs]
+    largest = [[size.get_max_length() for size in value.get_partial_shape()] for value in compiled.inputs]
+    if names == INPUTS["padded"]:
+        return "padded", largest[0][0], largest[0][1]
+    if names == INPUTS["packed"]:
+        return "packed", largest[2][0] - 1, largest[3][0]
+    raise DemoBertError(f"{path} is an OpenVINO blob, but not one of builder.py's: its inputs are {names}")
