@@ -68,6 +68,13 @@ def difference(engine, config, weights, gelu, batch: PackedBatch) -> float:
     return np.abs(logits - reference(config, weights, gelu, batch)).max()
 
 
+def built_graphs(monkeypatch) -> list:
+    """The double's graph of each network that is built from now on."""
+    graphs, check = [], api._check_build
+    monkeypatch.setattr(api, "_check_build", lambda *args: graphs.append(args[1]._graph) or check(*args))
+    return graphs
+
+
 @pytest.fixture
 def engine_path(tmp_path):
     return tmp_path / "bert.engine"
@@ -129,46 +136,48 @@ def test_packed_and_padded_engines_agree(version, network, interface, engine_pat
     np.testing.assert_allclose(logits, padded[tokens], atol=TOLERANCE["fp32"])
 
 
-@pytest.mark.parametrize(
-    "version, precision, network",
-    [
-        *((version, precision, "native") for version in VERSIONS if version != "8.6.1" for precision in ("fp16", "bf16")),
-        ("8.6.1", "fp16", "plugin"),
-        ("10.16.1", "fp16", "plugin"),
-    ],
-)
-def test_half_precision(version, precision, network, engine_path, monkeypatch, rng):
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != "8.6.1"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision(version, precision, engine_path, monkeypatch, rng):
     install(version, monkeypatch)
     config = small_config(rng)
     weights = weights_of(config, rng)
     options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), precision: True}
-    card = write(engine_path, version, config, weights, network=network, **options)
-    assert (card.precision[0], card.network) == (precision, network)
+    assert write(engine_path, version, config, weights, network="native", **options).precision == [precision]
     batch = packed(config, rng, rng.integers(1, 17, 4))
     worst = difference(load_engine(engine_path, "packed"), config, weights, "erf", batch)
     # Not so near either that the type can't have been used.
     assert 1e-6 < worst < TOLERANCE[precision], config
 
 
+@pytest.mark.parametrize("version, interface", [("8.6.1", "deprecated"), ("10.16.1", "deprecated"), ("10.16.1", "v3")])
+def test_half_precision_plugins(version, interface, engine_path, monkeypatch, rng):
+    """The double rounds strongly typed networks only; here the plugins' own types tell."""
+    install(version, monkeypatch)
+    graphs = built_graphs(monkeypatch)
+    config = small_config(rng)
+    weights = weights_of(config, rng)
+    options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), "fp16": True}
+    card = write(engine_path, version, config, weights, plugin_version=interface, **options)
+    assert (card.precision, card.network) == (["fp16", "fp32"], "plugin")
+    plugins = [node.params for node in graphs[0].nodes if node.kind == "plugin"]
+    assert {params.get("output_fp16", params.get("type_id")) for params in plugins} == {1}
+    assert {params["variant"] for params in plugins} == {"packed"}
+    batch = packed(config, rng, rng.integers(1, 17, 4))
+    assert difference(load_engine(engine_path, "packed"), config, weights, "erf", batch) < TOLERANCE["fp16"]
+
+
 # Forms of the network
 
 
-def test_fused_packed_attention_is_used_where_the_builder_has_it(engine_path, monkeypatch, rng):
+@pytest.mark.parametrize("version, forms", [("11.4.0", ["PACKED_NHD"]), (RTX, ["PACKED_NHD", "PADDED_BHND"])])
+def test_fused_packed_attention_is_used_where_the_builder_has_it(version, forms, engine_path, monkeypatch, rng):
+    install(version, monkeypatch)
+    graphs = built_graphs(monkeypatch)
     config = small_config(rng)
-    weights = weights_of(config, rng)
-    used = {}
-    for version in ("11.4.0", RTX):
-        double = install(version, monkeypatch)
-        seen = []
-        original = api._check_build
-        monkeypatch.setattr(api, "_check_build", lambda *args: seen.append(args[1]._graph) or original(*args))
-        write(engine_path, version, config, weights, layout="packed", sequence_lengths=(8,))
-        monkeypatch.setattr(api, "_check_build", original)
-        used[version] = [
-            {node.params["query_form"] for node in graph.nodes if node.kind == "attention"} for graph in seen
-        ]
-        assert ("INetworkDefinition", "add_attention_v2") in double.recorder.calls
-    assert used == {"11.4.0": [{"PACKED_NHD"}], RTX: [{"PACKED_NHD"}, {"PADDED_BHND"}]}
+    write(engine_path, version, config, weights_of(config, rng), layout="packed", sequence_lengths=(8,))
+    kinds = [{node.params["query_form"] for node in graph.nodes if node.kind == "attention"} for graph in graphs]
+    assert kinds == [{form} for form in forms]
 
 
 def test_without_a_kernel_the_network_unpads_around_attention(engine_path, monkeypatch, rng):
