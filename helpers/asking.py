@@ -12,6 +12,7 @@ from helpers import cli
 from helpers.backends import load_engine
 from helpers.backends.base import Engine
 from helpers.data_processing import AnswerOptions, read_squad
+from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_writable, read_text, write_json
 from helpers.question_answering import QuestionAnswerer, QuestionResult
@@ -106,12 +107,7 @@ def answer(args, layout: str) -> None:
 def question_answerer(args, engine: Engine) -> QuestionAnswerer:
     """The engine with its vocabulary and the options of `args`. Raises DemoBertError where they do not fit."""
     card = engine.card
-    path = args.vocab_file
-    if path is None:
-        if card.vocab_file is None:
-            raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
-        path = Path(args.engine).parent / card.vocab_file
-    tokenizer = BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not args.cased)
+    tokenizer = engine_tokenizer(args, card, cased=args.cased)
     return QuestionAnswerer(
         engine,
         tokenizer,
@@ -125,6 +121,16 @@ def question_answerer(args, engine: Engine) -> QuestionAnswerer:
             null_score_diff_threshold=args.null_score_diff_threshold,
         ),
     )
+
+
+def engine_tokenizer(args, card: EngineCard, cased: bool = False) -> BertTokenizer:
+    """The tokenizer of -v/--vocab-file, or of the card's vocabulary. Raises DemoBertError where there is neither."""
+    path = args.vocab_file
+    if path is None:
+        if card.vocab_file is None:
+            raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
+        path = Path(args.engine).parent / card.vocab_file
+    return BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not cased)
 
 
 def answer_questions(args, answerer: QuestionAnswerer) -> None:

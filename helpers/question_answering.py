@@ -106,6 +106,11 @@ class QuestionAnswerer:
             results[example.question_id] = QuestionResult(answer.text, null_odds, answers)
         return results
 
+    def window_lengths(self, data: SquadData) -> list[int]:
+        """How many tokens each window of the file's questions has. Raises DemoBertError."""
+        _, features_per_example = self._squad_features(data)
+        return [feature.length for features in features_per_example for feature in features]
+
     def _features(self, question: TokenizedText, passage: TokenizedText) -> list[Feature]:
         options = self.options
         return make_features(

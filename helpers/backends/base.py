@@ -232,10 +232,15 @@ def _check_sizes(batch: Batch, card: EngineCard) -> None:
             f"{batch.token_count} tokens are over this engine's most, {card.max_tokens} "
             f"({card.max_batch_size} × {card.max_sequence_length}); rebuild it with a larger -b"
         )
-    if batch.batch_size > card.max_batch_size:
+    check_batch_size(batch.batch_size, card)
+
+
+def check_batch_size(batch_size: int, card: EngineCard) -> None:
+    """Raises DemoBertError for more sequences than the engine takes at once."""
+    if batch_size > card.max_batch_size:
         raise DemoBertError(
-            f"batch size {batch.batch_size} is over this engine's largest, {card.max_batch_size}; "
-            f"rebuild it with -b {batch.batch_size}"
+            f"batch size {batch_size} is over this engine's largest, {card.max_batch_size}; "
+            f"rebuild it with -b {batch_size}"
         )
 
 
