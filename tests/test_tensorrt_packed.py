@@ -4,6 +4,7 @@ The reference computes one sequence after another, so that it knows nothing of p
 """
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +18,11 @@ from helpers.backends.tensorrt.native_packed import PackedNativeLayers
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from tests.reference_bert import random_inputs, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, api, bindings, install, rtx
-from tests.test_tensorrt_engines import NETWORKS, RTX, TOLERANCE, small_config, weights_of, write
+from tests.test_tensorrt_engines import BUNDLED, NETWORKS, RTX, TOLERANCE, run_script, small_config, weights_of, write
 
 #: Of an fp32 engine, between two ways to pack the same sequences: what the issue allows. The double's float64 is far
 #: inside; what could differ is a token that sees another sequence's.
@@ -221,7 +223,8 @@ def test_the_network_that_suits_the_release_and_the_gpu(
 ):
     install(version, monkeypatch, capability)
     config = small_config(rng)
-    card = write(engine_path, version, config, weights_of(config, rng), layout="packed", sequence_lengths=(8,), **options)
+    weights = weights_of(config, rng)
+    card = write(engine_path, version, config, weights, layout="packed", sequence_lengths=(8,), **options)
     assert card.network == network
 
 
@@ -233,7 +236,7 @@ WIDE = BertConfig(144, 1, 2, 24, 60, 600, layer_norm_eps=1e-12)
     [
         ({}, {}, (7, 0), "packed BERT plugins need compute capability 7.2; this GPU has 7.0; use --network native"),
         ({}, {}, (8, 6), "heads of up to 64, this model's have 72; use --network native"),
-        ({"num_attention_heads": 4}, {"sequence_lengths": (513,)}, (8, 6), "sequences of up to 512 tokens; use --network"),
+        ({"num_attention_heads": 4}, {"sequence_lengths": (513,)}, (8, 6), "sequences of up to 512 tokens; use"),
         ({"num_attention_heads": 4, "layer_norm_eps": 1e-3}, {}, (8, 6), "ignore this model's layer_norm_eps, 0.001"),
     ],
     ids=["GPU", "heads", "length", "epsilon"],
@@ -298,7 +301,8 @@ def test_the_smallest_profile_that_holds_the_batch_is_used(version, network, int
 
 def test_timing_runs_the_engine(engine_path, monkeypatch, rng):
     install("11.4.0", monkeypatch)
-    write(engine_path, "11.4.0", SMALL, weights_of(SMALL, rng), layout="packed", batch_sizes=(2,), sequence_lengths=(8,))
+    options = {"layout": "packed", "batch_sizes": (2,), "sequence_lengths": (8,)}
+    write(engine_path, "11.4.0", SMALL, weights_of(SMALL, rng), **options)
     latencies = load_engine(engine_path, "packed").time(packed(SMALL, rng, [3, 8]), 5, 2)
     assert latencies.shape == (5,) and (latencies > 0).all()
 
@@ -482,3 +486,25 @@ def test_shapes_and_types_are_those_that_tensorrt_rtx_infers(precision, gelu, fu
     if rtx.real_module_folder() is None:
         pytest.skip("TensorRT-RTX is not installed: pip install -r requirements-rtx.txt")
     assert rtx.compare("tests.test_tensorrt_packed:packed_native_bert", [precision, gelu, fused]) == []
+
+
+# The scripts, end to end, on the bundled model
+
+
+@pytest.mark.parametrize("version, flags, network", [("8.6.1", ("--fp16",), "plugin"), ("11.4.0", (), "native")])
+def test_builder_inference_and_perf_varseqlen(version, flags, network, engine_path, tmp_path):
+    built = run_script(version, "builder_varseqlen.py", "-pt", BUNDLED, "-o", engine_path, "-b", 2, "-s", 64, *flags)
+    assert built.returncode == 0, built.stderr
+    card = json.loads(EngineCard.path_for(engine_path).read_text())
+    assert (card["layout"], card["network"], card["batch_sizes"]) == ("packed", network, [2])
+    passage = "TensorRT is a high performance deep learning inference platform"
+    question = ("-p", passage, "-q", "What is TensorRT?", "-b", 2)
+    asked = run_script(version, "inference_varseqlen.py", "-e", engine_path, *question)
+    assert "deep learning inference platform" in asked.stdout.split("Answer:")[-1], asked.stderr
+    report = tmp_path / "perf.json"
+    sizes = ("-b", 1, "-b", 2, "-s", 64, "-i", 1, "-w", 0)
+    timed = run_script(version, "perf_varseqlen.py", "-e", engine_path, *sizes, "--json", report)
+    assert timed.returncode == 0, timed.stderr
+    assert [row["batch_size"] for row in json.loads(report.read_text())["timings"]] == [1, 2]
+    refused = run_script(version, "inference.py", "-e", engine_path, *question)
+    assert refused.returncode == 1 and "run it with inference_varseqlen.py" in refused.stderr.splitlines()[-1]

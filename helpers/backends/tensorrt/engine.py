@@ -132,7 +132,8 @@ class Session:
         engine = self.engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.layout = "packed" if "cu_seqlens" in names else "padded"
-        if sorted(names) != sorted((*self.inputs, OUTPUT)) or not self._is_input(*self.inputs) or self._is_input(OUTPUT):
+        known = sorted(names) == sorted((*self.inputs, OUTPUT))
+        if not known or not self._is_input(*self.inputs) or self._is_input(OUTPUT):
             raise DemoBertError(f"{path} is a TensorRT plan, but not one of builder.py's: it has {', '.join(names)}")
         types = [engine.get_tensor_dtype(name) for name in (*self.inputs, OUTPUT)]
         if types != [self.trt.int32] * len(self.inputs) + [self.trt.float32]:

@@ -13,7 +13,7 @@ from helpers.bert_config import BertConfig
 
 
 def has_packed_attention(trt) -> bool:
-    """Whether TensorRT's attention layer can be asked for packed tokens; the builder may still have no kernel for it."""
+    """Whether the attention layer can be asked for packed tokens; the builder may still have no kernel for it."""
     return hasattr(trt, "AttentionIOForm")
 
 
@@ -92,7 +92,8 @@ class PackedNativeLayers(NativeWriter):
         tokens = self._range(self.input_ids, max_tokens, f"{name}/tokens")
         column, row = self._column(tokens, f"{name}/token_column"), self._as_row(ends, f"{name}/end_row")
         before = self.elementwise(column, row, "LESS", f"{name}/before_end")
-        ended = self.output(self.network.add_cast(self.unary(before, "NOT", f"{name}/ended"), self.trt.int32), f"{name}/count")
+        ended = self.unary(before, "NOT", f"{name}/ended")
+        ended = self.output(self.network.add_cast(ended, self.trt.int32), f"{name}/ended_int32")
         # As many sequences lie before a token as end at or before it.
         layer = self.network.add_reduce(ended, self.trt.ReduceOperation.SUM, 1 << 1, False)
         sequence = self.output(layer, f"{name}/sequence")
@@ -101,7 +102,7 @@ class PackedNativeLayers(NativeWriter):
         return sequence
 
     def _unpad(self, starts: Tensor, ends: Tensor, sequence: Tensor, max_length: int, name: str) -> None:
-        """Sets, over the B · Smax slots of padded rows, `token_of_slot` and `input_mask` [B, Smax]; `slot_of_token` [T].
+        """Sets `token_of_slot` and `input_mask`, over the slots of padded rows [B, Smax], and `slot_of_token` [T].
 
         Slots behind a sequence's end hold copies of its last token, masked.
         """
@@ -111,9 +112,8 @@ class PackedNativeLayers(NativeWriter):
         one = self._integers([[1]], f"{name}/one")
         last = self.elementwise(lengths, one, "SUB", f"{name}/last")
         places = self.elementwise(places, last, "MIN", f"{name}/clipped")
-        self.token_of_slot = self.elementwise(
-            self._column(starts, f"{name}/start_column"), places, "SUM", f"{name}/token_of_slot"
-        )
+        first = self._column(starts, f"{name}/start_column")
+        self.token_of_slot = self.elementwise(first, places, "SUM", f"{name}/token_of_slot")
         longest = self._int32(self._length(self.max_seqlen, f"{name}/longest"), f"{name}/longest_int32")
         first = self.elementwise(sequence, longest, "PROD", f"{name}/first_slot")
         self.slot_of_token = self.elementwise(first, self.position, "SUM", f"{name}/slot_of_token")

@@ -220,7 +220,7 @@ class PluginLayers(PluginWriter):
 
 
 class PackedPluginLayers(PluginWriter):
-    """NetworkLayers for packed input through the BERT plugins: ids and segments [T], cu_seqlens [B+1], max_seqlen [Smax].
+    """NetworkLayers for packed input through the BERT plugins: ids, segments [T], cu_seqlens [B+1], max_seqlen [Smax].
 
     Of max_seqlen the plugins read the length alone, the longest sequence's, by which attention chooses its kernel.
     """
