@@ -493,7 +493,7 @@ def test_shapes_and_types_are_those_that_tensorrt_rtx_infers(precision, gelu, fu
 
 @pytest.mark.parametrize("version, flags, network", [("8.6.1", ("--fp16",), "plugin"), ("11.4.0", (), "native")])
 def test_builder_inference_and_perf_varseqlen(version, flags, network, engine_path, tmp_path):
-    built = run_script(version, "builder_varseqlen.py", "-pt", BUNDLED, "-o", engine_path, "-b", 2, "-s", 64, *flags)
+    built = run_script(version, "builder_varseqlen.py", "-pt", BUNDLED, "-o", engine_path, "-b", 2, "-s", 48, *flags)
     assert built.returncode == 0, built.stderr
     card = json.loads(EngineCard.path_for(engine_path).read_text())
     assert (card["layout"], card["network"], card["batch_sizes"]) == ("packed", network, [2])
@@ -502,9 +502,7 @@ def test_builder_inference_and_perf_varseqlen(version, flags, network, engine_pa
     asked = run_script(version, "inference_varseqlen.py", "-e", engine_path, *question)
     assert "deep learning inference platform" in asked.stdout.split("Answer:")[-1], asked.stderr
     report = tmp_path / "perf.json"
-    sizes = ("-b", 1, "-b", 2, "-s", 64, "-i", 1, "-w", 0)
+    sizes = ("-b", 1, "-b", 2, "-s", 16, "-i", 1, "-w", 0)
     timed = run_script(version, "perf_varseqlen.py", "-e", engine_path, *sizes, "--json", report)
     assert timed.returncode == 0, timed.stderr
     assert [row["batch_size"] for row in json.loads(report.read_text())["timings"]] == [1, 2]
-    refused = run_script(version, "inference.py", "-e", engine_path, *question)
-    assert refused.returncode == 1 and "run it with inference_varseqlen.py" in refused.stderr.splitlines()[-1]
