@@ -21,9 +21,13 @@ def parse(arguments):
     cli.add_engine(parser)
     cli.add_benchmark_arguments(parser)
     parser.add_argument(
-        "--lengths-from", metavar="FILE", help="take sequences as long as the windows of this SQuAD file's questions"
+        "--lengths-from",
+        metavar="FILE",
+        help="sequences as long as the windows of this SQuAD file's questions, cut at -s (default: the engine's longest)",
     )
-    parser.add_argument("-v", "--vocab-file", metavar="FILE", help="vocabulary for --lengths-from (default: the card's)")
+    parser.add_argument(
+        "-v", "--vocab-file", metavar="FILE", help="vocabulary for --lengths-from (default: the card's)"
+    )
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
 

@@ -147,9 +147,13 @@ def _add_padded_int8(group) -> None:
 
 
 def _add_packed_int8(group) -> None:
-    group.add_argument("-il", "--interleaved", action="store_true", help="int8 plugins with interleaved channels (with --int8)")
     group.add_argument(
-        "--megatron", action="store_true", help="Megatron's residual, before the layer norm (with --int8 --pickle, plugins: -il)"
+        "-il", "--interleaved", action="store_true", help="int8 plugins with interleaved channels (with --int8)"
+    )
+    group.add_argument(
+        "--megatron",
+        action="store_true",
+        help="Megatron's residual, before the layer norm (with --int8 --pickle; plugins: and -il)",
     )
 
 

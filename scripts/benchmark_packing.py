@@ -30,11 +30,13 @@ from helpers.tokenization import BertTokenizer, load_vocabulary  # noqa: E402
 
 def parse(arguments):
     parser = cli.Parser("Packed against filled and length-sorted padded batches, on the CPU.")
-    parser.add_argument("--model", default=ROOT / "models" / "bundled" / "bert_mini_squad11", metavar="DIR", help="model folder")
+    bundled = ROOT / "models" / "bundled" / "bert_mini_squad11"
+    parser.add_argument("--model", default=bundled, metavar="DIR", help="model folder")
     parser.add_argument("--squad", required=True, metavar="FILE", help="SQuAD v1.1 file")
     parser.add_argument("--every", type=cli.positive_int, default=1, metavar="N", help="take every N-th question only")
-    parser.add_argument("-s", "--sequence-length", type=cli.positive_int, default=384, metavar="N", help="longest window")
-    parser.add_argument("-b", "--batch-size", type=cli.positive_int, action="append", metavar="N", help="repeat (default: 1, 8)")
+    number = {"type": cli.positive_int, "metavar": "N"}
+    parser.add_argument("-s", "--sequence-length", **number, default=384, help="longest window")
+    parser.add_argument("-b", "--batch-size", **number, action="append", help="repeatable (default: 1 and 8)")
     parser.add_argument("-f", "--fp16", action="store_true", help="the CPU's half precision (default: fp32)")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds to take the median of")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
@@ -57,7 +59,8 @@ def main(arguments) -> None:
                     ways[f"{name}, -b {size}"] = answerer(args, path, layout, size, filled=name == "filled")
         rows = measure(ways, data, args.rounds)
     if args.json:
-        write_json(args.json, {"model": str(args.model), "fp16": args.fp16, "questions": len(data.examples), "rows": rows})
+        facts = {"model": str(args.model), "fp16": args.fp16, "questions": len(data.examples)}
+        write_json(args.json, facts | {"rows": rows})
 
 
 def build(args, layout: str, max_batch_size: int, folder: Path) -> Path:
@@ -79,7 +82,7 @@ def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> Qu
 
 
 def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
-    """Answer the questions in every way, `rounds` times after a first that does not count; prints and returns a table."""
+    """Answer the questions in every way, `rounds` times after a first that does not count; print and return a table."""
     from tqdm import tqdm
 
     seconds, f1 = {name: [] for name in ways}, {}
@@ -93,7 +96,8 @@ def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
             f1[name] = mean_f1(results, data)
     tokens = sum(next(iter(ways.values())).window_lengths(data))
     print(f"\n{len(data.examples)} questions, {tokens} tokens without padding; median of {rounds} rounds, in turn\n")
-    print(f"| {'windows':14} | questions/s | tokens/s | F1    | × filled |\n| {'-' * 14} | ----------: | -------: | ----: | -------: |")
+    print(f"| {'windows':14} | questions/s | tokens/s | F1    | × filled |")
+    print(f"| {'-' * 14} | ----------: | -------: | ----: | -------: |")
     filled = min(np.median(times) for name, times in seconds.items() if name.startswith("filled"))
     rows = []
     for name, times in seconds.items():
@@ -107,8 +111,9 @@ def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
 
 
 def mean_f1(results: dict, data: SquadData) -> float:
-    best = [max(token_f1(results[example.question_id].text, gold) for gold in example.answers) for example in data.examples]
-    return 100 * float(np.mean(best))
+    """SQuAD's F1, 0 to 100."""
+    answers = ((results[example.question_id].text, example.answers) for example in data.examples)
+    return 100 * float(np.mean([max(token_f1(text, gold) for gold in golds) for text, golds in answers]))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,8 @@ class Engine(ABC):
         card = self.card
         wanted = BATCH_OF_LAYOUT[card.layout]
         if not isinstance(batch, wanted):
-            raise DemoBertError(f"this is a {card.layout} engine: it takes a {wanted.__name__}, not a {type(batch).__name__}")
+            given = type(batch).__name__
+            raise DemoBertError(f"this is a {card.layout} engine: it takes a {wanted.__name__}, not a {given}")
         if any(array.dtype != np.int32 for array in batch.inputs().values()):
             raise DemoBertError("inputs must be int32")
         if card.layout == "packed":
@@ -201,7 +202,8 @@ def _check_padded(batch: PaddedBatch) -> None:
 def _check_packed(batch: PackedBatch) -> None:
     for name, array in batch.inputs().items():
         if array.ndim != 1 or array.size == 0:
-            raise DemoBertError(f"{name} must be an array of one dimension, not empty, and has the shape {list(array.shape)}")
+            shape = list(array.shape)
+            raise DemoBertError(f"{name} must be an array of one dimension, not empty, and has the shape {shape}")
     tokens, starts = batch.token_count, batch.cu_seqlens.astype(np.int64)
     if len(batch.segment_ids) != tokens:
         raise DemoBertError(f"there are {tokens} input_ids and {len(batch.segment_ids)} segment_ids")
