@@ -3,10 +3,13 @@
 
 from helpers import cli
 from helpers.backends import load_engine
-from helpers.benchmark import as_json, plot, random_batch, time_batch
-from helpers.files import check_writable, write_json
-
-DEFAULT_SEQUENCE_LENGTH = 128
+from helpers.benchmark import (
+    asked_batch_sizes,
+    check_benchmark_outputs,
+    default_sequence_length,
+    random_batch,
+    time_batches,
+)
 
 
 def parse(arguments):
@@ -19,25 +22,13 @@ def parse(arguments):
 
 def main(arguments) -> None:
     args = parse(arguments)
-    for path, flag in ((args.json, "--json"), (args.plot, "--plot")):
-        if path:
-            check_writable(path, flag)
+    check_benchmark_outputs(args)
     engine = load_engine(args.engine, "padded", say=cli.note)
     cli.note(engine.describe())
-    length = args.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, engine.card.max_sequence_length)
-    batches = [random_batch(engine.card, size, length, args.random_seed) for size in args.batch_size or [1]]
-    for batch in batches:  # a size that does not fit ends the run before the first is timed
-        engine.check(batch)
-
-    timings = []
-    for batch in batches:
-        print(f"Running {args.iterations} iterations with Batch Size: {batch.batch_size}", flush=True)
-        timings.append(time_batch(engine, batch, args.iterations, args.warm_up_runs, args.duration))
-        print(timings[-1].report(), flush=True)
-    if args.json:
-        write_json(args.json, as_json(engine, timings))
-    if args.plot:
-        plot(timings, f"{engine.card.backend}, {'+'.join(engine.card.precision)}, length {length}", args.plot)
+    length = default_sequence_length(args, engine.card)
+    sizes = asked_batch_sizes(args, engine.card)
+    batches = [random_batch(engine.card, size, length, args.random_seed) for size in sizes]
+    time_batches(args, engine, batches, length)
 
 
 if __name__ == "__main__":

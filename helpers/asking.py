@@ -9,8 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from helpers import cli
+from helpers.backends import load_engine
 from helpers.backends.base import Engine
 from helpers.data_processing import AnswerOptions, read_squad
+from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_writable, read_text, write_json
 from helpers.question_answering import QuestionAnswerer, QuestionResult
@@ -22,8 +24,8 @@ RULE = "-" * 24
 _SECONDS_WITHOUT_A_BAR = 1.0
 
 
-def add_inference_arguments(parser: cli.Parser) -> None:
-    """All flags of inference.py but --verbose."""
+def add_inference_arguments(parser: cli.Parser, layout: str) -> None:
+    """All flags of inference.py, or, with layout "packed", inference_varseqlen.py, but --verbose."""
     cli.add_engine(parser)
     parser.add_argument("-p", "--passage", nargs="+", metavar="WORD", help="passage to look for answers in")
     parser.add_argument("-pf", "--passage-file", metavar="FILE", help="file with the passage, UTF-8")
@@ -53,7 +55,14 @@ def add_inference_arguments(parser: cli.Parser) -> None:
         help="tokens in a window (default: the engine's longest)",
     )
     parser.add_argument(
-        "-b", "--batch-size", type=cli.positive_int, default=1, metavar="N", help="how many windows run at once"
+        "-b",
+        "--batch-size",
+        type=cli.positive_int,
+        default=1 if layout == "padded" else None,
+        metavar="N",
+        help="how many windows run at once"
+        if layout == "padded"
+        else "run at once as many windows as have the tokens of N full ones (default: the engine's largest)",
     )
     for flag, default, text in (
         ("--max-query-length", AnswerOptions.max_query_length, "tokens of the question that are read"),
@@ -82,21 +91,29 @@ def check_inference_arguments(args) -> None:
         raise UsageError("--n-best-output and --null-odds-output need a SQuAD file (-sq)")
 
 
+def answer(args, layout: str) -> None:
+    """Load the engine, which must have `layout`, and answer what `args` ask for. Raises DemoBertError."""
+    check_inference_arguments(args)
+    engine = load_engine(args.engine, layout, throughput=args.squad_json is not None, say=cli.note)
+    answerer = question_answerer(args, engine)
+    if args.verbose:
+        cli.note(engine.describe())
+    if args.squad_json:
+        answer_squad_file(args, answerer)
+    else:
+        answer_questions(args, answerer)
+
+
 def question_answerer(args, engine: Engine) -> QuestionAnswerer:
     """The engine with its vocabulary and the options of `args`. Raises DemoBertError where they do not fit."""
     card = engine.card
-    path = args.vocab_file
-    if path is None:
-        if card.vocab_file is None:
-            raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
-        path = Path(args.engine).parent / card.vocab_file
-    tokenizer = BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not args.cased)
+    tokenizer = engine_tokenizer(args, card, cased=args.cased)
     return QuestionAnswerer(
         engine,
         tokenizer,
         AnswerOptions(
             sequence_length=args.sequence_length,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or card.max_batch_size,
             max_query_length=args.max_query_length,
             doc_stride=args.doc_stride,
             max_answer_length=args.max_answer_length,
@@ -104,6 +121,16 @@ def question_answerer(args, engine: Engine) -> QuestionAnswerer:
             null_score_diff_threshold=args.null_score_diff_threshold,
         ),
     )
+
+
+def engine_tokenizer(args, card: EngineCard, cased: bool = False) -> BertTokenizer:
+    """The tokenizer of -v/--vocab-file, or of the card's vocabulary. Raises DemoBertError where there is neither."""
+    path = args.vocab_file
+    if path is None:
+        if card.vocab_file is None:
+            raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
+        path = Path(args.engine).parent / card.vocab_file
+    return BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not cased)
 
 
 def answer_questions(args, answerer: QuestionAnswerer) -> None:

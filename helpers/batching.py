@@ -28,6 +28,53 @@ class PaddedBatch:
     def sequence_length(self) -> int:
         return self.input_ids.shape[1]
 
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The arrays under the names of the engine's inputs."""
+        return {"input_ids": self.input_ids, "segment_ids": self.segment_ids, "input_mask": self.input_mask}
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Inputs of a packed engine, all int32: the sequences end to end, without padding.
+
+    input_ids, segment_ids   [T]: T is the sum of the lengths
+    cu_seqlens               [B + 1]: where each sequence begins, and, last, T
+    max_seqlen               [Smax]: its length is the longest sequence's; what is in it does not matter
+    """
+
+    input_ids: np.ndarray
+    segment_ids: np.ndarray
+    cu_seqlens: np.ndarray
+    max_seqlen: np.ndarray
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def sequence_length(self) -> int:
+        """The longest sequence's length, as `max_seqlen` has it."""
+        return len(self.max_seqlen)
+
+    @property
+    def token_count(self) -> int:
+        return len(self.input_ids)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The arrays under the names of the engine's inputs."""
+        return {
+            "input_ids": self.input_ids,
+            "segment_ids": self.segment_ids,
+            "cu_seqlens": self.cu_seqlens,
+            "max_seqlen": self.max_seqlen,
+        }
+
+
+Batch = PaddedBatch | PackedBatch
+
+#: The batch that each layout of the engine card takes.
+BATCH_OF_LAYOUT = {"padded": PaddedBatch, "packed": PackedBatch}
+
 
 def padded_batch(features: Sequence["Feature"], length: int | None = None) -> PaddedBatch:
     """Features as the rows of one batch, padded to the longest of them, or to `length` tokens."""
@@ -43,6 +90,17 @@ def padded_batch(features: Sequence["Feature"], length: int | None = None) -> Pa
     return PaddedBatch(input_ids, segment_ids, input_mask)
 
 
+def packed_batch(features: Sequence["Feature"]) -> PackedBatch:
+    """Features end to end, in their order."""
+    lengths = [feature.length for feature in features]
+    return PackedBatch(
+        input_ids=np.concatenate([feature.input_ids for feature in features]).astype(np.int32),
+        segment_ids=np.concatenate([feature.segment_ids for feature in features]).astype(np.int32),
+        cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
+        max_seqlen=np.zeros(max(lengths), np.int32),
+    )
+
+
 def length_sorted_batches(features: Sequence["Feature"], batch_size: int) -> list[list[int]]:
     """Indices of `features` in groups of at most `batch_size`, alike in length, so that little is padded.
 
@@ -50,3 +108,23 @@ def length_sorted_batches(features: Sequence["Feature"], batch_size: int) -> lis
     """
     by_length = sorted(range(len(features)), key=lambda index: -features[index].length)
     return [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
+
+
+def packed_groups(features: Sequence["Feature"], max_tokens: int, max_batch_size: int) -> list[list[int]]:
+    """Indices of `features` in groups of at most `max_tokens` tokens and `max_batch_size` sequences.
+
+    First-fit decreasing: longest first, each into the first group that has room for it. Neighbours are alike in
+    length, but for the short ones that fill what is left. No feature may be longer than `max_tokens`.
+    """
+    groups: list[list[int]] = []
+    room = np.zeros(len(features), np.int64)  # tokens that still fit into each group; 0: closed, or not begun
+    for index in sorted(range(len(features)), key=lambda index: -features[index].length):
+        length = features[index].length
+        fitting = room[: len(groups)] >= length
+        group = int(fitting.argmax()) if fitting.any() else len(groups)
+        if group == len(groups):
+            groups.append([])
+            room[group] = max_tokens
+        groups[group].append(index)
+        room[group] = room[group] - length if len(groups[group]) < max_batch_size else 0
+    return groups

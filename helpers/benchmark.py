@@ -1,23 +1,30 @@
-"""Timing an engine: random inputs, the loop's report, JSON, plot."""
+"""Timing an engine: random inputs, the loop, its report, JSON, plot. Shared by perf.py and perf_varseqlen.py."""
 
 from dataclasses import asdict, dataclass
+from typing import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from helpers.backends.base import Engine
-from helpers.batching import PaddedBatch
+from helpers.backends.base import Engine, check_batch_size
+from helpers.batching import Batch, PackedBatch, PaddedBatch
 from helpers.engine_card import EngineCard
 from helpers.errors import missing_package
-from helpers.files import atomic_write
+from helpers.files import atomic_write, check_writable, write_json
 
 #: Ids to draw from where an engine without a card does not tell its vocabulary: fewer than any BERT has.
 _SAFE_VOCAB_SIZE = 100
 
+DEFAULT_SEQUENCE_LENGTH = 128
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Latencies of one batch size, in ms; `sentences_per_second` counts every row of the batch."""
+    """Latencies of one batch size, in ms; `sentences_per_second` counts every row of the batch.
+
+    `tokens` are those computed: B·S of a padded batch, the sum of the lengths of a packed one. `padding_saved` is the
+    share of B·S that a batch filled to S would have computed for nothing, 0 to 1.
+    """
 
     batch_size: int
     sequence_length: int
@@ -28,9 +35,12 @@ class Timing:
     percentile_95_ms: float
     percentile_99_ms: float
     sentences_per_second: float
+    tokens: int
+    tokens_per_second: float
+    padding_saved: float
 
     @classmethod
-    def of(cls, latencies: np.ndarray, batch_size: int, sequence_length: int) -> "Timing":
+    def of(cls, latencies: np.ndarray, batch_size: int, sequence_length: int, tokens: int) -> "Timing":
         """From single latencies in ms, float64 [n]."""
         total = float(latencies.sum())
         median, percentile_95, percentile_99 = np.percentile(latencies, (50, 95, 99))
@@ -44,6 +54,9 @@ class Timing:
             percentile_95_ms=float(percentile_95),
             percentile_99_ms=float(percentile_99),
             sentences_per_second=batch_size * len(latencies) / total * 1e3,
+            tokens=tokens,
+            tokens_per_second=tokens * len(latencies) / total * 1e3,
+            padding_saved=1.0 - tokens / (batch_size * sequence_length),
         )
 
     def report(self) -> str:
@@ -55,24 +68,90 @@ class Timing:
             f"    Throughput: {self.sentences_per_second:.3f} Sentences/Sec"
         )
 
+    def token_report(self) -> str:
+        filled = self.batch_size * self.sequence_length
+        return (
+            f"    Tokens: {self.tokens}, {self.tokens_per_second:.0f} Tokens/Sec    "
+            f"Padding saved: {100 * self.padding_saved:.1f} % of {self.batch_size} × {self.sequence_length} = {filled}"
+        )
+
 
 def random_batch(card: EngineCard, batch_size: int, sequence_length: int, seed: int) -> PaddedBatch:
     """Full rows of random word pieces; the second half of each is the passage's segment."""
-    random = np.random.default_rng(seed)
-    vocab_size = card.config.vocab_size if card.config else _SAFE_VOCAB_SIZE
     shape = (batch_size, sequence_length)
-    segments = np.zeros(shape, np.int32)
+    input_ids = np.random.default_rng(seed).integers(0, _vocab_size(card), shape, np.int32)
+    segment_ids = np.broadcast_to(_segments(card, sequence_length), shape).copy()
+    return PaddedBatch(input_ids, segment_ids, np.ones(shape, np.int32))
+
+
+def random_packed_batch(card: EngineCard, lengths: Sequence[int], seed: int) -> PackedBatch:
+    """Sequences of random word pieces, of these lengths, end to end."""
+    input_ids = np.random.default_rng(seed).integers(0, _vocab_size(card), sum(lengths), np.int32)
+    segment_ids = np.concatenate([_segments(card, length) for length in lengths])
+    cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+    return PackedBatch(input_ids, segment_ids, cu_seqlens, np.zeros(max(lengths), np.int32))
+
+
+def spread_lengths(lengths: Sequence[int], count: int, seed: int) -> list[int]:
+    """`count` lengths that are distributed as `lengths` are: the middles of `count` equal parts, in random order."""
+    middles = (np.arange(count) + 0.5) / count
+    chosen = np.quantile(np.asarray(lengths), middles, method="nearest")
+    return np.random.default_rng(seed).permutation(chosen).tolist()
+
+
+def _vocab_size(card: EngineCard) -> int:
+    return card.config.vocab_size if card.config else _SAFE_VOCAB_SIZE
+
+
+def _segments(card: EngineCard, length: int) -> np.ndarray:
+    segments = np.zeros(length, np.int32)
     if card.config is None or card.config.type_vocab_size > 1:
-        segments[:, sequence_length // 2 :] = 1
-    return PaddedBatch(random.integers(0, vocab_size, shape, np.int32), segments, np.ones(shape, np.int32))
+        segments[length // 2 :] = 1
+    return segments
 
 
-def time_batch(engine: Engine, batch: PaddedBatch, iterations: int, warm_up_runs: int, duration: float) -> Timing:
-    """Time one batch on `engine`, with a progress bar where somebody watches. See Engine.time for the arguments."""
+def check_benchmark_outputs(args) -> None:
+    """Say what can't be written before anything is timed. Raises DemoBertError."""
+    for path, flag in ((args.json, "--json"), (args.plot, "--plot")):
+        if path:
+            check_writable(path, flag)
+
+
+def default_sequence_length(args, card: EngineCard) -> int:
+    return args.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, card.max_sequence_length)
+
+
+def asked_batch_sizes(args, card: EngineCard) -> list[int]:
+    """The sizes of -b. Raises DemoBertError for one over the engine's largest, before memory is taken for it."""
+    sizes = args.batch_size or [1]
+    check_batch_size(max(sizes), card)
+    return sizes
+
+
+def time_batches(args, engine: Engine, batches: Sequence[Batch], sequence_length: int) -> None:
+    """Time each batch, print its report, write --json and --plot. Raises DemoBertError for a batch that won't fit."""
+    for batch in batches:  # a size that does not fit ends the run before the first is timed
+        engine.check(batch)
+    timings = []
+    for batch in batches:
+        print(f"Running {args.iterations} iterations with Batch Size: {batch.batch_size}", flush=True)
+        latencies = _latencies(engine, batch, args.iterations, args.warm_up_runs, args.duration)
+        timings.append(Timing.of(latencies, batch.batch_size, sequence_length, batch.input_ids.size))
+        print(timings[-1].report(), flush=True)
+        if engine.card.layout == "packed":
+            print(timings[-1].token_report(), flush=True)
+    if args.json:
+        write_json(args.json, as_json(engine, timings))
+    if args.plot:
+        title = f"{engine.card.backend}, {'+'.join(engine.card.precision)}, length {sequence_length}"
+        plot(timings, title, args.plot)
+
+
+def _latencies(engine: Engine, batch: Batch, iterations: int, warm_up_runs: int, duration: float) -> np.ndarray:
+    """Latencies of one batch, with a progress bar where somebody watches. See Engine.time for the arguments."""
     expected = iterations + warm_up_runs if not duration else None
     with tqdm(total=expected, unit="run", leave=False, disable=None) as progress:
-        latencies = engine.time(batch, iterations, warm_up_runs, duration, progress.update)
-    return Timing.of(latencies, batch.batch_size, batch.sequence_length)
+        return engine.time(batch, iterations, warm_up_runs, duration, progress.update)
 
 
 def as_json(engine: Engine, timings: list[Timing]) -> dict:

@@ -1,11 +1,15 @@
-"""From builder.py's arguments to a checkpoint, a configuration and build options; shared with builder_varseqlen.py."""
+"""From the builders' arguments to an engine: builder.py and builder_varseqlen.py differ in their flags' layout only."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from helpers import cli
+from helpers.backends import backend_module, choose_backend, write_engine
 from helpers.backends.base import BuildOptions
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
+from helpers.files import check_writable
 from helpers.tokenization import Vocabulary, check_vocabulary, load_vocabulary
 from helpers.weights import BertWeights, load_weights
 
@@ -35,14 +39,23 @@ _INT8_ONLY = (
 )
 
 
-def add_build_arguments(parser: cli.Parser) -> None:
-    """builder.py's flags. Those whose use has to be noticed default to None; their help names the real default."""
-    checkpoint = parser.add_argument_group("checkpoint (one of -m, -x, -pt)")
+def add_build_arguments(parser: cli.Parser, layout: str) -> None:
+    """The flags of builder.py, or, with layout "packed", of builder_varseqlen.py.
+
+    Those whose use has to be noticed default to None; their help names the real default.
+    """
+    packed = layout == "packed"
+    parser.set_defaults(layout=layout, pickle=None, interleaved=False, megatron=False)
+    parser.set_defaults(force_int8_skipln=False, force_int8_multihead=False)
+    kinds = "-m, -x, -pt, --pickle" if packed else "-m, -x, -pt"
+    checkpoint = parser.add_argument_group(f"checkpoint (one of {kinds})")
     checkpoint.add_argument("-m", "--ckpt", metavar="PREFIX", help="TensorFlow checkpoint prefix, such as model.ckpt")
     checkpoint.add_argument("-x", "--onnx", metavar="FILE", help="ONNX model, plain or with QAT ranges")
     checkpoint.add_argument(
         "-pt", "--pytorch", metavar="PATH", help="PyTorch checkpoint: .safetensors, .bin, .pt, or a Hugging Face folder"
     )
+    if packed:
+        checkpoint.add_argument("-pkl", "--pickle", metavar="FILE", help="Megatron's pickled weights")
     checkpoint.add_argument(
         "-c",
         "--config-dir",
@@ -56,22 +69,7 @@ def add_build_arguments(parser: cli.Parser) -> None:
 
     engine = parser.add_argument_group("engine")
     engine.add_argument("-o", "--output", required=True, metavar="FILE", help="engine file to write")
-    engine.add_argument(
-        "-b",
-        "--batch-size",
-        type=cli.positive_int,
-        action="append",
-        metavar="N",
-        help="batch size to optimise for; repeat for one optimization profile each (default: 1)",
-    )
-    engine.add_argument(
-        "-s",
-        "--sequence-length",
-        type=cli.positive_int,
-        action="append",
-        metavar="N",
-        help="sequence length in tokens; repeat for one optimization profile each (default: 128)",
-    )
+    _add_sizes(engine, layout)
     engine.add_argument("--backend", choices=("auto", *cli.BACKENDS), default="auto", help="which engine to build")
     engine.add_argument(
         "--network", choices=("auto", "plugin", "native"), default="auto", help="TensorRT's form of the network"
@@ -108,8 +106,10 @@ def add_build_arguments(parser: cli.Parser) -> None:
     precision.add_argument(
         "-g", "--force-fc2-gemm", action="store_true", help="accepted as upstream; has no effect since the FC plugin left"
     )
-    precision.add_argument("-iln", "--force-int8-skipln", action="store_true", help="add + layer norm with int8 inputs and outputs")
-    precision.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs")
+    if packed:
+        _add_packed_int8(precision)
+    else:
+        _add_padded_int8(precision)
     precision.add_argument(
         "-j", "--squad-json", metavar="FILE", help="calibration data, SQuAD format (default: squad/dev-v1.1.json)"
     )
@@ -117,6 +117,73 @@ def add_build_arguments(parser: cli.Parser) -> None:
     precision.add_argument(
         "-p", "--calib-path", metavar="FILE", help="calibration cache (default: named from the model and the length)"
     )
+
+
+def _add_sizes(group, layout: str) -> None:
+    prefix, lengths = ("", "; repeat for one optimization profile each") if layout == "padded" else ("max-", "")
+    group.add_argument(
+        "-b",
+        f"--{prefix}batch-size",
+        dest="batch_size",
+        type=cli.positive_int,
+        action="append",
+        metavar="N",
+        help="batch size to optimise for; repeat for one optimization profile each (default: 1)",
+    )
+    group.add_argument(
+        "-s",
+        f"--{prefix}sequence-length",
+        dest="sequence_length",
+        type=cli.positive_int,
+        action="append",
+        metavar="N",
+        help=f"sequence length in tokens{lengths} (default: 128)",
+    )
+
+
+def _add_padded_int8(group) -> None:
+    group.add_argument("-iln", "--force-int8-skipln", action="store_true", help="add + layer norm with int8 inputs and outputs")
+    group.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs")
+
+
+def _add_packed_int8(group) -> None:
+    group.add_argument(
+        "-il", "--interleaved", action="store_true", help="int8 plugins with interleaved channels (with --int8)"
+    )
+    group.add_argument(
+        "--megatron",
+        action="store_true",
+        help="Megatron's residual, before the layer norm (with --int8 --pickle; plugins: and -il)",
+    )
+
+
+def build_engine(args) -> None:
+    """Build the engine that the arguments describe, write it with its card, say what came out. Raises DemoBertError."""
+    check_writable(args.output, "--output")
+    config = read_config(args)
+    options = build_options(args, config)
+    backend, reason = choose_backend(args.backend)
+    cli.note(f"Backend: {backend} ({reason})")
+    notes_on_unused_flags(args, backend)
+    weights = read_weights(args, config)
+    report_sparsity(args, weights)
+    vocabulary = find_vocabulary(args, config)
+
+    start = time.perf_counter()
+    gelu = args.gelu or config.gelu or weights.gelu
+    built = backend_module(backend).build(config, weights, gelu, options)
+    if args.fp16 and backend == "openvino":
+        cli.note(f"--fp16: this CPU's half type is {built.precision[-1]}")
+    do_lower_case = lower_cases(config, vocabulary)
+    config = replace(config, gelu=gelu)
+    card = write_engine(args.output, built, backend, options, config, do_lower_case, vocabulary)
+    seconds = time.perf_counter() - start
+    mebibytes = card.engine_bytes / 2**20
+    print(
+        f"Engine: {args.output} ({mebibytes:.1f} MiB, {'+'.join(card.precision)} on {card.device}), "
+        f"built in {seconds:.1f} s"
+    )
+    print(f"Card:   {Path(args.output)}.json")
 
 
 def config_folder(args) -> str:
@@ -138,9 +205,24 @@ def read_config(args) -> BertConfig:
 
 def check_one_checkpoint(args) -> None:
     """Raises UsageError unless the arguments name just one checkpoint."""
-    named = [flag for flag, value in (("-m", args.ckpt), ("-x", args.onnx), ("-pt", args.pytorch)) if value]
+    kinds = {"-m": args.ckpt, "-x": args.onnx, "-pt": args.pytorch}
+    if args.layout == "packed":
+        kinds["--pickle"] = args.pickle
+    named = [flag for flag, value in kinds.items() if value]
     if len(named) != 1:
-        raise UsageError(f"name one checkpoint with -m, -x or -pt{', not ' + ' and '.join(named) if named else ''}")
+        *others, last = kinds
+        instead = f", not {' and '.join(named)}" if named else ""
+        raise UsageError(f"name one checkpoint with {', '.join(others)} or {last}{instead}")
+
+
+def check_packed_int8(args) -> None:
+    """Raises UsageError where -il or --megatron lack what they need."""
+    if args.interleaved and not args.int8:
+        raise UsageError("--interleaved is a layout of int8 plugins: add --int8, or leave it out")
+    if args.megatron and not (args.int8 and args.pickle):
+        raise UsageError("--megatron needs --int8 and the weights from --pickle")
+    if args.megatron and args.network == "plugin" and not args.interleaved:
+        raise UsageError("--megatron in a plugin network needs --interleaved")
 
 
 def build_options(args, config: BertConfig) -> BuildOptions:
@@ -150,6 +232,9 @@ def build_options(args, config: BertConfig) -> BuildOptions:
         raise UsageError(
             f"-s {lengths[-1]} is over the model's max_position_embeddings, {config.max_position_embeddings}"
         )
+    if args.layout == "packed" and len(lengths) > 1:
+        raise UsageError("a packed engine serves all lengths up to one: give -s once, the longest")
+    check_packed_int8(args)
     if args.fp16 and args.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if args.int8 and args.fp8:
@@ -157,6 +242,7 @@ def build_options(args, config: BertConfig) -> BuildOptions:
     return BuildOptions(
         batch_sizes=tuple(sorted(set(args.batch_size or [1]))),
         sequence_lengths=lengths,
+        layout=args.layout,
         fp16=args.fp16,
         bf16=args.bf16,
         int8=args.int8,
@@ -172,6 +258,8 @@ def build_options(args, config: BertConfig) -> BuildOptions:
         network=args.network,
         verbose=args.verbose,
         compute_capabilities=tuple(args.compute_capability or ()),
+        interleaved=args.interleaved,
+        megatron=args.megatron,
     )
 
 
@@ -190,6 +278,8 @@ def notes_on_unused_flags(args, backend: str) -> None:
 
 def read_weights(args, config: BertConfig) -> BertWeights:
     """The checkpoint that the arguments name, checked against `config`. Raises DemoBertError."""
+    if args.pickle:
+        raise UsageError("Megatron's pickles can't be read yet: convert the weights to .safetensors and name them with -pt")
     cli.note(f"Reading {args.ckpt or args.onnx or args.pytorch}")
     return load_weights(config, tensorflow=args.ckpt, pytorch=args.pytorch, onnx=args.onnx)
 
@@ -210,7 +300,7 @@ def find_vocabulary(args, config: BertConfig) -> Vocabulary | None:
         folder = Path(config_folder(args))
         beside = (folder if folder.is_dir() else folder.parent) / "vocab.txt"
         if not beside.is_file():
-            cli.note(f"Note: no vocabulary ({beside} does not exist): inference.py will need -v")
+            cli.note(f"Note: no vocabulary ({beside} does not exist): the engine will need -v to answer")
             return None
         path = beside
     vocabulary = load_vocabulary(path)

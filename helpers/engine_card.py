@@ -56,6 +56,11 @@ class EngineCard:
     def max_sequence_length(self) -> int:
         return self.sequence_lengths[-1]
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that a packed engine takes at once: those of its largest profile, filled."""
+        return self.max_batch_size * self.max_sequence_length
+
     def write(self, path) -> None:
         write_json(path, asdict(self))
 

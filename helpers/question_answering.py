@@ -11,7 +11,7 @@ from typing import Callable
 import numpy as np
 
 from helpers.backends.base import Engine
-from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
+from helpers.batching import Batch, length_sorted_batches, packed_batch, packed_groups, padded_batch
 from helpers.data_processing import (
     Answer,
     AnswerOptions,
@@ -39,10 +39,12 @@ class QuestionResult:
 
 
 class QuestionAnswerer:
-    """Answers questions about passages with one engine, windows in batches of `options.batch_size`.
+    """Answers questions about passages with one engine, padded or packed.
 
-    `options.sequence_length` becomes the engine's and model's longest where it is None. Raises DemoBertError if the
-    vocabulary is not the engine's, UsageError if the engine can't serve the batch size or sequence length.
+    Windows run `options.batch_size` at once; in a packed engine, as many as have together no more tokens than
+    `options.batch_size` windows of full length. `options.sequence_length` becomes the engine's and model's longest
+    where it is None. Raises DemoBertError if the vocabulary is not the engine's, UsageError if the engine can't serve
+    the batch size or sequence length.
     """
 
     def __init__(self, engine: Engine, tokenizer: BertTokenizer, options: AnswerOptions = AnswerOptions()):
@@ -72,14 +74,14 @@ class QuestionAnswerer:
         features = self._features(question_tokens, passage_tokens)
         logits: list = [None] * len(features)
         seconds, done = 0.0, 0
-        groups = length_sorted_batches(features, self.options.batch_size)
-        for group, batch in zip(groups, _Batches(self.engine, features, groups)):
+        batches = _Batches(self.engine, features, self.options)
+        for index, batch in enumerate(batches):
             begin = time.perf_counter()
             output = self.engine.run(batch)
             seconds += time.perf_counter() - begin
-            for row, index in enumerate(group):
-                logits[index] = output[row]
-            done += len(group)
+            for feature_index, window_logits in batches.logits_of(index, output):
+                logits[feature_index] = window_logits
+            done += len(batches.groups[index])
             if on_progress is not None:
                 on_progress(done, len(features))
         return best_answers(passage_tokens, features, logits, self.options), seconds, len(features)
@@ -103,6 +105,11 @@ class QuestionAnswerer:
             answer, null_odds = choose_answer(answers, self.options.null_score_diff_threshold)
             results[example.question_id] = QuestionResult(answer.text, null_odds, answers)
         return results
+
+    def window_lengths(self, data: SquadData) -> list[int]:
+        """How many tokens each window of the file's questions has. Raises DemoBertError."""
+        _, features_per_example = self._squad_features(data)
+        return [feature.length for features in features_per_example for feature in features]
 
     def _features(self, question: TokenizedText, passage: TokenizedText) -> list[Feature]:
         options = self.options
@@ -131,34 +138,51 @@ class QuestionAnswerer:
 
     def _run_all(self, features: list[Feature], features_per_example: list, on_progress) -> list[np.ndarray]:
         """The logits of every window, [S, 2], in the order of `features`."""
-        groups = length_sorted_batches(features, self.options.batch_size)
+        batches = _Batches(self.engine, features, self.options)
         logits: list = [None] * len(features)
         progress = _Progress([len(some) for some in features_per_example], on_progress)
 
         def on_done(index: int, output: np.ndarray) -> None:
-            for row, feature_index in enumerate(groups[index]):
-                # A copy: the engine may reuse its memory, and a view would keep the padding.
-                logits[feature_index] = output[row, : features[feature_index].length].copy()
-            progress.windows_done(groups[index])
+            for feature_index, window_logits in batches.logits_of(index, output):
+                # A copy: the engine may reuse its memory, and a view would keep the whole batch.
+                logits[feature_index] = window_logits.copy()
+            progress.windows_done(batches.groups[index])
 
-        self.engine.run_all(_Batches(self.engine, features, groups), on_done)
+        self.engine.run_all(batches, on_done)
         return logits
 
 
 class _Batches(Sequence):
-    """The groups as batches, padded when they are asked for: a large file's are never in memory all at once."""
+    """The windows as batches of the engine's layout, made when they are asked for: a large file's are never in
+    memory all at once. `groups` holds, batch by batch, the indices of their features.
+    """
 
-    def __init__(self, engine: Engine, features: Sequence[Feature], groups: Sequence[list[int]]):
+    def __init__(self, engine: Engine, features: Sequence[Feature], options: AnswerOptions):
         self._engine = engine
         self._features = features
-        self._groups = groups
+        self._packed = engine.card.layout == "packed"
+        if self._packed:
+            max_tokens = options.batch_size * options.sequence_length
+            self.groups = packed_groups(features, max_tokens, engine.card.max_batch_size)
+        else:
+            self.groups = length_sorted_batches(features, options.batch_size)
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> PaddedBatch:
-        some = [self._features[feature_index] for feature_index in self._groups[index]]
+    def __getitem__(self, index: int) -> Batch:
+        some = [self._features[feature_index] for feature_index in self.groups[index]]
+        if self._packed:
+            return packed_batch(some)
         return padded_batch(some, self._engine.padded_length(max(feature.length for feature in some)))
+
+    def logits_of(self, index: int, output: np.ndarray):
+        """(feature's index, its logits [S, 2]) for each window of batch `index`, cut out of the engine's output."""
+        first = 0
+        for row, feature_index in enumerate(self.groups[index]):
+            length = self._features[feature_index].length
+            yield feature_index, output[first : first + length] if self._packed else output[row, :length]
+            first += length
 
 
 class _Progress:

@@ -233,7 +233,7 @@ def test_cased_text_is_recognised_by_the_vocabulary(tmp_path):
 def test_nothing_heavy_is_imported_before_it_is_needed():
     """-h answers without OpenVINO, torch, TensorFlow or ONNX: a machine that lacks them can still ask."""
     code = (
-        "import sys, builder, inference, perf; "
+        "import sys, builder, builder_varseqlen, inference, inference_varseqlen, perf, perf_varseqlen; "
         "heavy = {'openvino', 'torch', 'tensorflow', 'onnx', 'tensorrt', 'matplotlib', 'pycuda'} & set(sys.modules); "
         "sys.exit(' '.join(heavy) or 0)"
     )

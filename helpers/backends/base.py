@@ -7,7 +7,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from helpers.batching import PaddedBatch
+from helpers.batching import BATCH_OF_LAYOUT, Batch, PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
@@ -38,6 +38,8 @@ class BuildOptions:
     verbose: bool = False
     bf16: bool = False
     compute_capabilities: tuple = ()
+    interleaved: bool = False
+    megatron: bool = False
 
     @property
     def max_batch_size(self) -> int:
@@ -115,15 +117,18 @@ class Engine(ABC):
         self.card = card
 
     @abstractmethod
-    def _infer(self, batch: PaddedBatch) -> np.ndarray:
-        """Run one checked batch; logits float32 [B, S, 2]."""
+    def _infer(self, batch: Batch) -> np.ndarray:
+        """Run one checked batch of the engine's layout; logits float32 [B, S, 2], or packed [T, 2]."""
 
-    def run(self, batch: PaddedBatch) -> np.ndarray:
-        """Start and end logits of one batch, float32 [B, S, 2]. Raises DemoBertError if the batch does not fit."""
+    def run(self, batch: Batch) -> np.ndarray:
+        """Start and end logits of one batch, float32 [B, S, 2], or [T, 2] of a packed engine.
+
+        Raises DemoBertError if the batch is not of the engine's layout, is not well formed, or does not fit.
+        """
         self.check(batch)
         return self._infer(batch)
 
-    def run_all(self, batches: Sequence[PaddedBatch], on_done: Callable[[int, np.ndarray], None]) -> None:
+    def run_all(self, batches: Sequence[Batch], on_done: Callable[[int, np.ndarray], None]) -> None:
         """Run many batches as fast as the device can; `on_done(index, logits)` is called once for each, in any order."""
         for index, batch in enumerate(batches):
             on_done(index, self.run(batch))
@@ -134,7 +139,7 @@ class Engine(ABC):
 
     def time(
         self,
-        batch: PaddedBatch,
+        batch: Batch,
         iterations: int,
         warm_up_runs: int = 0,
         duration: float = 0.0,
@@ -159,37 +164,86 @@ class Engine(ABC):
         return np.array(latencies)
 
     @abstractmethod
-    def _timed_run(self, batch: PaddedBatch) -> Callable[[], float]:
+    def _timed_run(self, batch: Batch) -> Callable[[], float]:
         """A function that runs `batch` once and returns the ms it took."""
 
     @abstractmethod
     def describe(self) -> str:
         """One line for people: backend, device, precision, sizes."""
 
-    def check(self, batch: PaddedBatch) -> None:
+    def check(self, batch: Batch) -> None:
         """Raises DemoBertError unless `batch` is well formed and fits the engine's sizes and embedding tables."""
         card = self.card
-        shapes = {array.shape for array in (batch.input_ids, batch.segment_ids, batch.input_mask)}
-        if len(shapes) != 1 or batch.input_ids.ndim != 2 or batch.input_ids.size == 0:
-            raise DemoBertError(f"inputs must be three equal, non-empty [batch, sequence] arrays, not {sorted(shapes)}")
-        if any(array.dtype != np.int32 for array in (batch.input_ids, batch.segment_ids, batch.input_mask)):
+        wanted = BATCH_OF_LAYOUT[card.layout]
+        if not isinstance(batch, wanted):
+            given = type(batch).__name__
+            raise DemoBertError(f"this is a {card.layout} engine: it takes a {wanted.__name__}, not a {given}")
+        if any(array.dtype != np.int32 for array in batch.inputs().values()):
             raise DemoBertError("inputs must be int32")
-        if batch.batch_size > card.max_batch_size:
-            raise DemoBertError(
-                f"batch size {batch.batch_size} is over this engine's largest, {card.max_batch_size}; "
-                f"rebuild it with -b {batch.batch_size}"
-            )
-        if batch.sequence_length > card.max_sequence_length:
-            raise DemoBertError(
-                f"sequence length {batch.sequence_length} is over this engine's longest, "
-                f"{card.max_sequence_length}; rebuild it with -s {batch.sequence_length}"
-            )
+        if card.layout == "packed":
+            _check_packed(batch)
+        else:
+            _check_padded(batch)
+        _check_sizes(batch, card)
         if card.config is not None:
             _check_ids(batch.input_ids, "token", card.config.vocab_size)
             _check_ids(batch.segment_ids, "segment", card.config.type_vocab_size)
-        mask = batch.input_mask
-        if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any() or not mask[:, 0].all():
-            raise DemoBertError("the input mask must be ones on each row's leading tokens, then zeros")
+
+
+def _check_padded(batch: PaddedBatch) -> None:
+    shapes = {array.shape for array in batch.inputs().values()}
+    if len(shapes) != 1 or batch.input_ids.ndim != 2 or batch.input_ids.size == 0:
+        raise DemoBertError(f"inputs must be three equal, non-empty [batch, sequence] arrays, not {sorted(shapes)}")
+    mask = batch.input_mask
+    if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any() or not mask[:, 0].all():
+        raise DemoBertError("the input mask must be ones on each row's leading tokens, then zeros")
+
+
+def _check_packed(batch: PackedBatch) -> None:
+    for name, array in batch.inputs().items():
+        if array.ndim != 1 or array.size == 0:
+            shape = list(array.shape)
+            raise DemoBertError(f"{name} must be an array of one dimension, not empty, and has the shape {shape}")
+    tokens, starts = batch.token_count, batch.cu_seqlens.astype(np.int64)
+    if len(batch.segment_ids) != tokens:
+        raise DemoBertError(f"there are {tokens} input_ids and {len(batch.segment_ids)} segment_ids")
+    if len(starts) < 2:
+        raise DemoBertError("cu_seqlens must hold at least two numbers: where a sequence begins and where it ends")
+    if starts[0] != 0:
+        raise DemoBertError(f"cu_seqlens must start at 0, not at {starts[0]}")
+    lengths = np.diff(starts)
+    if (lengths < 0).any():
+        where = int((lengths < 0).argmax())
+        raise DemoBertError(f"cu_seqlens must ascend: {starts[where]} is followed by {starts[where + 1]}")
+    if (lengths == 0).any():
+        raise DemoBertError(f"sequence {int((lengths == 0).argmax())} has no tokens (cu_seqlens repeats a number)")
+    if starts[-1] != tokens:
+        raise DemoBertError(f"cu_seqlens must end at the number of tokens, {tokens}, not at {starts[-1]}")
+    if lengths.max() > batch.sequence_length:
+        raise DemoBertError(f"max_seqlen has the length {batch.sequence_length}, a sequence has {lengths.max()} tokens")
+
+
+def _check_sizes(batch: Batch, card: EngineCard) -> None:
+    if batch.sequence_length > card.max_sequence_length:
+        raise DemoBertError(
+            f"sequence length {batch.sequence_length} is over this engine's longest, "
+            f"{card.max_sequence_length}; rebuild it with -s {batch.sequence_length}"
+        )
+    if isinstance(batch, PackedBatch) and batch.token_count > card.max_tokens:
+        raise DemoBertError(
+            f"{batch.token_count} tokens are over this engine's most, {card.max_tokens} "
+            f"({card.max_batch_size} × {card.max_sequence_length}); rebuild it with a larger -b"
+        )
+    check_batch_size(batch.batch_size, card)
+
+
+def check_batch_size(batch_size: int, card: EngineCard) -> None:
+    """Raises DemoBertError for more sequences than the engine takes at once."""
+    if batch_size > card.max_batch_size:
+        raise DemoBertError(
+            f"batch size {batch_size} is over this engine's largest, {card.max_batch_size}; "
+            f"rebuild it with -b {batch_size}"
+        )
 
 
 def _check_ids(ids: np.ndarray, kind: str, table_size: int) -> None:

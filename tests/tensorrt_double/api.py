@@ -88,8 +88,14 @@ class Builder(Native):
         return True
 
     def build_serialized_network(self, network: "INetworkDefinition", config: "IBuilderConfig"):
-        """The plan, as IHostMemory. What the real builder would refuse raises TensorRTDoubleError."""
+        """The plan, as IHostMemory. What the real builder would refuse raises TensorRTDoubleError.
+
+        A kernel that is missing is no mistake of the caller's: None and an error in the log, as from the real one.
+        """
         facts = _check_build(self._module, network, config, self._logger)
+        if missing := _missing_kernel(network._graph, self._version):
+            _log(self._logger, "ERROR", f"IBuilder::buildSerializedNetwork: {missing}")
+            return None
         data = plan.dump(network._graph, facts, self._version.name)
         cache = config._timing_cache
         if cache is not None:
@@ -133,6 +139,14 @@ def _check_build(module, network, config, logger=None) -> dict:
         "compute_capabilities": [c for c in config._capabilities],
         "verbosity": config._settings.get("profiling_verbosity", "LAYER_NAMES_ONLY"),
     }
+
+
+def _missing_kernel(graph, version) -> str | None:
+    """What of the network this version has no kernel for: TensorRT-RTX 1.7.1 has none for packed attention."""
+    for node in graph.nodes:
+        if version.key == "rtx" and node.kind == "attention" and node.params["query_form"] == "PACKED_NHD":
+            return f"{node.name}: no fused kernel is available for packed (NHD) attention on this target"
+    return None
 
 
 def _check_dimension_names(network, shapes: dict) -> None:

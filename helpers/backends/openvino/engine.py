@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 
 from helpers.backends.base import BuildOptions, BuiltEngine, Engine
-from helpers.backends.openvino.layers import OpenVINOLayers
-from helpers.batching import PaddedBatch
+from helpers.backends.openvino.layers import PackedLayers, PaddedLayers
+from helpers.batching import Batch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.engine_card import EngineCard
@@ -25,6 +25,13 @@ LENGTH_MULTIPLE = 16
 #: OpenVINO's type for each precision of the card.
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
+#: The network's inputs in each layout, in their order.
+INPUTS = {
+    "padded": ["input_ids", "segment_ids", "input_mask"],
+    "packed": ["input_ids", "segment_ids", "cu_seqlens", "max_seqlen"],
+}
+LAYERS = {"padded": PaddedLayers, "packed": PackedLayers}
+
 
 def half_precision(core: ov.Core) -> str:
     """The half type that this CPU computes in: "bf16", "fp16", or "fp32" where it has neither."""
@@ -36,7 +43,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
     core = ov.Core()
     _refuse_what_is_missing(core, options)
-    layers = OpenVINOLayers(config, options.max_batch_size, options.max_sequence_length)
+    layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length)
     build_bert(layers, config, weights, gelu)
     precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
@@ -65,17 +72,11 @@ def _type_of(path: Path, card: EngineCard) -> str:
     return _TYPES[card.precision[-1]]
 
 
-def _largest_sizes(compiled: ov.CompiledModel) -> tuple[int, int]:
-    """The largest batch size and sequence length that the blob itself serves."""
-    batch, length = compiled.inputs[0].get_partial_shape()
-    return batch.get_max_length(), length.get_max_length()
-
-
 def _check_sizes(path: Path, card: EngineCard, compiled: ov.CompiledModel) -> None:
-    named, served = (card.max_batch_size, card.max_sequence_length), _largest_sizes(compiled)
+    named, served = (card.layout, card.max_batch_size, card.max_sequence_length), _blob_sizes(path, compiled)
     if named != served:
         raise DemoBertError(
-            f"{path} serves batch sizes and sequence lengths up to {served}, its card says {named}; build it again"
+            f"{path} serves layout, batch size and sequence length {served}, its card says {named}; build it again"
         )
 
 
@@ -84,6 +85,8 @@ def _refuse_what_is_missing(core: ov.Core, options: BuildOptions) -> None:
         raise UsageError("this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32")
     if options.int8 or options.fp8:
         raise UsageError(f"--{'int8' if options.int8 else 'fp8'} is not on the openvino backend yet; take --fp16 or fp32")
+    if options.interleaved or options.megatron:
+        raise UsageError(f"--{'interleaved' if options.interleaved else 'megatron'} is not on the openvino backend yet")
     if options.network != "auto":
         raise UsageError(f"--network {options.network} is a form of TensorRT's; the openvino backend has one form only")
 
@@ -96,11 +99,11 @@ class OpenVINOEngine(Engine):
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
-    def _infer(self, batch: PaddedBatch) -> np.ndarray:
+    def _infer(self, batch: Batch) -> np.ndarray:
         self._request.infer(_inputs(batch), share_inputs=True)
         return self._request.get_output_tensor(0).data.copy()
 
-    def run_all(self, batches: Sequence[PaddedBatch], on_done: Callable[[int, np.ndarray], None]) -> None:
+    def run_all(self, batches: Sequence[Batch], on_done: Callable[[int, np.ndarray], None]) -> None:
         # Two requests a stream: one runs while the other's input is prepared. Waiting for the oldest, not being called
         # back, keeps Python's lock out of OpenVINO's threads.
         streams = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -127,7 +130,7 @@ class OpenVINOEngine(Engine):
         # Every new length has kernels compiled for it (3 to 4 ms), and they work on blocks of 16 rows anyway.
         return min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self.card.max_sequence_length)
 
-    def _timed_run(self, batch: PaddedBatch) -> Callable[[], float]:
+    def _timed_run(self, batch: Batch) -> Callable[[], float]:
         request = self._compiled.create_infer_request()
         for name, array in _inputs(batch).items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -144,14 +147,14 @@ class OpenVINOEngine(Engine):
         streams = self._compiled.get_property("NUM_STREAMS")
         precision = "+".join(self.card.precision)
         return (
-            f"OpenVINO {_build_number()} on {self.card.device}: {precision}, {threads} threads in {streams} streams, "
+            f"OpenVINO {_build_number()} on {self.card.device}: {self.card.layout}, {precision}, "
+            f"{threads} threads in {streams} streams, "
             f"batch size up to {self.card.max_batch_size}, sequence length up to {self.card.max_sequence_length}"
         )
 
 
-def _inputs(batch: PaddedBatch) -> dict:
-    arrays = {"input_ids": batch.input_ids, "segment_ids": batch.segment_ids, "input_mask": batch.input_mask}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+def _inputs(batch: Batch) -> dict:
+    return {name: np.ascontiguousarray(array) for name, array in batch.inputs().items()}
 
 
 def blob_facts(path: Path) -> dict:
@@ -184,17 +187,14 @@ def _import(path: Path, settings: dict) -> ov.CompiledModel:
 
 def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
     """A card from what the blob itself tells; text is guessed to be lower-cased, as for most English BERTs."""
-    names = [value.get_any_name() for value in compiled.inputs]
-    if names != ["input_ids", "segment_ids", "input_mask"]:
-        raise DemoBertError(f"{path} is an OpenVINO blob, but not one of builder.py's: its inputs are {names}")
-    batch_size, length = _largest_sizes(compiled)
+    layout, batch_size, length = _blob_sizes(path, compiled)
     types = {value: key for key, value in _TYPES.items()}
     precision = types.get(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), "fp32")
     return EngineCard(
         backend="openvino",
         backend_version=_build_number(),
         device=compiled.get_property("EXECUTION_DEVICES")[0],
-        layout="padded",
+        layout=layout,
         network="layers",
         precision=[precision],
         batch_sizes=[batch_size],
@@ -207,3 +207,14 @@ def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
         engine_bytes=path.stat().st_size,
         settings={},
     )
+
+
+def _blob_sizes(path: Path, compiled: ov.CompiledModel) -> tuple[str, int, int]:
+    """Layout, largest batch size and longest sequence, from the blob's inputs. Raises DemoBertError for others'."""
+    names = [value.get_any_name() for value in compiled.inputs]
+    largest = [[size.get_max_length() for size in value.get_partial_shape()] for value in compiled.inputs]
+    if names == INPUTS["padded"]:
+        return "padded", largest[0][0], largest[0][1]
+    if names == INPUTS["packed"]:
+        return "packed", largest[2][0] - 1, largest[3][0]
+    raise DemoBertError(f"{path} is an OpenVINO blob, but not one of builder.py's: its inputs are {names}")

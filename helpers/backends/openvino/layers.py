@@ -1,4 +1,6 @@
-"""BERT's layers in OpenVINO's opset: activations are [B, S, E], every size but E is known only at run time."""
+"""BERT's layers in OpenVINO's opset: activations end in E, every size but E is known only at run time."""
+
+from abc import abstractmethod
 
 import numpy as np
 import openvino as ov
@@ -12,27 +14,22 @@ MASKED_SCORE = -30000.0
 
 
 class OpenVINOLayers(NetworkLayers):
-    """Collects BERT as an `openvino.Model` with int32 inputs [1..max_batch, 1..max_length] and logits [B, S, 2]."""
+    """Collects BERT as an `openvino.Model`. The layouts differ in inputs, positions and attention, and in no more."""
 
-    def __init__(self, config: BertConfig, max_batch_size: int, max_sequence_length: int):
+    def __init__(self, config: BertConfig):
         self._config = config
-        shape = ov.PartialShape([ov.Dimension(1, max_batch_size), ov.Dimension(1, max_sequence_length)])
-        self._input_ids = _parameter("input_ids", shape)
-        self._segment_ids = _parameter("segment_ids", shape)
-        self._input_mask = _parameter("input_mask", shape)
-        self._mask_scores = self._scores_of_masked_keys()
+        self._inputs = []
         self._logits = None
 
     def model(self) -> ov.Model:
         """The finished network, after `squad_output`."""
-        return ov.Model([self._logits], [self._input_ids, self._segment_ids, self._input_mask], "bert")
+        return ov.Model([self._logits], self._inputs, "bert")
 
     def embeddings(self, word, token_type, position, gamma, beta, name):
         axis = _int64(0)
-        length = op.gather(op.shape_of(self._input_ids), _int64([1]), axis)
-        words = op.gather(_constant(word, f"{name}_word"), self._input_ids, axis)
-        token_types = op.gather(_constant(token_type, f"{name}_token_type"), self._segment_ids, axis)
-        positions = op.slice(_constant(position, f"{name}_position"), _int64([0]), length, _int64([1]), _int64([0]))
+        words = op.gather(_constant(word, f"{name}_word"), self._inputs[0], axis)
+        token_types = op.gather(_constant(token_type, f"{name}_token_type"), self._inputs[1], axis)
+        positions = self._positions(_constant(position, f"{name}_position"))
         return self._normalise(op.add(op.add(words, token_types), positions), gamma, beta, f"{name}_layernorm")
 
     def query_key_value(self, hidden, kernel, bias, name):
@@ -40,18 +37,14 @@ class OpenVINOLayers(NetworkLayers):
         # scores by 1/√H, at no cost when the network runs.
         scales = (self._config.attention_scale, 1, 1)
         parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), scales)
-        return [self.dense(hidden, part * np.float32(scale), offset * np.float32(scale), f"{name}_{which}") for which, part, offset, scale in parts]
-
-    def attention(self, query_key_value, name):
-        query, key, value = (self._heads(part) for part in query_key_value)
-        scores = op.add(op.matmul(query, key, False, True), self._mask_scores)
-        context = op.matmul(op.softmax(scores, -1), value, False, False, name=f"{name}_context")
-        tokens_first = op.transpose(context, _int64([0, 2, 1, 3]))
-        return op.reshape(tokens_first, _int64([0, 0, self._config.hidden_size]), special_zero=True)
+        return [
+            self.dense(hidden, part * np.float32(scale), offset * np.float32(scale), f"{name}_{which}")
+            for which, part, offset, scale in parts
+        ]
 
     def dense(self, hidden, kernel, bias, name):
         product = op.matmul(hidden, _constant(kernel, f"{name}_kernel"), False, True, name=name)
-        return op.add(product, _constant(bias.reshape(1, 1, -1), f"{name}_bias"))
+        return op.add(product, self._last_axis(bias, f"{name}_bias"))
 
     def gelu(self, hidden, formula, name):
         return op.gelu(hidden, formula, name=name)
@@ -63,6 +56,24 @@ class OpenVINOLayers(NetworkLayers):
         self._logits = op.result(self.dense(hidden, kernel, bias, name))
         self._logits.output(0).set_names({"logits_out"})
 
+    @abstractmethod
+    def _positions(self, table):
+        """The rows of the position table [P, E] that belong to the tokens, in a shape to be added to theirs."""
+
+    def _parameter(self, name: str, *dimensions: ov.Dimension):
+        parameter = op.parameter(ov.PartialShape(list(dimensions)), np.int32, name=name)
+        parameter.output(0).set_names({name})
+        self._inputs.append(parameter)
+        return parameter
+
+    def _attention(self, query_key_value, mask_scores, name):
+        """Attention within each row of query, key and value [B, S, E], `mask_scores` added to the scores; [B, S, E]."""
+        query, key, value = (self._heads(part) for part in query_key_value)
+        scores = op.add(op.matmul(query, key, False, True), mask_scores)
+        context = op.matmul(op.softmax(scores, -1), value, False, False, name=f"{name}_context")
+        tokens_first = op.transpose(context, _int64([0, 2, 1, 3]))
+        return op.reshape(tokens_first, _int64([0, 0, self._config.hidden_size]), special_zero=True)
+
     def _heads(self, part):
         """[B, S, E] → [B, N, S, H]."""
         config = self._config
@@ -72,23 +83,98 @@ class OpenVINOLayers(NetworkLayers):
     def _normalise(self, hidden, gamma, beta, name):
         epsilon = self._config.layer_norm_eps
         normal = op.mvn(hidden, _int64([-1]), True, epsilon, "inside_sqrt", name=name)
-        scaled = op.multiply(normal, _constant(gamma.reshape(1, 1, -1), f"{name}_gamma"))
-        return op.add(scaled, _constant(beta.reshape(1, 1, -1), f"{name}_beta"))
+        scaled = op.multiply(normal, self._last_axis(gamma, f"{name}_gamma"))
+        return op.add(scaled, self._last_axis(beta, f"{name}_beta"))
 
-    def _scores_of_masked_keys(self):
-        """0 for a real token, MASKED_SCORE for padding, [B, 1, 1, S] to be added to every query's scores."""
-        is_padding = op.subtract(op.constant(np.float32(1)), op.convert(self._input_mask, "f32"))
-        return op.unsqueeze(op.multiply(is_padding, op.constant(np.float32(MASKED_SCORE))), _int64([1, 2]))
+    def _last_axis(self, values, name):
+        """A constant along the last axis, of the activations' rank: so OpenVINO sees that it can be fused."""
+        return _constant(values.reshape((1,) * (self._rank - 1) + (-1,)), name)
 
 
-def _parameter(name: str, shape: ov.PartialShape):
-    parameter = op.parameter(shape, np.int32, name=name)
-    parameter.output(0).set_names({name})
-    return parameter
+class PaddedLayers(OpenVINOLayers):
+    """int32 inputs [1..max_batch, 1..max_length], activations [B, S, E], logits [B, S, 2]."""
+
+    _rank = 3
+
+    def __init__(self, config: BertConfig, max_batch_size: int, max_sequence_length: int):
+        super().__init__(config)
+        shape = ov.Dimension(1, max_batch_size), ov.Dimension(1, max_sequence_length)
+        self._input_ids, _, input_mask = (
+            self._parameter(name, *shape) for name in ("input_ids", "segment_ids", "input_mask")
+        )
+        self._mask_scores = _scores_of_masked_keys(input_mask)
+
+    def attention(self, query_key_value, name):
+        return self._attention(query_key_value, self._mask_scores, name)
+
+    def _positions(self, table):
+        length = op.gather(op.shape_of(self._input_ids), _int64([1]), _int64(0))
+        return op.slice(table, _int64([0]), length, _int64([1]), _int64([0]))
+
+
+class PackedLayers(OpenVINOLayers):
+    """int32 inputs [T], [T], [B + 1], [Smax], activations [T, E], logits [T, 2].
+
+    Only attention looks at sequences: query, key and value are gathered into [B, Smax] for it, and its output is
+    gathered back, by indices that the network computes from `cu_seqlens` once, for all layers.
+    """
+
+    _rank = 2
+
+    def __init__(self, config: BertConfig, max_batch_size: int, max_sequence_length: int):
+        super().__init__(config)
+        tokens = ov.Dimension(1, max_batch_size * max_sequence_length)
+        input_ids = self._parameter("input_ids", tokens)
+        self._parameter("segment_ids", tokens)
+        cu_seqlens = self._parameter("cu_seqlens", ov.Dimension(2, max_batch_size + 1))
+        max_seqlen = self._parameter("max_seqlen", ov.Dimension(1, max_sequence_length))
+
+        token_count, longest = op.shape_of(input_ids, "i32"), op.shape_of(max_seqlen, "i32")
+        starts = _slice(cu_seqlens, 0, -1)
+        ends = _slice(cu_seqlens, 1, np.iinfo(np.int32).max)
+        token, column = _range(token_count), op.unsqueeze(_range(longest), _int64(0))
+        ended = op.less_equal(op.unsqueeze(ends, _int64(0)), op.unsqueeze(token, _int64(1)))  # [T, B]
+        sequence = op.reduce_sum(op.convert(ended, "i32"), _int64(1))
+        self._position = op.subtract(token, op.gather(starts, sequence, _int64(0)))
+        self._row_of_token = op.add(op.multiply(sequence, longest), self._position)
+        # Columns beyond a sequence's end show some other token, which the mask hides.
+        last = op.subtract(token_count, _int32([1]))
+        self._token_of_row = op.minimum(op.add(op.unsqueeze(starts, _int64(1)), column), last)
+        lengths = op.unsqueeze(op.subtract(ends, starts), _int64(1))
+        self._mask_scores = _scores_of_masked_keys(op.less(column, lengths))
+
+    def attention(self, query_key_value, name):
+        rows = [op.gather(part, self._token_of_row, _int64(0)) for part in query_key_value]
+        context = self._attention(rows, self._mask_scores, name)
+        flat = op.reshape(context, _int64([-1, self._config.hidden_size]), special_zero=False)
+        return op.gather(flat, self._row_of_token, _int64(0))
+
+    def _positions(self, table):
+        return op.gather(table, self._position, _int64(0))
+
+
+def _scores_of_masked_keys(mask):
+    """0 for a real token, MASKED_SCORE for padding: [B, S] → [B, 1, 1, S], to be added to every query's scores."""
+    is_padding = op.subtract(op.constant(np.float32(1)), op.convert(mask, "f32"))
+    return op.unsqueeze(op.multiply(is_padding, op.constant(np.float32(MASKED_SCORE))), _int64([1, 2]))
+
+
+def _range(count):
+    """0, 1, … up to `count` [1], int32."""
+    zero = _int32(0)
+    return op.range(zero, op.squeeze(count, _int64(0)), _int32(1), "i32")
+
+
+def _slice(vector, first: int, stop: int):
+    return op.slice(vector, _int32([first]), _int32([stop]), _int32([1]), _int32([0]))
 
 
 def _constant(values: np.ndarray, name: str):
     return op.constant(np.ascontiguousarray(values, np.float32), name=name)
+
+
+def _int32(values):
+    return op.constant(np.array(values, np.int32))
 
 
 def _int64(values):

@@ -7,20 +7,30 @@ from pathlib import Path
 from helpers.backends.base import BuildOptions, BuiltEngine
 from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, plugin_registry
 from helpers.backends.tensorrt.native_layers import NativeLayers
-from helpers.backends.tensorrt.plugin_layers import BertPlugins, PluginLayers, find_plugins
+from helpers.backends.tensorrt.native_packed import PackedNativeLayers, has_packed_attention
+from helpers.backends.tensorrt.network_writer import INPUTS
+from helpers.backends.tensorrt.plugin_layers import (
+    MAX_PACKED_HEAD_SIZE,
+    MAX_PACKED_LENGTH,
+    PACKED_VERSIONS,
+    PADDED_VERSIONS,
+    BertPlugins,
+    PackedPluginLayers,
+    PluginLayers,
+    find_plugins,
+)
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import atomic_write, check_writable
 from helpers.weights import BertWeights
 
-INPUTS = ("input_ids", "segment_ids", "input_mask")
-
 #: Timings that the builder averages for each tactic: fewer choose by noise, more only cost time.
 AVERAGE_TIMINGS = 8
 
 #: The default targets, as TensorRT-RTX 1.7 names them when it refuses a GPU (9.0, for one).
 RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later"
+RTX_CAPABILITY = (8, 0)
 
 #: Options, the flag they come from, and the compute capability from which GPUs can do it.
 _NEEDED_CAPABILITY = (
@@ -29,6 +39,8 @@ _NEEDED_CAPABILITY = (
     (("fp8",), "--fp8", (8, 9)),
 )
 
+#: The same for packed engines of plugins.
+PACKED_PLUGIN_CAPABILITY = (7, 2)
 
 #: The plugins' layer norms take no epsilon from the network. Up to this one (Megatron's) that makes no difference in
 #: practice: variances of activations are some 1000 times larger.
@@ -37,7 +49,11 @@ MAX_PLUGIN_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes of one optimization profile: batches of `min_batch` to `max_batch` rows of just `length` tokens."""
+    """The shapes of one optimization profile.
+
+    Padded: batches of `min_batch` to `max_batch` rows of just `length` tokens. Packed: `min_batch` to `max_batch`
+    sequences of up to `length` tokens each.
+    """
 
     max_batch: int
     length: int
@@ -47,10 +63,13 @@ class Profile:
 def profiles_for(options: BuildOptions) -> list[Profile]:
     """One profile for each batch size and length, ascending; one for the largest of both where one is all there may be.
 
-    The length is fixed within a profile: the int8 attention kernels exist for some lengths only.
+    In a padded engine the length is fixed within a profile: the int8 attention kernels exist for some lengths only. In
+    a packed one sequences of every length share a profile, so that only the longest makes profiles.
     """
     if options.distributive_independence:
         return [Profile(options.max_batch_size, options.max_sequence_length)]
+    if options.layout == "packed":
+        return [Profile(batch, options.max_sequence_length) for batch in options.batch_sizes]
     return [Profile(batch, length) for batch in options.batch_sizes for length in options.sequence_lengths]
 
 
@@ -73,25 +92,28 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     trt = load(flavour)
     logger = logger_of(trt)
     logger.start(options.verbose)
-    device = _device(options, flavour)
+    device, capability = _device(options, flavour)
     _refuse_what_is_missing(trt, options, flavour)
-    plugins = _plugins(trt, logger, config, options)
+    plugins = _plugins(trt, logger, config, options, capability)
     precision = _precision(options)
 
     weakly_typed = plugins is not None or not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt, weakly_typed))
     builder_config = _builder_config(trt, builder, options, weakly_typed)
     _set_targets(trt, builder_config, options)
-    layers = _layers(trt, network, logger, config, options, plugins, precision, weakly_typed)
-    build_bert(layers, config, weights, gelu)
     _add_profiles(builder, builder_config, options)
     # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
     with _timing_cache(builder_config, None if flavour.portable else options.timing_cache):
-        plan = builder.build_serialized_network(network, builder_config)
-        if plan is None:
+        for make_layers in _forms(trt, logger, config, options, plugins, precision, weakly_typed):
+            network = builder.create_network(_network_flags(trt, weakly_typed))
+            layers = make_layers(network)
+            build_bert(layers, config, weights, gelu)
+            plan = builder.build_serialized_network(network, builder_config)
+            del layers  # until here TensorRT has read the weights from its arrays
+            if plan is not None:
+                break
+        else:
             raise explain(logger, f"{flavour.module} {trt.__version__} could not build the engine", index=-1)
-    del layers  # until here TensorRT has read the weights from its arrays
     return BuiltEngine(
         data=memoryview(plan),
         backend_version=trt.__version__,
@@ -103,29 +125,34 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
 
 
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
-    if options.layout != "padded":
-        raise UsageError(f"packed engines are not on the {flavour.backend} backend yet; use builder.py")
     if options.int8 or options.fp8:
         asked = "--int8" if options.int8 else "--fp8"
         raise UsageError(f"{asked} is not on the {flavour.backend} backend yet; take --fp16 or fp32")
+    if options.interleaved or options.megatron:
+        asked = "--interleaved" if options.interleaved else "--megatron"
+        raise UsageError(f"{asked} needs --int8, which is not on the {flavour.backend} backend yet")
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
         raise UsageError(f"TensorRT {trt.__version__} has no --distributive_independence; it came after 10.0")
 
 
-def _device(options: BuildOptions, flavour: Flavour) -> str:
-    """What the engine is built for, as the card names it. Raises UsageError where that is too old for a flag."""
+def _device(options: BuildOptions, flavour: Flavour) -> tuple[str, tuple]:
+    """What the engine is built for, as the card names it, and the oldest compute capability that was asked for.
+
+    Raises UsageError where that is too old for a flag.
+    """
     if flavour.portable:
         targets = options.compute_capabilities
         for target in targets:
             _check_capability(options, _capability(target), f"--compute-capability {target} is older")
-        return f"NVIDIA GPUs of compute capability {', '.join(targets)}" if targets else RTX_DEVICE
+        text = f"NVIDIA GPUs of compute capability {', '.join(targets)}" if targets else RTX_DEVICE
+        return text, min(map(_capability, targets), default=RTX_CAPABILITY)
     if options.compute_capabilities:
         raise UsageError("--compute-capability is TensorRT-RTX's; TensorRT builds for the GPU of this machine")
     device = gpu(cuda_driver())
     _check_capability(options, device.compute_capability, f"this GPU is {device}")
-    return str(device)
+    return str(device), device.compute_capability
 
 
 def _check_capability(options: BuildOptions, capability: tuple, what_is_there: str) -> None:
@@ -146,24 +173,45 @@ def _precision(options: BuildOptions) -> str:
     return "fp16" if options.fp16 else "bf16" if options.bf16 else "fp32"
 
 
-def _plugins(trt, logger, config: BertConfig, options: BuildOptions) -> BertPlugins | None:
+def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability: tuple) -> BertPlugins | None:
     """The plugins of a plugin network; None: build the native network. Raises UsageError for a contradiction."""
     asked = options.network == "plugin" or options.plugin_version is not None
     if options.network == "native":
         if options.plugin_version:
             raise UsageError("--network native has no plugins; leave the plugin flag out")
         return None
-    ignores_epsilon = config.layer_norm_eps > MAX_PLUGIN_EPSILON
-    if not asked and (options.bf16 or ignores_epsilon):
+    misfit = _why_not_plugins(config, options, capability)
+    if not asked and (options.bf16 or misfit or _is_packed_fp32(options)):
         return None
-    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version)
+    versions = PACKED_VERSIONS if options.layout == "packed" else PADDED_VERSIONS
+    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, versions)
     if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; use --network native")
-    if plugins is not None and ignores_epsilon:
-        epsilon = f"{config.layer_norm_eps:g}"
-        raise UsageError(f"the BERT plugins ignore this model's layer_norm_eps, {epsilon}; use --network native")
+    if plugins is not None and misfit:
+        raise UsageError(f"{misfit}; use --network native")
     return plugins
+
+
+def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tuple) -> str | None:
+    """What of the model or the GPU the BERT plugins can't do; None: nothing."""
+    if config.layer_norm_eps > MAX_PLUGIN_EPSILON:
+        return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
+    if options.layout != "packed":
+        return None
+    if capability < PACKED_PLUGIN_CAPABILITY:
+        needed, found = (".".join(map(str, version)) for version in (PACKED_PLUGIN_CAPABILITY, capability))
+        return f"packed BERT plugins need compute capability {needed}; this GPU has {found}"
+    if options.max_sequence_length > MAX_PACKED_LENGTH:
+        return f"packed BERT plugins take sequences of up to {MAX_PACKED_LENGTH} tokens"
+    if config.head_size > MAX_PACKED_HEAD_SIZE:
+        return f"packed BERT plugins take heads of up to {MAX_PACKED_HEAD_SIZE}, this model's have {config.head_size}"
+    return None
+
+
+def _is_packed_fp32(options: BuildOptions) -> bool:
+    """Packed attention's fused kernels are of half precision and int8; fp32 plugins are used where asked for only."""
+    return options.layout == "packed" and not (options.fp16 or options.int8)
 
 
 def _network_flags(trt, weakly_typed: bool) -> int:
@@ -176,13 +224,26 @@ def _network_flags(trt, weakly_typed: bool) -> int:
     return flags
 
 
-def _layers(trt, network, logger, config, options, plugins, precision, weakly_typed):
-    batch_size, length = input_shape(options)
+def _forms(trt, logger, config, options, plugins, precision, weakly_typed) -> list:
+    """The forms of layers that the network can be written in, best first, each as a function of the network."""
+    common = (logger, config)
+    packed = options.layout == "packed"
+    if plugins is not None and packed:
+        return [lambda network: PackedPluginLayers(trt, network, *common, plugins, precision)]
     if plugins is not None:
-        return PluginLayers(trt, network, logger, config, plugins, precision, batch_size, length)
+        return [lambda network: PluginLayers(trt, network, *common, plugins, precision, *input_shape(options))]
     if weakly_typed and precision == "fp16":
         precision = "fp32"  # the network's own type; BuilderFlag.FP16 lets the builder choose half kernels
-    return NativeLayers(trt, network, logger, config, precision, batch_size, length)
+    if not packed:
+        return [lambda network: NativeLayers(trt, network, *common, precision, *input_shape(options))]
+    longest = options.max_sequence_length
+    sizes = (options.max_batch_size * longest, longest)
+
+    def native(fused: bool):
+        return lambda network: PackedNativeLayers(trt, network, *common, precision, *sizes, fused)
+
+    # Whether there is a kernel for packed attention only the builder knows: it is asked first, where it can be.
+    return [native(fused=True), native(fused=False)] if has_packed_attention(trt) else [native(fused=False)]
 
 
 def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
@@ -227,15 +288,23 @@ def _obey_precision(config, flags, options: BuildOptions, weakly_typed: bool) ->
 
 
 def _add_profiles(builder, config, options: BuildOptions) -> None:
-    if -1 not in input_shape(options):
+    if options.layout == "padded" and -1 not in input_shape(options):
         return
     for profile in profiles_for(options):
-        smallest, largest = (profile.min_batch, profile.length), (profile.max_batch, profile.length)
         shapes = builder.create_optimization_profile()
-        for name in INPUTS:
+        for name, (smallest, largest) in profile_shapes(profile, options.layout).items():
             shapes.set_shape(name, smallest, largest, largest)
         if config.add_optimization_profile(shapes) < 0:
             raise DemoBertError(f"TensorRT refused the profile for batch {profile.max_batch}, length {profile.length}")
+
+
+def profile_shapes(profile: Profile, layout: str) -> dict:
+    """Each input's smallest and largest shape in a profile."""
+    if layout == "padded":
+        return dict.fromkeys(INPUTS[layout], ((profile.min_batch, profile.length), (profile.max_batch, profile.length)))
+    tokens = (1,), (profile.max_batch * profile.length,)
+    bounds = (profile.min_batch + 1,), (profile.max_batch + 1,)
+    return dict(zip(INPUTS[layout], (tokens, tokens, bounds, ((1,), (profile.length,)))))
 
 
 def _set_targets(trt, config, options: BuildOptions) -> None:

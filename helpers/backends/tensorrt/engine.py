@@ -1,6 +1,7 @@
 """Load a TensorRT plan and run it: one CUDA stream, PyCUDA's primary context, buffers for the largest profile."""
 
 import contextlib
+import math
 import weakref
 from pathlib import Path
 from typing import Callable
@@ -8,9 +9,10 @@ from typing import Callable
 import numpy as np
 
 from helpers.backends.base import Engine
-from helpers.backends.tensorrt.building import INPUTS, RTX_DEVICE, Profile
+from helpers.backends.tensorrt.building import RTX_DEVICE, Profile
 from helpers.backends.tensorrt.module import Flavour, Gpu, cuda_driver, explain, gpu, load, logger_of, plugin_registry
-from helpers.batching import PaddedBatch
+from helpers.backends.tensorrt.network_writer import INPUTS
+from helpers.batching import Batch, PaddedBatch
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 
@@ -75,7 +77,10 @@ def deserialize(trt, logger, runtime, plan: bytes, path):
 
 
 class Session:
-    """The CUDA and TensorRT objects of one loaded plan, in the order in which they have to go."""
+    """The CUDA and TensorRT objects of one loaded plan, in the order in which they have to go.
+
+    `layout` is the plan's: "padded" or "packed", by its inputs.
+    """
 
     def __init__(self, trt, driver):
         self.trt = trt
@@ -85,6 +90,7 @@ class Session:
         self.runtime = self.engine = self.context = self.stream = None
         self.device_buffers = {}
         self.host_buffers = {}
+        self.layout = "padded"
         self.profiles = []
         self.active_profile = 0
 
@@ -117,32 +123,57 @@ class Session:
             self.stream = driver.Stream()
             self._allocate()
 
+    @property
+    def inputs(self) -> tuple:
+        return INPUTS[self.layout]
+
     def _check_interface(self, path) -> None:
-        """Raises DemoBertError unless inputs and output are those of a padded BERT engine."""
-        engine, modes = self.engine, self.trt.TensorIOMode
+        """Sets `layout`. Raises DemoBertError unless inputs and output are those of a BERT engine of either layout."""
+        engine = self.engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == modes.INPUT]
-        if "cu_seqlens" in inputs:
-            raise DemoBertError(f"{path} is a packed engine; run it with inference_varseqlen.py or perf_varseqlen.py")
-        if sorted(inputs) != sorted(INPUTS) or sorted(names) != sorted((*INPUTS, OUTPUT)):
+        self.layout = "packed" if "cu_seqlens" in names else "padded"
+        known = sorted(names) == sorted((*self.inputs, OUTPUT))
+        if not known or not self._is_input(*self.inputs) or self._is_input(OUTPUT):
             raise DemoBertError(f"{path} is a TensorRT plan, but not one of builder.py's: it has {', '.join(names)}")
-        types = [engine.get_tensor_dtype(name) for name in (*INPUTS, OUTPUT)]
-        if types != [self.trt.int32] * len(INPUTS) + [self.trt.float32]:
+        types = [engine.get_tensor_dtype(name) for name in (*self.inputs, OUTPUT)]
+        if types != [self.trt.int32] * len(self.inputs) + [self.trt.float32]:
             raise DemoBertError(f"{path} does not take int32 and give float32; build it again")
+        ranks = {len(engine.get_tensor_shape(name)) for name in self.inputs}
+        if ranks != {2 if self.layout == "padded" else 1}:
+            raise DemoBertError(f"{path} does not take {self.layout} inputs; build it again")
+
+    @property
+    def is_plugin_network(self) -> bool:
+        """Plugin networks keep the two dimensions of size 1 that their convolutions need."""
+        return len(self.engine.get_tensor_shape(OUTPUT)) == {"padded": 5, "packed": 4}[self.layout]
+
+    def _is_input(self, *names) -> bool:
+        return all(self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT for name in names)
+
+    def _shapes(self, name: str, index: int) -> tuple[tuple, tuple]:
+        """The smallest and the largest shape of an input in profile `index`; the same where it is static."""
+        shape = tuple(self.engine.get_tensor_shape(name))
+        if -1 not in shape:
+            return shape, shape
+        smallest, _, largest = (tuple(dims) for dims in self.engine.get_tensor_profile_shape(name, index))
+        return smallest, largest
 
     def _profile(self, index: int) -> Profile:
-        """The batch sizes and the length of profile `index`; static dimensions are those of the only profile."""
-        shape = tuple(self.engine.get_tensor_shape(INPUTS[0]))
-        if -1 not in shape:
-            return Profile(max_batch=shape[0], length=shape[1], min_batch=shape[0])
-        smallest, _, largest = (tuple(dims) for dims in self.engine.get_tensor_profile_shape(INPUTS[0], index))
-        return Profile(max_batch=largest[0], length=largest[1], min_batch=smallest[0])
+        """The batch sizes and the length of profile `index`."""
+        if self.layout == "padded":
+            smallest, largest = self._shapes("input_ids", index)
+            return Profile(max_batch=largest[0], length=largest[1], min_batch=smallest[0])
+        (fewest,), (most,) = self._shapes("cu_seqlens", index)
+        longest = self._shapes("max_seqlen", index)[1][0]
+        return Profile(max_batch=most - 1, length=longest, min_batch=max(1, fewest - 1))
 
     def _allocate(self) -> None:
         """Device memory and pinned host memory for every tensor of the largest profile."""
-        tokens = max(profile.max_batch * profile.length for profile in self.profiles)
-        for name in (*INPUTS, OUTPUT):
-            count, dtype = (tokens * LOGITS, np.float32) if name == OUTPUT else (tokens, np.int32)
+        profiles = range(len(self.profiles))
+        counts = {name: max(math.prod(self._shapes(name, index)[1]) for index in profiles) for name in self.inputs}
+        counts[OUTPUT] = counts["input_ids"] * LOGITS
+        for name, count in counts.items():
+            dtype = np.float32 if name == OUTPUT else np.int32
             self.host_buffers[name] = self.driver.pagelocked_empty(count, dtype)
             self.device_buffers[name] = self.driver.mem_alloc(count * np.dtype(dtype).itemsize)
 
@@ -155,20 +186,19 @@ class Session:
         ]
         return min(fitting)[-1] if fitting else None
 
-    def bind(self, index: int, batch_size: int) -> None:
-        """Make profile `index` the active one, with inputs of `batch_size` rows. The context must be current."""
+    def bind(self, index: int, arrays: dict) -> None:
+        """Make profile `index` the active one, for inputs of the shapes of `arrays`. The context must be current."""
         if index != self.active_profile:
             self._require(self.context.set_optimization_profile_async(index, self.stream.handle), f"profile {index}")
             self.stream.synchronize()
             self.active_profile = index
-        shape = (batch_size, self.profiles[index].length)
-        for name in INPUTS:
-            self._require(self.context.set_input_shape(name, shape), f"shape {shape} of {name}")
+        for name, array in arrays.items():
+            self._require(self.context.set_input_shape(name, array.shape), f"shape {array.shape} of {name}")
         for name, buffer in self.device_buffers.items():
             self._require(self.context.set_tensor_address(name, int(buffer)), f"address of {name}")
 
     def upload(self, arrays: dict) -> None:
-        """Copy int32 [B, S] arrays to the device, asynchronously, through the pinned buffers."""
+        """Copy int32 arrays to the device, asynchronously, through the pinned buffers."""
         for name, array in arrays.items():
             pinned = self.host_buffers[name][: array.size]
             pinned[:] = array.ravel()
@@ -177,12 +207,12 @@ class Session:
     def enqueue(self) -> None:
         self._require(self.context.execute_async_v3(self.stream.handle), "run")
 
-    def download(self, batch_size: int, length: int) -> np.ndarray:
-        """The logits of the last run, float32 [B, S, 2], as a copy; waits for the stream."""
-        pinned = self.host_buffers[OUTPUT][: batch_size * length * LOGITS]
+    def download(self, tokens: int) -> np.ndarray:
+        """The output of the last run on `tokens` tokens, float32, flat, as a copy; waits for the stream."""
+        pinned = self.host_buffers[OUTPUT][: tokens * LOGITS]
         self.driver.memcpy_dtoh_async(pinned, self.device_buffers[OUTPUT], self.stream)
         self.stream.synchronize()
-        return pinned.reshape(batch_size, length, LOGITS).copy()
+        return pinned.copy()
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
@@ -226,17 +256,21 @@ class TensorRTEngine(Engine):
         """The shortest length of a profile that holds `length` tokens; `length` itself where none does."""
         return min((p.length for p in self._session.profiles if p.length >= length), default=length)
 
-    def _infer(self, batch: PaddedBatch) -> np.ndarray:
+    def _infer(self, batch: Batch) -> np.ndarray:
         session = self._session
         with session.current():
-            padded = self._bind(batch)
-            session.upload(padded)
+            inputs = self._bind(batch)
+            session.upload(inputs)
             session.enqueue()
-            logits = session.download(*padded[INPUTS[0]].shape)
-        return logits[: batch.batch_size, : batch.sequence_length]
+            logits = session.download(inputs["input_ids"].size)
+        if session.layout == "padded":
+            rows = logits.reshape(*inputs["input_ids"].shape, LOGITS)
+            return rows[: batch.batch_size, : batch.sequence_length]
+        # The plugin network's is [2, T, 1, 1]: all start logits, then all end logits.
+        return logits.reshape(LOGITS, -1).T if session.is_plugin_network else logits.reshape(-1, LOGITS)
 
-    def _bind(self, batch: PaddedBatch) -> dict:
-        """Choose the profile for `batch`; its inputs, padded to what the profile takes: int32 [B', S']."""
+    def _bind(self, batch: Batch) -> dict:
+        """Choose the profile for `batch`; its inputs, int32, padded (in a padded engine) to what the profile takes."""
         session = self._session
         index = session.profile_for(batch.batch_size, batch.sequence_length)
         if index is None:
@@ -244,12 +278,14 @@ class TensorRTEngine(Engine):
                 f"no profile of this engine holds {batch.batch_size} × {batch.sequence_length} tokens; "
                 f"rebuild it with -b {batch.batch_size} -s {batch.sequence_length}"
             )
-        profile = session.profiles[index]
-        rows = max(profile.min_batch, batch.batch_size)
-        session.bind(index, rows)
-        return _padded_inputs(batch, rows, profile.length)
+        inputs = batch.inputs()
+        if session.layout == "padded":
+            profile = session.profiles[index]
+            inputs = _padded_inputs(batch, max(profile.min_batch, batch.batch_size), profile.length)
+        session.bind(index, inputs)
+        return inputs
 
-    def _timed_run(self, batch: PaddedBatch) -> Callable[[], float]:
+    def _timed_run(self, batch: Batch) -> Callable[[], float]:
         session = self._session
         with session.current():
             session.upload(self._bind(batch))
@@ -278,26 +314,24 @@ class TensorRTEngine(Engine):
 
 def _padded_inputs(batch: PaddedBatch, rows: int, length: int) -> dict:
     """Inputs padded to [rows, length]: masked columns on the right, copies of the first row below."""
-    arrays = {"input_ids": batch.input_ids, "segment_ids": batch.segment_ids, "input_mask": batch.input_mask}
     missing_rows, missing_columns = rows - batch.batch_size, length - batch.sequence_length
 
     def padded(array):
         wide = np.pad(array, ((0, 0), (0, missing_columns)))
         return np.concatenate([wide, np.repeat(wide[:1], missing_rows, axis=0)])
 
-    return {name: padded(array) for name, array in arrays.items()}
+    return {name: padded(array) for name, array in batch.inputs().items()}
 
 
 def _guess_card(session: Session, device: Gpu, flavour: Flavour, size: int) -> EngineCard:
     """A card from what the plan itself tells; text is guessed to be lower-cased, as for most English BERTs."""
     profiles = session.profiles
-    rank = len(session.engine.get_tensor_shape(OUTPUT))
     return EngineCard(
         backend=flavour.backend,
         backend_version=session.trt.__version__,
         device=RTX_DEVICE if flavour.portable else str(device),
-        layout="padded",
-        network="plugin" if rank == 5 else "native",
+        layout=session.layout,
+        network="plugin" if session.is_plugin_network else "native",
         precision=["fp32"],
         batch_sizes=sorted({profile.max_batch for profile in profiles}),
         sequence_lengths=sorted({profile.length for profile in profiles}),

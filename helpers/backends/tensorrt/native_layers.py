@@ -1,14 +1,16 @@
 """BERT in TensorRT's own layers, strongly typed: TensorRT 10.x, 11.x and TensorRT-RTX (8.6: weakly typed).
 
-Activations are [B, S, E] in the network's type; shapes may be dynamic in B and S.
+Activations are [B, S, E] in the network's type, shapes may be dynamic in B and S; packed ones (native_packed.py) are
+[T, E]. All but the inputs, the positions and attention is the same for both.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
 from helpers.backends.base import NetworkLayers, Tensor
-from helpers.backends.tensorrt.network_writer import NetworkWriter
+from helpers.backends.tensorrt.network_writer import PADDED_INPUTS, NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
 
@@ -27,33 +29,34 @@ def bfloat16_bits(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class QueryKeyValue:
-    """Query, key and value, each [B, N, S, H]."""
+    """Query, key and value, each [B, N, S, H]; for the fused attention of packed networks [T, N, H]."""
 
     query: Tensor
     key: Tensor
     value: Tensor
 
 
-class NativeLayers(NetworkWriter, NetworkLayers):
-    """NetworkLayers for padded input in native layers.
+class NativeWriter(NetworkWriter, NetworkLayers):
+    """What the padded and the packed native network have in common.
 
-    `precision` is "fp32", "fp16" or "bf16": the type of weights, constants and activations. `batch_size` and
-    `sequence_length` are the input's dimensions, -1 where dynamic.
+    `precision` is "fp32", "fp16" or "bf16": the type of weights, constants and activations, which have rank `rank`.
+    A subclass adds the inputs, `input_mask` [B, S] (int32 or bool) among them, and says where a token stands.
     """
 
-    def __init__(self, trt, network, logger, config: BertConfig, precision: str, batch_size: int, sequence_length: int):
+    rank: int
+
+    def __init__(self, trt, network, logger, config: BertConfig, precision: str):
         NetworkWriter.__init__(self, trt, network, logger)
         if precision == "bf16" and not hasattr(trt, "bfloat16"):
             raise UsageError(f"TensorRT {trt.__version__} has no bfloat16; use --fp16")
         self.config = config
         self.precision = precision
         self.type = {"fp32": trt.float32, "fp16": trt.float16, "bf16": getattr(trt, "bfloat16", None)}[precision]
-        self.sequence_length = sequence_length
-        shape = (batch_size, sequence_length)
-        self.input_ids = network.add_input("input_ids", trt.int32, shape)
-        self.segment_ids = network.add_input("segment_ids", trt.int32, shape)
-        self.input_mask = network.add_input("input_mask", trt.int32, shape)
         self._attention_mask = None
+
+    @abstractmethod
+    def _positions(self, table: np.ndarray, name: str) -> Tensor:
+        """The row of `table` [P, E] for each token's position, in a shape that broadcasts over the activations."""
 
     # Constants
 
@@ -72,12 +75,20 @@ class NativeLayers(NetworkWriter, NetworkLayers):
         weights = self._weights_in_type(np.asarray(array, np.float32))
         return self.output(self.network.add_constant(shape, weights), name)
 
+    def _row(self, vector: np.ndarray, name: str) -> Tensor:
+        """`vector` [n] as a constant [(1,) 1, n] that broadcasts over the activations."""
+        return self._constant(vector, (*(1,) * (self.rank - 1), vector.size), name)
+
     def _scalar(self, value: float, rank: int, name: str) -> Tensor:
         return self._constant(value, (1,) * rank, name)
 
     def _integers(self, values, name: str, dtype=np.int32) -> Tensor:
         array = np.asarray(values, dtype)
         return self.output(self.network.add_constant(array.shape, self.weights(array)), name)
+
+    def _shape_type(self, shape: Tensor):
+        """The numpy type of a shape tensor: int64 from TensorRT 10 on, int32 before."""
+        return np.int32 if shape.dtype == self.trt.int32 else np.int64
 
     # Words of NetworkLayers
 
@@ -89,17 +100,10 @@ class NativeLayers(NetworkWriter, NetworkLayers):
         return self._layer_norm(total, gamma, beta, f"{name}/layernorm")
 
     def query_key_value(self, hidden, kernel, bias, name):
-        config = self.config
-        stacked = self.dense(hidden, kernel, bias, f"{name}/query_key_value")
-        shape = (0, 0, 3, config.num_attention_heads, config.head_size)
-        heads = self.reshaped(stacked, f"{name}/heads", shape=shape, after=(2, 0, 3, 1, 4))
-        parts = ("query", "key", "value")
-        return QueryKeyValue(*(self._part(heads, index, f"{name}/{part}") for index, part in enumerate(parts)))
+        return self._split_heads(self.dense(hidden, kernel, bias, f"{name}/query_key_value"), name)
 
     def attention(self, query_key_value, name):
-        # Scaling the query, not the scores, is what the fused kernels expect, and keeps fp16 scores in range.
-        scale = self._scalar(self.config.attention_scale, 4, f"{name}/scale")
-        query = self.elementwise(query_key_value.query, scale, "PROD", f"{name}/scaled_query")
+        query = self._scaled(query_key_value.query, 4, name)
         attend = self._fused_attention if hasattr(self.trt, "IAttention") else self._plain_attention
         context = attend(query, query_key_value.key, query_key_value.value, f"{name}/attention")
         shape = (0, 0, self.config.hidden_size)
@@ -108,16 +112,16 @@ class NativeLayers(NetworkWriter, NetworkLayers):
     def dense(self, hidden, kernel, bias, name):
         outputs, inputs = kernel.shape
         none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
-        weight = self._constant(kernel, (1, outputs, inputs), f"{name}/kernel")
+        weight = self._constant(kernel, (*(1,) * (self.rank - 2), outputs, inputs), f"{name}/kernel")
         product = self.network.add_matrix_multiply(hidden, none, weight, transpose)
         product = self.output(product, f"{name}/matmul")
-        return self.elementwise(product, self._constant(bias, (1, 1, outputs), f"{name}/bias"), "SUM", name)
+        return self.elementwise(product, self._row(bias, f"{name}/bias"), "SUM", name)
 
     def gelu(self, hidden, formula, name):
         kind = f"GELU_{formula.upper()}"
         if hasattr(self.trt.ActivationType, kind):
             return self.activation(hidden, kind, f"{name}/gelu")
-        return self.composed_gelu(hidden, formula, lambda value, part: self._scalar(value, 3, part), name)
+        return self.composed_gelu(hidden, formula, lambda value, part: self._scalar(value, self.rank, part), name)
 
     def add_and_normalise(self, branch, residual, gamma, beta, name):
         return self._layer_norm(self.elementwise(branch, residual, "SUM", f"{name}/add"), gamma, beta, name)
@@ -132,35 +136,28 @@ class NativeLayers(NetworkWriter, NetworkLayers):
     # Parts
 
     def _gather(self, table: np.ndarray, ids: Tensor, name: str) -> Tensor:
-        """Rows of `table` [V, E] by `ids` [B, S]: [B, S, E]."""
+        """Rows of `table` [V, E] by `ids` ([B, S], say): [B, S, E]."""
         rows = self._constant(table, table.shape, f"{name}/table")
         return self.output(self.network.add_gather(rows, ids, 0), name)
 
-    def _positions(self, table: np.ndarray, name: str) -> Tensor:
-        """The first S rows of `table` [P, E], as [1, S, E]."""
-        length, hidden_size = self.sequence_length, table.shape[1]
-        if length > 0:
-            return self._constant(table[:length], (1, length, hidden_size), name)
-        rows = self._constant(table, (1, *table.shape), f"{name}/table")
-        # The start shape is a placeholder: the shape tensor of the second input replaces it.
-        layer = self.network.add_slice(rows, (0, 0, 0), (1, 1, hidden_size), (1, 1, 1))
-        if layer is not None:
-            layer.set_input(2, self._position_shape(hidden_size, f"{name}/shape"))
-        return self.output(layer, name)
+    def _split_heads(self, stacked: Tensor, name: str) -> QueryKeyValue:
+        """[B, S, 3E], query, key and value side by side → each as [B, N, S, H]."""
+        shape = (0, 0, 3, self.config.num_attention_heads, self.config.head_size)
+        heads = self.reshaped(stacked, f"{name}/heads", shape=shape, after=(2, 0, 3, 1, 4))
+        return self._parts(heads, 0, name)
 
-    def _position_shape(self, hidden_size: int, name: str) -> Tensor:
-        """The shape tensor [1, S, E]."""
-        shape = self.output(self.network.add_shape(self.input_ids), f"{name}/input")
-        length = self.output(self.network.add_slice(shape, (1,), (1,), (1,)), f"{name}/length")
-        # Shapes are int64 from TensorRT 10 on, int32 before.
-        dtype = np.int32 if shape.dtype == self.trt.int32 else np.int64
-        one, width = self._integers([1], f"{name}/one", dtype), self._integers([hidden_size], f"{name}/width", dtype)
-        layer = self.network.add_concatenation([one, length, width])
-        return self.output(layer, name)
+    def _parts(self, heads: Tensor, axis: int, name: str) -> QueryKeyValue:
+        """Query, key and value of `heads`, where they are entries 0, 1 and 2 of `axis`."""
+        parts = ("query", "key", "value")
+        return QueryKeyValue(*(self._part(heads, axis, index, f"{name}/{part}") for index, part in enumerate(parts)))
 
-    def _part(self, heads: Tensor, index: int, name: str) -> Tensor:
-        """Query, key or value: [3, B, N, S, H] → [B, N, S, H]."""
-        return self.output(self.network.add_gather(heads, self._integers(index, f"{name}/index"), 0), name)
+    def _part(self, heads: Tensor, axis: int, index: int, name: str) -> Tensor:
+        return self.output(self.network.add_gather(heads, self._integers(index, f"{name}/index"), axis), name)
+
+    def _scaled(self, query: Tensor, rank: int, name: str) -> Tensor:
+        """query / √H: scaling it, not the scores, is what fused kernels expect, and keeps fp16 scores in range."""
+        scale = self._scalar(self.config.attention_scale, rank, f"{name}/scale")
+        return self.elementwise(query, scale, "PROD", f"{name}/scaled_query")
 
     def _fused_attention(self, query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:
         """softmax(query · keyᵀ over the tokens of the mask) · value by TensorRT's attention layer: [B, N, S, H]."""
@@ -206,11 +203,47 @@ class NativeLayers(NetworkWriter, NetworkLayers):
         return self.elementwise(missing, self._scalar(_MASKED_SCORE, 4, f"{name}/score"), "PROD", name)
 
     def _layer_norm(self, tensor: Tensor, gamma: np.ndarray, beta: np.ndarray, name: str) -> Tensor:
-        """Layer normalisation over the last of the three dimensions; statistics in float32 inside the layer."""
-        network, shape = self.network, (1, 1, gamma.size)
+        """Layer normalisation over the last dimension; statistics in float32 inside the layer."""
+        network = self.network
         add = network.add_normalization_v2 if hasattr(network, "add_normalization_v2") else network.add_normalization
-        scale = self._constant(gamma, shape, f"{name}/gamma")
-        layer = add(tensor, scale, self._constant(beta, shape, f"{name}/beta"), 1 << 2)
+        scale, shift = self._row(gamma, f"{name}/gamma"), self._row(beta, f"{name}/beta")
+        layer = add(tensor, scale, shift, 1 << (self.rank - 1))
         if layer is not None:
             layer.epsilon = self.config.layer_norm_eps
+        return self.output(layer, name)
+
+
+class NativeLayers(NativeWriter):
+    """NetworkLayers for padded input in native layers.
+
+    `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic; `precision`: see NativeWriter.
+    """
+
+    rank = 3
+
+    def __init__(self, trt, network, logger, config: BertConfig, precision: str, batch_size: int, sequence_length: int):
+        super().__init__(trt, network, logger, config, precision)
+        self.sequence_length = sequence_length
+        inputs = [network.add_input(name, trt.int32, (batch_size, sequence_length)) for name in PADDED_INPUTS]
+        self.input_ids, self.segment_ids, self.input_mask = inputs
+
+    def _positions(self, table: np.ndarray, name: str) -> Tensor:
+        """The first S rows of `table` [P, E], as [1, S, E]."""
+        length, hidden_size = self.sequence_length, table.shape[1]
+        if length > 0:
+            return self._constant(table[:length], (1, length, hidden_size), name)
+        rows = self._constant(table, (1, *table.shape), f"{name}/table")
+        # The start shape is a placeholder: the shape tensor of the second input replaces it.
+        layer = self.network.add_slice(rows, (0, 0, 0), (1, 1, hidden_size), (1, 1, 1))
+        if layer is not None:
+            layer.set_input(2, self._position_shape(hidden_size, f"{name}/shape"))
+        return self.output(layer, name)
+
+    def _position_shape(self, hidden_size: int, name: str) -> Tensor:
+        """The shape tensor [1, S, E]."""
+        shape = self.output(self.network.add_shape(self.input_ids), f"{name}/input")
+        length = self.output(self.network.add_slice(shape, (1,), (1,), (1,)), f"{name}/length")
+        dtype = self._shape_type(shape)
+        one, width = self._integers([1], f"{name}/one", dtype), self._integers([hidden_size], f"{name}/width", dtype)
+        layer = self.network.add_concatenation([one, length, width])
         return self.output(layer, name)

@@ -6,6 +6,11 @@ from helpers.backends.base import Tensor
 from helpers.backends.tensorrt.module import explain
 from helpers.errors import DemoBertError
 
+#: The inputs of each layout, int32: [B, S] each; [T], [T], [B+1], [Smax].
+PADDED_INPUTS = ("input_ids", "segment_ids", "input_mask")
+PACKED_INPUTS = ("input_ids", "segment_ids", "cu_seqlens", "max_seqlen")
+INPUTS = {"padded": PADDED_INPUTS, "packed": PACKED_INPUTS}
+
 
 class NetworkWriter:
     """Adds named layers to a TensorRT network.

@@ -1,15 +1,17 @@
 """demoBERT's own form of BERT: TensorRT's BERT plugins between 1×1 convolutions (TensorRT 8.6 to 10.x).
 
-Activations are [S, B, E, 1, 1]: the plugins want the sequence first, and a dense layer is a 1×1 convolution over E.
+Activations are [S, B, E, 1, 1], packed ones [T, E, 1, 1]: the plugins want the tokens first, and a dense layer is a 1×1
+convolution over E.
 Plugin names, versions, fields and layouts: NVIDIA's plugin documentation, as shared/spec/tensorrt.md gathers it.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
 from helpers.backends.base import NetworkLayers
-from helpers.backends.tensorrt.network_writer import NetworkWriter
+from helpers.backends.tensorrt.network_writer import PACKED_INPUTS, PADDED_INPUTS, NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
 
@@ -22,6 +24,16 @@ PADDED_VERSIONS = {
     "deprecated": {EMBEDDINGS: "1", ATTENTION: "1", ADD_AND_NORM: "1"},
     "v3": {EMBEDDINGS: "6", ATTENTION: "4", ADD_AND_NORM: "5"},
 }
+
+#: The same in packed networks (whose int8 versions take the interleaved layout, and are others).
+PACKED_VERSIONS = {
+    "deprecated": {EMBEDDINGS: "2", ATTENTION: "2", ADD_AND_NORM: "2"},
+    "v3": {EMBEDDINGS: "4", ATTENTION: "5", ADD_AND_NORM: "6"},
+}
+
+#: What the packed attention plugin has kernels for, by NVIDIA's word (github.com/NVIDIA/TensorRT/issues/3298).
+MAX_PACKED_LENGTH = 512
+MAX_PACKED_HEAD_SIZE = 64
 
 #: The plugins' field `type_id`.
 TYPE_IDS = {"fp32": 0, "fp16": 1}
@@ -61,49 +73,49 @@ class BertPlugins:
         return network.add_plugin_v3(inputs, [], plugin_object)
 
 
-def find_plugins(trt, registry, interface: str | None) -> BertPlugins | None:
+def find_plugins(trt, registry, interface: str | None, versions: dict = PADDED_VERSIONS) -> BertPlugins | None:
     """The BERT plugins by `interface` ("deprecated" or "v3"; None: the first that the registry has); None: not there.
+
+    `versions` is PADDED_VERSIONS or PACKED_VERSIONS.
 
     Networks of these plugins are weakly typed, which TensorRT 11 no longer is, whatever its registry holds.
     """
     if registry is None or not hasattr(trt.BuilderFlag, "FP16"):
         return None
     for candidate in (interface,) if interface else ("deprecated", "v3"):
-        plugins = BertPlugins(trt, registry, candidate, PADDED_VERSIONS[candidate])
+        plugins = BertPlugins(trt, registry, candidate, versions[candidate])
         if plugins.complete:
             return plugins
     return None
 
 
-class PluginLayers(NetworkWriter, NetworkLayers):
-    """NetworkLayers for padded input through the BERT plugins.
+class PluginWriter(NetworkWriter, NetworkLayers):
+    """What the padded and the packed plugin network have in common.
 
-    `precision` is "fp32" or "fp16": the type that the plugins work in; the builder picks the convolutions' types.
-    `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic.
+    `precision` is "fp32" or "fp16": the type that the plugins work in; the builder picks the convolutions' types. A
+    subclass adds the network's inputs, `inputs`, and says what the plugins of its layout take besides.
+
+    rank              of the activations
+    own_fields        plugin → integer fields that only this layout has
+    attention_inputs  what the attention plugin takes after the mask
     """
 
-    def __init__(
-        self,
-        trt,
-        network,
-        logger,
-        config: BertConfig,
-        plugins: BertPlugins,
-        precision: str,
-        batch_size,
-        sequence_length,
-    ):
+    rank: int
+
+    def __init__(self, trt, network, logger, config: BertConfig, plugins: BertPlugins, precision: str):
         NetworkWriter.__init__(self, trt, network, logger)
         if precision not in TYPE_IDS:
             raise UsageError(f"the BERT plugins have no {precision}; use --fp16 or --network native")
         self.config = config
         self.plugins = plugins
         self.type_id = TYPE_IDS[precision]
-        shape = (batch_size, sequence_length)
-        self.input_ids = network.add_input("input_ids", trt.int32, shape)
-        self.segment_ids = network.add_input("segment_ids", trt.int32, shape)
-        self.input_mask = network.add_input("input_mask", trt.int32, shape)
         self.attention_mask = None
+        self.own_fields = {}
+        self.attention_inputs = ()
+
+    @abstractmethod
+    def _embedding_inputs(self, name: str) -> list:
+        """What the embeddings plugin takes."""
 
     # Words of NetworkLayers
 
@@ -115,11 +127,8 @@ class PluginLayers(NetworkWriter, NetworkLayers):
             self._floats("bert_embeddings_token_type_embeddings", token_type),
             self._floats("bert_embeddings_position_embeddings", position),
             self._integer("output_fp16", int(self.type_id == TYPE_IDS["fp16"])),
-            self._integer("mha_type_id", self.type_id),
         ]
-        inputs = {"ids": self.input_ids, "segments": self.segment_ids, "mask": self.input_mask}
-        transposed = [self.reshaped(tensor, f"{name}/{part}", before=(1, 0)) for part, tensor in inputs.items()]
-        layer = self._plugin(EMBEDDINGS, name, fields, transposed)
+        layer = self._plugin(EMBEDDINGS, name, fields, self._embedding_inputs(name))
         # The second output is the mask in the form that the attention plugin wants for its type and length.
         self.attention_mask = self.output(layer, name, index=1)
         return self.output(layer, name, index=0)
@@ -139,7 +148,8 @@ class PluginLayers(NetworkWriter, NetworkLayers):
             self._integer("num_heads", self.config.num_attention_heads),
             self._integer("has_mask", 1),
         ]
-        return self.output(self._plugin(ATTENTION, name, fields, [query_key_value, self.attention_mask]), name)
+        inputs = [query_key_value, self.attention_mask, *self.attention_inputs]
+        return self.output(self._plugin(ATTENTION, name, fields, inputs), name)
 
     def dense(self, hidden, kernel, bias, name):
         outputs = kernel.shape[0]
@@ -147,9 +157,10 @@ class PluginLayers(NetworkWriter, NetworkLayers):
         return self.output(layer, name)
 
     def gelu(self, hidden, formula, name):
+        shape = (1,) * self.rank
+
         def constant(value, part):
-            weights = self.weights(np.full((1,) * 5, value, np.float32))
-            return self.output(self.network.add_constant((1,) * 5, weights), part)
+            return self.output(self.network.add_constant(shape, self.weights(np.full(shape, value, np.float32))), part)
 
         return self.composed_gelu(hidden, formula, constant, name)
 
@@ -164,7 +175,8 @@ class PluginLayers(NetworkWriter, NetworkLayers):
 
     def squad_output(self, hidden, kernel, bias, name):
         logits = self.dense(hidden, kernel, bias, name)
-        logits = self.reshaped(logits, f"{name}/batch_first", after=(1, 0, 2, 3, 4))
+        # Padded: the batch first, [B, S, 2, 1, 1]. Packed: all start logits, then all end logits, [2, T, 1, 1].
+        logits = self.reshaped(logits, f"{name}/transposed", after=(1, 0, *range(2, self.rank)))
         logits.name = "logits_out"
         self.network.mark_output(logits)
         logits.dtype = self.trt.float32  # an output's type can be set, a tensor's between layers can't
@@ -172,6 +184,7 @@ class PluginLayers(NetworkWriter, NetworkLayers):
     # Parts
 
     def _plugin(self, plugin: str, name: str, fields: list, inputs: list):
+        fields = fields + [self._integer(*field) for field in self.own_fields.get(plugin, {}).items()]
         plugin_object = self.plugins.create(plugin, name, fields)
         if plugin_object is None:
             raise self.refused(f"plugin {plugin} of {name}")
@@ -186,3 +199,39 @@ class PluginLayers(NetworkWriter, NetworkLayers):
         array = np.array([value], np.int32)
         self.keep.append(array)
         return self.trt.PluginField(name, array, self.trt.PluginFieldType.INT32)
+
+
+class PluginLayers(PluginWriter):
+    """NetworkLayers for padded input through the BERT plugins.
+
+    `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic; the rest: see PluginWriter.
+    """
+
+    rank = 5
+
+    def __init__(self, trt, network, logger, config, plugins, precision: str, batch_size: int, sequence_length: int):
+        super().__init__(trt, network, logger, config, plugins, precision)
+        shape = (batch_size, sequence_length)
+        self.inputs = [network.add_input(name, trt.int32, shape) for name in PADDED_INPUTS]
+        self.own_fields = {EMBEDDINGS: {"mha_type_id": self.type_id}}
+
+    def _embedding_inputs(self, name):
+        return [self.reshaped(tensor, f"{name}/{tensor.name}", before=(1, 0)) for tensor in self.inputs]
+
+
+class PackedPluginLayers(PluginWriter):
+    """NetworkLayers for packed input through the BERT plugins: ids, segments [T], cu_seqlens [B+1], max_seqlen [Smax].
+
+    Of max_seqlen the plugins read the length alone, the longest sequence's, by which attention chooses its kernel.
+    """
+
+    rank = 4
+
+    def __init__(self, trt, network, logger, config, plugins, precision: str):
+        super().__init__(trt, network, logger, config, plugins, precision)
+        self.inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
+        self.own_fields = {ATTENTION: {"var_seqlen": 1}}
+        self.attention_inputs = self.inputs[2:]
+
+    def _embedding_inputs(self, name):
+        return self.inputs

@@ -1,0 +1,154 @@
+"""BERT in TensorRT's own layers for packed input: sequences end to end, activations [T, E], no padding computed.
+
+Only attention looks across tokens. Where the builder has a fused kernel for it, it takes the packed tokens as they are;
+else tokens are gathered into padded rows [B, Smax] just around it, by indices that the network makes from cu_seqlens.
+"""
+
+import numpy as np
+
+from helpers.backends.base import Tensor
+from helpers.backends.tensorrt.native_layers import NativeWriter
+from helpers.backends.tensorrt.network_writer import PACKED_INPUTS
+from helpers.bert_config import BertConfig
+
+
+def has_packed_attention(trt) -> bool:
+    """Whether the attention layer can be asked for packed tokens; the builder may still have no kernel for it."""
+    return hasattr(trt, "AttentionIOForm")
+
+
+class PackedNativeLayers(NativeWriter):
+    """NetworkLayers for packed input in native layers: ids and segments [T], cu_seqlens [B+1], max_seqlen [Smax].
+
+    `max_tokens` and `max_length` bound T and Smax. `fused`: attention by TensorRT's own kernel for packed tokens, which
+    a builder does not have for every type, head size and GPU; without one such a network fails to build.
+    """
+
+    rank = 2
+
+    def __init__(
+        self,
+        trt,
+        network,
+        logger,
+        config: BertConfig,
+        precision: str,
+        max_tokens: int,
+        max_length: int,
+        fused: bool,
+    ):
+        super().__init__(trt, network, logger, config, precision)
+        self.fused = fused
+        inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
+        self.input_ids, self.segment_ids, self.cu_seqlens, self.max_seqlen = inputs
+        starts, ends = self._bounds("packing")
+        sequence = self._locate_tokens(starts, ends, max_tokens, "packing")
+        if not fused:
+            self._unpad(starts, ends, sequence, max_length, "unpadding")
+
+    # Words of NetworkLayers that are not the padded network's
+
+    def query_key_value(self, hidden, kernel, bias, name):
+        stacked = self.dense(hidden, kernel, bias, f"{name}/query_key_value")
+        if self.fused:
+            shape = (0, 3, self.config.num_attention_heads, self.config.head_size)
+            return self._parts(self.reshaped(stacked, f"{name}/heads", shape=shape), 1, name)
+        return self._split_heads(self._gathered(stacked, self.token_of_slot, f"{name}/padded"), name)
+
+    def attention(self, query_key_value, name):
+        if self.fused:
+            return self._packed_attention(query_key_value, name)
+        padded = super().attention(query_key_value, name)
+        slots = self.reshaped(padded, f"{name}/slots", shape=(-1, self.config.hidden_size))
+        return self._gathered(slots, self.slot_of_token, f"{name}/packed")
+
+    # Parts
+
+    def _positions(self, table, name):
+        return self._gather(table, self.position, name)
+
+    def _packed_attention(self, query_key_value, name: str) -> Tensor:
+        """softmax(query · keyᵀ) · value within each sequence, [T, N, H] each → [T, E]."""
+        trt, (query, key, value) = self.trt, (query_key_value.query, query_key_value.key, query_key_value.value)
+        query = self._scaled(query, 3, name)
+        softmax, not_causal = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
+        layer = self.network.add_attention_v2(query, key, value, softmax, not_causal)
+        if layer is not None:
+            layer.query_form = layer.key_value_form = trt.AttentionIOForm.PACKED_NHD
+            layer.query_lengths = layer.key_value_lengths = self.cu_seqlens
+        context = self.output(layer, f"{name}/attention")
+        return self.reshaped(context, f"{name}/context", shape=(0, self.config.hidden_size))
+
+    def _bounds(self, name: str) -> tuple[Tensor, Tensor]:
+        """Where each sequence starts, and where it ends: cu_seqlens without its last, and without its first, [B]."""
+        bounds = self._length(self.cu_seqlens, f"{name}/bounds")
+        zero, one = (self._integers([n], f"{name}/{n}", self._shape_type(bounds)) for n in (0, 1))
+        sequences = self.elementwise(bounds, one, "SUB", f"{name}/sequences")
+        starts = self._slice(self.cu_seqlens, zero, sequences, f"{name}/starts")
+        return starts, self._slice(self.cu_seqlens, one, sequences, f"{name}/ends")
+
+    def _locate_tokens(self, starts: Tensor, ends: Tensor, max_tokens: int, name: str) -> Tensor:
+        """Sets `position`, each token's place in its sequence; returns the sequences themselves; both int32 [T]."""
+        tokens = self._range(self.input_ids, max_tokens, f"{name}/tokens")
+        column, row = self._column(tokens, f"{name}/token_column"), self._as_row(ends, f"{name}/end_row")
+        before = self.elementwise(column, row, "LESS", f"{name}/before_end")
+        ended = self.unary(before, "NOT", f"{name}/ended")
+        ended = self.output(self.network.add_cast(ended, self.trt.int32), f"{name}/ended_int32")
+        # As many sequences lie before a token as end at or before it.
+        layer = self.network.add_reduce(ended, self.trt.ReduceOperation.SUM, 1 << 1, False)
+        sequence = self.output(layer, f"{name}/sequence")
+        start = self._gathered(starts, sequence, f"{name}/start")
+        self.position = self.elementwise(tokens, start, "SUB", f"{name}/position")
+        return sequence
+
+    def _unpad(self, starts: Tensor, ends: Tensor, sequence: Tensor, max_length: int, name: str) -> None:
+        """Sets `token_of_slot` and `input_mask`, over the slots of padded rows [B, Smax], and `slot_of_token` [T].
+
+        Slots behind a sequence's end hold copies of its last token, masked.
+        """
+        places = self._as_row(self._range(self.max_seqlen, max_length, f"{name}/places"), f"{name}/place_row")
+        lengths = self._column(self.elementwise(ends, starts, "SUB", f"{name}/lengths"), f"{name}/length_column")
+        self.input_mask = self.elementwise(places, lengths, "LESS", f"{name}/mask")
+        one = self._integers([[1]], f"{name}/one")
+        last = self.elementwise(lengths, one, "SUB", f"{name}/last")
+        places = self.elementwise(places, last, "MIN", f"{name}/clipped")
+        first = self._column(starts, f"{name}/start_column")
+        self.token_of_slot = self.elementwise(first, places, "SUM", f"{name}/token_of_slot")
+        longest = self._int32(self._length(self.max_seqlen, f"{name}/longest"), f"{name}/longest_int32")
+        first = self.elementwise(sequence, longest, "PROD", f"{name}/first_slot")
+        self.slot_of_token = self.elementwise(first, self.position, "SUM", f"{name}/slot_of_token")
+
+    def _gathered(self, tensor: Tensor, indices: Tensor, name: str) -> Tensor:
+        """Entries of `tensor` along its first axis."""
+        return self.output(self.network.add_gather(tensor, indices, 0), name)
+
+    def _length(self, tensor: Tensor, name: str) -> Tensor:
+        """The shape tensor [1] of a 1-D tensor."""
+        return self.output(self.network.add_shape(tensor), name)
+
+    def _range(self, tensor: Tensor, at_most: int, name: str) -> Tensor:
+        """0, 1, 2… as many as the 1-D `tensor` is long, int32. Cut from a constant: 8.6 fills with floats only."""
+        numbers = self._integers(np.arange(at_most), f"{name}/all")
+        length = self._length(tensor, f"{name}/length")
+        zero = self._integers([0], f"{name}/zero", self._shape_type(length))
+        return self._slice(numbers, zero, length, name)
+
+    def _slice(self, tensor: Tensor, start: Tensor, size: Tensor, name: str) -> Tensor:
+        """`size` entries of a 1-D tensor from `start` on, both shape tensors [1]."""
+        layer = self.network.add_slice(tensor, (0,), (1,), (1,))
+        if layer is not None:
+            layer.set_input(1, start)
+            layer.set_input(2, size)
+        return self.output(layer, name)
+
+    def _column(self, tensor: Tensor, name: str) -> Tensor:
+        return self.reshaped(tensor, name, shape=(-1, 1))
+
+    def _as_row(self, tensor: Tensor, name: str) -> Tensor:
+        return self.reshaped(tensor, name, shape=(1, -1))
+
+    def _int32(self, shape: Tensor, name: str) -> Tensor:
+        """A shape tensor as int32, which it is already before TensorRT 10."""
+        if shape.dtype == self.trt.int32:
+            return shape
+        return self.output(self.network.add_cast(shape, self.trt.int32), name)

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Time a packed engine: latency percentiles, sentences and tokens per second for each batch size."""
+
+from helpers import cli
+from helpers.asking import engine_tokenizer
+from helpers.backends import load_engine
+from helpers.benchmark import (
+    asked_batch_sizes,
+    check_benchmark_outputs,
+    default_sequence_length,
+    random_packed_batch,
+    spread_lengths,
+    time_batches,
+)
+from helpers.data_processing import AnswerOptions, read_squad
+from helpers.question_answering import QuestionAnswerer
+
+
+def parse(arguments):
+    parser = cli.Parser("Time a packed BERT engine on random input: full sequences, or the lengths of real questions.")
+    cli.add_engine(parser)
+    cli.add_benchmark_arguments(parser)
+    parser.add_argument(
+        "--lengths-from",
+        metavar="FILE",
+        help="sequences as long as the windows of this SQuAD file's questions, cut at -s (default: the engine's longest)",
+    )
+    parser.add_argument(
+        "-v", "--vocab-file", metavar="FILE", help="vocabulary for --lengths-from (default: the card's)"
+    )
+    cli.add_verbose(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments) -> None:
+    args = parse(arguments)
+    check_benchmark_outputs(args)
+    data = read_squad(args.lengths_from) if args.lengths_from else None
+    engine = load_engine(args.engine, "packed", say=cli.note)
+    cli.note(engine.describe())
+    card, seed, sizes = engine.card, args.random_seed, asked_batch_sizes(args, engine.card)
+    if data is None:
+        length = default_sequence_length(args, card)
+        windows = [length]
+    else:
+        options = AnswerOptions(sequence_length=args.sequence_length)
+        answerer = QuestionAnswerer(engine, engine_tokenizer(args, card), options)
+        length, windows = answerer.options.sequence_length, answerer.window_lengths(data)
+        cli.note(f"{len(windows)} windows of at most {length} tokens, {sum(windows) / len(windows):.0f} on average")
+    batches = [random_packed_batch(card, spread_lengths(windows, size, seed), seed) for size in sizes]
+    time_batches(args, engine, batches, length)
+
+
+if __name__ == "__main__":
+    cli.run(main)
