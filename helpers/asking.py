@@ -3,6 +3,7 @@
 Shared with inference_varseqlen.py and inference_c.py, which differ only in the engine they load.
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from helpers.backends.base import Engine
 from helpers.data_processing import AnswerOptions, read_squad
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import check_writable, read_text, write_json
+from helpers.files import check_outputs, read_text, write_json
 from helpers.question_answering import QuestionAnswerer, QuestionResult
 from helpers.tokenization import BertTokenizer, load_vocabulary
 
 RULE = "-" * 24
+
+DEFAULT_PREDICTIONS = "./predictions.json"
 
 #: A question that takes longer gets a progress bar.
 _SECONDS_WITHOUT_A_BAR = 1.0
@@ -33,7 +36,7 @@ def add_inference_arguments(parser: cli.Parser, layout: str) -> None:
     parser.add_argument("-qf", "--question-file", metavar="FILE", help="file with questions, UTF-8, one a line")
     parser.add_argument("-sq", "--squad-json", metavar="FILE", help="SQuAD v1.1 or v2.0 file: answer all its questions")
     parser.add_argument(
-        "-o", "--output-prediction-file", default="./predictions.json", metavar="FILE", help="answers to the SQuAD file"
+        "-o", "--output-prediction-file", metavar="FILE", help=f"answers to the SQuAD file (default: {DEFAULT_PREDICTIONS})"
     )
     parser.add_argument("--n-best-output", metavar="FILE", help="the n best answers to each question of the SQuAD file")
     parser.add_argument(
@@ -83,12 +86,19 @@ def check_inference_arguments(args) -> None:
     if args.squad_json:
         if args.passage or args.passage_file or args.question or args.question_file:
             raise UsageError("a SQuAD file (-sq) has its own passages and questions: leave out -p, -pf, -q and -qf")
-        check_writable(args.output_prediction_file, "--output-prediction-file")
-        for path, flag in ((args.n_best_output, "--n-best-output"), (args.null_odds_output, "--null-odds-output")):
-            if path:
-                check_writable(path, flag)
-    elif args.n_best_output or args.null_odds_output:
-        raise UsageError("--n-best-output and --null-odds-output need a SQuAD file (-sq)")
+        args.output_prediction_file = args.output_prediction_file or DEFAULT_PREDICTIONS
+        card = EngineCard.path_for(args.engine)
+        check_outputs(_squad_outputs(args), (args.squad_json, args.engine, card, args.vocab_file))
+    elif any(_squad_outputs(args).values()):
+        raise UsageError(f"{', '.join(_squad_outputs(args))} need a SQuAD file (-sq)")
+
+
+def _squad_outputs(args) -> dict:
+    return {
+        "--output-prediction-file": args.output_prediction_file,
+        "--n-best-output": args.n_best_output,
+        "--null-odds-output": args.null_odds_output,
+    }
 
 
 def answer(args, layout: str) -> None:
@@ -130,6 +140,8 @@ def engine_tokenizer(args, card: EngineCard, cased: bool = False) -> BertTokeniz
         if card.vocab_file is None:
             raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
         path = Path(args.engine).parent / card.vocab_file
+        if not path.exists():
+            raise DemoBertError(f"the vocabulary of the engine's card is not at {path}: name it with -v/--vocab-file")
     return BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not cased)
 
 
@@ -218,9 +230,8 @@ def _given_text(words, path, what: str) -> str | None:
 
 def _prompt(text: str) -> str | None:
     try:
-        return input(text)
+        return input(text if sys.stdin.isatty() else "")  # what is piped in needs no prompt among the answers
     except EOFError:
-        print()
         return None
     except UnicodeDecodeError as error:
         raise DemoBertError("what was typed is not UTF-8 text") from error

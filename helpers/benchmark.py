@@ -10,7 +10,7 @@ from helpers.backends.base import Engine, check_batch_size
 from helpers.batching import Batch, PackedBatch, PaddedBatch
 from helpers.engine_card import EngineCard
 from helpers.errors import missing_package
-from helpers.files import atomic_write, check_writable, write_json
+from helpers.files import atomic_write, check_outputs, write_json
 
 #: Ids to draw from where an engine without a card does not tell its vocabulary: fewer than any BERT has.
 _SAFE_VOCAB_SIZE = 100
@@ -112,9 +112,8 @@ def _segments(card: EngineCard, length: int) -> np.ndarray:
 
 def check_benchmark_outputs(args) -> None:
     """Say what can't be written before anything is timed. Raises DemoBertError."""
-    for path, flag in ((args.json, "--json"), (args.plot, "--plot")):
-        if path:
-            check_writable(path, flag)
+    card = EngineCard.path_for(args.engine)
+    check_outputs({"--json": args.json, "--plot": args.plot}, (args.engine, card, getattr(args, "lengths_from", None)))
 
 
 def default_sequence_length(args, card: EngineCard) -> int:

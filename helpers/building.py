@@ -8,8 +8,9 @@ from helpers import cli
 from helpers.backends import backend_module, choose_backend, write_engine
 from helpers.backends.base import BuildOptions
 from helpers.bert_config import BertConfig
+from helpers.engine_card import EngineCard, is_engine
 from helpers.errors import UsageError
-from helpers.files import check_writable
+from helpers.files import check_outputs
 from helpers.tokenization import Vocabulary, check_vocabulary, load_vocabulary
 from helpers.weights import BertWeights, load_weights
 
@@ -159,7 +160,8 @@ def _add_packed_int8(group) -> None:
 
 def build_engine(args) -> None:
     """Build the engine that the arguments describe, write it with its card, say what came out. Raises DemoBertError."""
-    check_writable(args.output, "--output")
+    card = EngineCard.path_for(args.output)
+    check_outputs({"--output": args.output, "the engine's card": card}, _inputs(args))
     config = read_config(args)
     options = build_options(args, config)
     backend, reason = choose_backend(args.backend)
@@ -184,6 +186,13 @@ def build_engine(args) -> None:
         f"built in {seconds:.1f} s"
     )
     print(f"Card:   {Path(args.output)}.json")
+
+
+def _inputs(args) -> list:
+    """The files that a build reads, as far as the arguments name them; of folders, what lies in them."""
+    named = [args.ckpt, args.onnx, args.pytorch, args.config_dir, args.vocab_file, args.squad_json, args.timing_cache_file]
+    paths = [Path(name) for name in named if name is not None]
+    return paths + [entry for path in paths if path.is_dir() for entry in path.glob("*") if not is_engine(entry)]
 
 
 def config_folder(args) -> str:
@@ -291,6 +300,8 @@ def report_sparsity(args, weights: BertWeights) -> None:
 
         sparse, dense = sparse_2_4_kernels(weights)
         cli.note(f"Sparsity: {len(sparse)} of {len(sparse) + len(dense)} kernels are 2:4 sparse")
+        if not sparse:
+            cli.note("Note: --sparse has no effect on this engine: no kernel is sparse")
 
 
 def find_vocabulary(args, config: BertConfig) -> Vocabulary | None:

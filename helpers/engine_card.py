@@ -85,6 +85,12 @@ class EngineCard:
             raise DemoBertError(f"the engine card {path} can't be used: {error}; build the engine again") from None
 
 
+def is_engine(path) -> bool:
+    """Whether `path` is an engine with a card, or such a card: what a new build may replace."""
+    path = Path(path)
+    return EngineCard.path_for(path).exists() or (path.suffix == ".json" and path.with_suffix("").exists())
+
+
 def _check(fields: dict) -> None:
     texts = ("backend", "backend_version", "device", "layout", "network", "engine_sha256")
     for name in texts:

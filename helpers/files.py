@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.errors import DemoBertError
@@ -66,12 +68,27 @@ def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
     return digest.hexdigest()
 
 
+def check_outputs(outputs: dict, inputs: Iterable = ()) -> None:
+    """Say before any work starts which output can't be written, or would replace an input or another output.
+
+    `outputs` maps flags to paths; None is left out on either side. Raises DemoBertError.
+    """
+    taken = {Path(path).resolve(): "an input" for path in inputs if path is not None}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        place = check_writable(path, flag).resolve()
+        if place in taken:
+            raise DemoBertError(f"{flag} {path} would replace {taken[place]}; name another file")
+        taken[place] = f"the file of {flag}"
+
+
 def check_writable(path, what: str) -> Path:
     """Say before any work starts that `path` can't be written. Raises DemoBertError."""
     path = Path(path)
     folder = path.parent
     if not folder.is_dir():
-        raise DemoBertError(f"{what}: the folder {folder} does not exist; create it first: mkdir -p {folder}")
+        raise DemoBertError(f"{what}: the folder {folder} does not exist; create it first: mkdir -p {shlex.quote(str(folder))}")
     if path.is_dir():
         raise DemoBertError(f"{what} is a folder, not a file: {path}")
     try:

@@ -95,7 +95,7 @@ def check_same_vocabulary(vocabulary: Vocabulary, card: EngineCard) -> None:
         raise DemoBertError(
             f"the vocabulary {vocabulary.path} is not the one the engine was built with "
             f"(SHA-256 {vocabulary.sha256[:12]}…, not {card.vocab_sha256[:12]}…): "
-            f"give --vocab-file {card.vocab_file or 'the original'}"
+            "leave out --vocab-file, or name the original"
         )
 
 

@@ -57,7 +57,7 @@ def parse(arguments):
         help="tokens; repeat for more (default: 128 and 384; with --squad: 384)",
     )
     parser.add_argument("-i", "--iterations", type=cli.positive_int, default=30, metavar="N", help="timed runs of each peer")
-    parser.add_argument("--peers", metavar="WORD", nargs="+", help="only the peers whose name holds one of these words")
+    parser.add_argument("--peers", metavar="WORD", nargs="+", help="only peers whose name holds one of these words, such as openvino or bf16")
     parser.add_argument("--squad", metavar="FILE", help="measure throughput on this SQuAD file instead")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, metavar="N", help="with --squad: how often each side runs")
     parser.add_argument("--questions", type=cli.positive_int, metavar="N", help="with --squad: only N of the questions, evenly spread")
@@ -227,16 +227,20 @@ def measure_latency(args, torch_model, config, length: int, folder: Path) -> dic
     """Medians of every peer at one length, printed as a table and returned."""
     batch = None
     peers = {}
-    wanted = lambda name: not args.peers or any(word in name for word in args.peers)  # noqa: E731
+    wanted = partial(is_wanted, args.peers)
     for half in (False, True):
         options = BuildOptions((args.batch_size,), (max(length, 384),), fp16=half)
         engine = build_engine(torch_model, config, folder, half, options)
         batch = batch or random_batch(engine.card, args.batch_size, length, seed=length)
         peers[f"this engine, {engine.card.precision[0]}"] = partial(lambda run: run(), engine._timed_run(batch))
     peers |= {name: run for name, run in peer_runs(torch_model, batch, folder, wanted).items()}
-    peers = {name: run for name, run in peers.items() if wanted(name)}
     latencies = in_turn(peers, args.iterations)
     return {"sequence_length": length, "rows": print_table(latencies, args.batch_size, length)}
+
+
+def is_wanted(words: list | None, name: str) -> bool:
+    """Whether `--peers` names this peer, upper or lower case."""
+    return not words or any(word.lower() in name.lower() for word in words)
 
 
 def in_turn(peers: dict, iterations: int) -> dict:

@@ -2,6 +2,10 @@
 # From a fresh clone to an answer: environment, engine of the bundled model, one question.
 # Run it again as often as you like; what is there already is kept.
 set -euo pipefail
+if [ $# -gt 0 ]; then
+    sed -n '2,3s/^# //p' "$0"
+    exit 0
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare_environment requirements.txt

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import cli  # noqa: E402
 from helpers.errors import DemoBertError  # noqa: E402
-from helpers.files import check_writable, read_json, write_json  # noqa: E402
+from helpers.files import check_outputs, read_json, write_json  # noqa: E402
 from helpers.squad import exact_match, normalise_answer, read_predictions, read_squad, token_f1  # noqa: E402
 
 
@@ -135,7 +135,7 @@ def evaluate(examples, predictions, no_answer_scores=None, threshold=1.0) -> dic
 def main(arguments) -> int:
     args = parse(arguments)
     if args.out_file:
-        check_writable(args.out_file, "output file")
+        check_outputs({"--out-file": args.out_file}, (args.data, args.predictions, args.na_prob_file))
     examples = read_squad(args.data).examples
     predictions = read_predictions(args.predictions)
     no_answer_scores = read_no_answer_scores(args.na_prob_file, examples) if args.na_prob_file else None

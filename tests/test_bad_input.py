@@ -182,8 +182,8 @@ def test_card_garbled(script, engine, content, message):
         ("config", 5, "not a JSON object"),
         ("do_lower_case", "yes", "do_lower_case is not"),
         ("vocab_file", 7, "vocab_file is not text"),
-        ("vocab_file", "../nowhere/vocab.txt", "vocabulary not found"),
-        ("vocab_file", "a\0b", "vocabulary not found"),
+        ("vocab_file", "../nowhere/vocab.txt", "name it with -v"),
+        ("vocab_file", "a\0b", "name it with -v"),
         ("vocab_sha256", "0" * 64, "not the one the engine was built with"),
         ("vocab_sha256", 7, "vocab_sha256 is not text"),
         ("engine_sha256", "0" * 64, "not the engine that its card describes"),
@@ -342,6 +342,23 @@ def test_builder_needs_a_checkpoint(script, tmp_path):
     assert "-m, -x or -pt" in build(script, tmp_path).error
     assert "--config-dir" in build(script, tmp_path, "-x", "model.onnx").error
     assert "does not exist: /nowhere" in build(script, tmp_path, "-pt", "/nowhere").error
+
+
+def test_no_output_replaces_an_input(script, engine, tmp_path, checkpoint):
+    folder, _ = checkpoint
+    weights, squad, card = folder / "model.safetensors", tmp_path / "squad.json", Path(f"{engine}.json")
+    shutil.copy(Path(__file__).parent / "data" / "squad_v1.1.json", squad)
+    before = {path: path.read_bytes() for path in (weights, squad, card, engine)}
+    for arguments in (
+        ("builder.py", "-pt", folder, "-o", weights, "-s", 16),
+        ("builder.py", "-pt", weights, "-o", weights, "-s", 16),
+        ("inference.py", "-e", engine, "-sq", squad, "-o", squad),
+        ("inference.py", "-e", engine, "-sq", squad, "-o", tmp_path / "a", "--n-best-output", tmp_path / "a"),
+        ("inference.py", "-e", engine, "-sq", squad, "-o", card),
+        ("perf.py", "-e", engine, "-s", 8, "-i", 1, "--json", card),
+    ):
+        assert "would replace" in script(*arguments).error
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def unwritable_folder() -> str:
@@ -598,6 +615,7 @@ WINDOW_FLAGS = ("--max-query-length", "--max-answer-length", "--n-best-size", "-
         (("-s", "1000000"), "1000000"),
         (("--null-score-diff-threshold", "nan"), "'nan'"),
         (("--n-best-output", "x"), "-sq"),
+        (("-o", "x"), "-sq"),
         (("--null-odds-output", "x"), "-sq"),
         (("-pf", "x"), "-p or with -pf"),
         (("-qf", "x"), "-q or with -qf"),

@@ -14,7 +14,8 @@ def usable(flavour: module.Flavour = FLAVOUR) -> tuple[bool, str]:
         trt = module.load(flavour)
         device = module.gpu(module.cuda_driver())
     except DemoBertError as error:
-        return False, str(error)
+        missing = isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == flavour.module
+        return False, f"{flavour.module} is not installed" if missing else str(error)
     return True, f"{flavour.module} {trt.__version__} runs on {device}"
 
 
