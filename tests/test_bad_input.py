@@ -1,5 +1,6 @@
 """Bad input, script by script: one line on stderr, an exit code, nothing half-written (issue 2's list)."""
 
+import builtins
 import io
 import json
 import os
@@ -172,7 +173,7 @@ def test_card_garbled(script, engine, content, message):
         ("batch_sizes", [8, 1], "batch_sizes is not"),
         ("batch_sizes", ["8"], "batch_sizes is not"),
         ("batch_sizes", {"8": 8}, "batch_sizes is not"),
-        ("batch_sizes", "8", "batch_sizes is not"),
+        ("batch_sizes", 8, "batch_sizes is not"),
         ("batch_sizes", [1, 1000], "its card says ('padded', 1000, 384)"),
         ("sequence_lengths", [512], "its card says ('padded', 8, 512)"),
         ("sequence_lengths", [True], "sequence_lengths is not"),
@@ -484,14 +485,18 @@ def test_a_vocabulary_of_too_many_lines(script, engine, monkeypatch):
 @pytest.mark.parametrize("suffix", ["", ".json"])
 def test_files_that_may_not_be_read(script, engine, monkeypatch, suffix):
     """Simulated: root, as whom tests often run, may read everything."""
-    path, opened = Path(f"{engine}{suffix}"), Path.open
+    path = Path(f"{engine}{suffix}")
 
-    def forbidden(self, *arguments, **options):
-        if self == path:
-            raise PermissionError(13, "Permission denied")
-        return opened(self, *arguments, **options)
+    def forbidding(opened):
+        def forbidden(file, *arguments, **options):
+            if str(file) == str(path):
+                raise PermissionError(13, "Permission denied")
+            return opened(file, *arguments, **options)
 
-    monkeypatch.setattr(Path, "open", forbidden)
+        return forbidden
+
+    monkeypatch.setattr(builtins, "open", forbidding(open))
+    monkeypatch.setattr(Path, "open", forbidding(Path.open))
     error = ask(script, engine).error
     assert "Permission denied" in error and path.name in error
 
@@ -541,6 +546,13 @@ def test_text_that_is_hard_is_answered(script, engine, filler):
     result = ask(script, engine, passage=passage, question=filler + "When was the tower built?")
     assert result.code == 0 and "Answer: '1889'" in result.out
     assert "\x1b" not in result.out and "\0" not in result.out
+
+
+def test_an_answer_drives_no_terminal(script, engine):
+    """The answer is an exact slice of the passage, whatever is in it; what is printed of it is harmless."""
+    passage = PASSAGE.replace("Gustave Eiffel", "Gustave \x1b\n\0Eiffel")
+    result = ask(script, engine, passage=passage, question="Who built the tower?")
+    assert "Answer: 'Gustave Eiffel" in result.out and "\x1b" not in result.out and "\0" not in result.out
 
 
 def test_a_megabyte_of_text(script, engine, tmp_path):
