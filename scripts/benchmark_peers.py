@@ -274,10 +274,12 @@ def peer_runs(torch_model, batch, folder: Path, wanted) -> dict:
     runs = {}
     onnx_path = export_onnx(torch_model, batch, folder)
     for name, prepare in {
-        "Hugging Face eager, fp32": partial(prepare_torch, torch_model, batch, "float32", False),
-        "Hugging Face eager, bf16": partial(prepare_torch, torch_model, batch, "bfloat16", False),
-        "torch.compile, fp32": partial(prepare_torch, torch_model, batch, "float32", True),
-        "torch.compile, bf16": partial(prepare_torch, torch_model, batch, "bfloat16", True),
+        "Hugging Face eager, fp32": partial(prepare_torch, torch_model, batch, "float32", attention="eager"),
+        "Hugging Face eager, bf16": partial(prepare_torch, torch_model, batch, "bfloat16", attention="eager"),
+        "Hugging Face SDPA, fp32": partial(prepare_torch, torch_model, batch, "float32"),
+        "Hugging Face SDPA, bf16": partial(prepare_torch, torch_model, batch, "bfloat16"),
+        "torch.compile, fp32": partial(prepare_torch, torch_model, batch, "float32", compiled=True),
+        "torch.compile, bf16": partial(prepare_torch, torch_model, batch, "bfloat16", compiled=True),
         "ONNX Runtime, fp32": partial(prepare_onnxruntime, onnx_path, batch, False),
         "ONNX Runtime, dynamic int8": partial(prepare_onnxruntime, onnx_path, batch, True),
         "OpenVINO on the export, fp32": partial(prepare_openvino, onnx_path, batch, "f32"),
@@ -318,10 +320,11 @@ def torch_inputs(batch) -> dict:
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 
-def prepare_torch(torch_model, batch, dtype: str, compiled: bool):
+def prepare_torch(torch_model, batch, dtype: str, compiled: bool = False, attention: str = "sdpa"):
     import torch
 
     model = copy.deepcopy(torch_model).to(getattr(torch, dtype))
+    model.set_attn_implementation(attention)  # "sdpa" is transformers' default, "eager" its plain form
     forward = torch.compile(model) if compiled else model
     inputs = torch_inputs(batch)
 
