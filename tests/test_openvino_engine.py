@@ -5,7 +5,7 @@ import pytest
 
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import build
+from helpers.backends.openvino.engine import _refuse_what_is_missing, build, half_precision
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
@@ -160,3 +160,23 @@ def test_what_the_backend_can_not_do_is_refused(rng):
     ):
         with pytest.raises(UsageError, match=message):
             build(config, weights, "erf", options)
+
+
+class Cpu:
+    """Stands in for an OpenVINO core on a CPU with these capabilities."""
+
+    def __init__(self, *capabilities):
+        self._capabilities = list(capabilities)
+
+    def get_property(self, device, name):
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self._capabilities
+
+
+def test_the_half_type_is_one_that_the_cpu_has():
+    assert half_precision(Cpu("FP32", "FP16", "BF16")) == "bf16"
+    assert half_precision(Cpu("FP32", "FP16")) == "fp16"
+    assert half_precision(Cpu("FP32", "INT8")) == "fp32"
+    _refuse_what_is_missing(Cpu("FP32", "BF16"), BuildOptions(bf16=True))
+    with pytest.raises(UsageError, match="bfloat16"):
+        _refuse_what_is_missing(Cpu("FP32", "FP16"), BuildOptions(bf16=True))
