@@ -41,6 +41,8 @@ def main(arguments) -> None:
     start = time.perf_counter()
     gelu = args.gelu or config.gelu or weights.gelu
     built = backend_module(backend).build(config, weights, gelu, options)
+    if args.fp16 and backend == "openvino":
+        cli.note(f"--fp16: this CPU's half type is {built.precision[-1]}")
     do_lower_case = lower_cases(config, vocabulary)
     config = replace(config, gelu=gelu)
     card = write_engine(args.output, built, backend, options, config, do_lower_case, vocabulary)

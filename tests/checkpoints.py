@@ -34,8 +34,8 @@ def names(config) -> list[tuple[str, str, str]]:
             rows.append((f"l{i}_{canonical}_kernel", f"{torch_layer}.{module}.weight", f"{scope}/kernel"))
             rows.append((f"l{i}_{canonical}_bias", f"{torch_layer}.{module}.bias", f"{scope}/bias"))
         for part in ("attention.output", "output"):
-            canonical = f"l{i}_{part.replace('.', '_')}_layernorm"
-            norms.append((canonical, f"{torch_layer}.{part}.LayerNorm", f"{tf_layer}/{part.replace('.', '/')}/LayerNorm"))
+            canonical, scope = f"l{i}_{part.replace('.', '_')}_layernorm", f"{tf_layer}/{part.replace('.', '/')}"
+            norms.append((canonical, f"{torch_layer}.{part}.LayerNorm", f"{scope}/LayerNorm"))
     for canonical, module, scope in norms:
         rows.append((f"{canonical}_gamma", f"{module}.weight", f"{scope}/gamma"))
         rows.append((f"{canonical}_beta", f"{module}.bias", f"{scope}/beta"))
@@ -80,7 +80,9 @@ def write_folder(folder, config, state, shards: int = 1, pickled: bool = False) 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config, "config.json")
-    stem, suffix, write = ("pytorch_model", ".bin", write_pickled) if pickled else ("model", ".safetensors", write_safetensors)
+    stem, suffix, write = "model", ".safetensors", write_safetensors
+    if pickled:
+        stem, suffix, write = "pytorch_model", ".bin", write_pickled
     if shards == 1:
         write(folder / f"{stem}{suffix}", state)
         return folder

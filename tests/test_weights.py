@@ -99,7 +99,8 @@ def test_tensorflow(tensorflow_prefix):
 def test_tensorflow_starts_quietly(tensorflow_prefix):
     """In a process of its own: TensorFlow greets on its first import only."""
     script = "import os; from helpers.weights.tensorflow_checkpoint import load_tensorflow as load\n"
-    script += f"load({tensorflow_prefix!r}).tensors['cls_squad_output_bias'].read(); assert 'TF_CPP_MIN_LOG_LEVEL' not in os.environ"
+    script += f"load({tensorflow_prefix!r}).tensors['cls_squad_output_bias'].read()\n"
+    script += "assert 'TF_CPP_MIN_LOG_LEVEL' not in os.environ"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -292,7 +293,7 @@ def test_onnx_ways_to_store_a_tensor(tmp_path, onnx_path, kind):
 
 
 def qat_ranges(sparse: bool) -> tuple[dict, dict]:
-    """(PyTorch name → range, canonical name → range) of one layer and the encoder's end, as weights.md lists them."""
+    """(PyTorch name → range, canonical name → range) of one layer and the encoder's end, as in weights.md."""
     layer, dense = "bert.encoder.layer.1", "dense_act" if sparse else "dense"
     q, k, v, a = ("matmul_q", "matmul_k", "matmul_v", "matmul_a") if sparse else ("qv_a", "qv_b", "av_b", "av_a")
     pairs = {
@@ -304,7 +305,7 @@ def qat_ranges(sparse: bool) -> tuple[dict, dict]:
         f"{layer}.attention.self.{a}_input_quantizer": "l1_attention_self_av_a_input_quantizer_amax",
         f"{layer}.attention.output.dense._input_quantizer": "l1_attention_output_dense_input_amax",
         f"{layer}.attention.output.add_local_input_quantizer": "l1_attention_output_add_local_input_quantizer_amax",
-        f"{layer}.attention.output.add_residual_input_quantizer": "l1_attention_output_add_residual_input_quantizer_amax",
+        f"{layer}.output.add_residual_input_quantizer": "l1_output_add_residual_input_quantizer_amax",
         f"{layer}.intermediate.{dense}._input_quantizer": "l1_intermediate_dense_input_amax",
         f"{layer}.intermediate.{dense}._weight_quantizer": "l1_intermediate_dense_kernel_amax",
         f"{layer}.output.dense._input_quantizer": "l1_output_dense_input_amax",
@@ -526,7 +527,8 @@ def test_truncated_files(tmp_path, onnx_path, kind, share):
     if kind == "external":
         import onnx
 
-        onnx.save(onnx.load(onnx_path), tmp_path / "model.onnx", save_as_external_data=True, location=path.name, size_threshold=0)
+        options = {"save_as_external_data": True, "location": path.name, "size_threshold": 0}
+        onnx.save(onnx.load(onnx_path), tmp_path / "model.onnx", **options)
     load_weights(CONFIG, **checkpoint)
     cut = path if path.exists() else tmp_path / "model.onnx"
     os.truncate(cut, min(int(cut.stat().st_size * share), cut.stat().st_size - 1))
@@ -549,18 +551,26 @@ def test_tensorflow_checkpoint_with_a_file_missing(tmp_path, part):
     assert "model.ckpt" in error_of(tensorflow=prefix)
 
 
-@pytest.mark.parametrize("package,kind", [("torch", "pt"), ("tensorflow", "tensorflow"), ("onnx", "onnx")])
+@pytest.mark.parametrize(
+    "package,kind",
+    [
+        ("torch", "pt"),
+        ("tensorflow", "tensorflow"),
+        ("onnx", "onnx"),
+        ("safetensors", "safetensors"),
+        ("ml_dtypes", "safetensors"),
+    ],
+)
 def test_packages_that_are_not_installed(tmp_path, monkeypatch, package, kind):
     checkpoint = write_as(kind, tmp_path, TENSORS)
     monkeypatch.setitem(sys.modules, package, None)
     assert f"needs the package {package}" in error_of(**checkpoint)
 
 
-def test_safetensors_needs_neither_torch_nor_safetensors(tmp_path, monkeypatch):
+def test_safetensors_needs_no_torch(tmp_path, monkeypatch):
     path = write_safetensors(tmp_path / "a.safetensors", state(), "bfloat16")
     expected = rounded("bfloat16")
-    for package in ("torch", "safetensors"):
-        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert_same(load_weights(CONFIG, pytorch=path), "erf", expected)
 
 
@@ -595,15 +605,18 @@ def test_a_pickle_that_runs_code_does_not(tmp_path, form):
         assert marker.exists()
 
 
-def safetensors_with(path, change) -> str:
+def safetensors_with(path, change, **tensors) -> str:
     """A sound .safetensors file, its header replaced by `change(header)` (a dict or raw bytes)."""
-    write_safetensors(path, state())
+    write_safetensors(path, state(**tensors))
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = change(json.loads(content[8 : 8 + size]))
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
     return path
+
+
+UNREADABLE = "a.safetensors can't be read as .safetensors: "
 
 
 def with_entry(**fields):
@@ -626,16 +639,33 @@ HEADERS = {
     "a list": lambda header: [header],
     "an entry is a number": lambda header: header | {"x": 5},
     "hole": lambda header: {name: entry for name, entry in header.items() if name != QUERY},
-    "named twice": lambda header: json.dumps(header).encode()[:-1] + b', "x": {}, "x": {}}',
+    "named twice": lambda header: json.dumps(header).replace(QUERY.replace("query", "key"), QUERY).encode(),
     "not UTF-8": lambda header: json.dumps(header).encode()[:-1] + b', "\xff": {}}',
     "deep": lambda header: b'{"a":' + b"[" * 200_000,
-    "huge number": lambda header: json.dumps(with_entry(shape=[10, 10])(header)).encode().replace(b"[10", b"[" + b"9" * 9999),
+    "huge number": lambda header: json.dumps(header | {"x": 0}).encode().replace(b'"x": 0', b'"x": ' + b"9" * 9999),
 }
 
 
 @pytest.mark.parametrize("fault", HEADERS)
 def test_safetensors_headers_that_lie(tmp_path, fault):
-    error_of(pytorch=safetensors_with(tmp_path / "a.safetensors", HEADERS[fault]))
+    assert UNREADABLE in error_of(pytorch=safetensors_with(tmp_path / "a.safetensors", HEADERS[fault]))
+
+
+def test_safetensors_with_more_dimensions_than_numpy_has(tmp_path):
+    name = QUERY.replace("weight", "_input_quantizer._amax")
+
+    def stretched(header):
+        return header | {name: header[name] | {"shape": [1] * 100}}
+
+    path = safetensors_with(tmp_path / "a.safetensors", stretched, **{name: np.ones(1)})
+    assert f"{name} can't be read" in error_of(pytorch=path)
+
+
+def test_safetensors_with_bytes_to_spare(tmp_path):
+    path = write_safetensors(tmp_path / "a.safetensors", state())
+    with open(path, "ab") as file:
+        file.write(b"\0")
+    assert UNREADABLE in error_of(pytorch=path)
 
 
 @pytest.mark.parametrize("size", [1 << 20, 100_000_001, 1 << 40, (1 << 64) - 1])
@@ -643,10 +673,10 @@ def test_safetensors_header_length_that_lies(tmp_path, size):
     path = write_safetensors(tmp_path / "a.safetensors", state())
     with open(path, "r+b") as file:
         file.write(struct.pack("<Q", size))
-    assert f"claims {size} bytes" in error_of(pytorch=path)
+    assert UNREADABLE in error_of(pytorch=path)
 
 
-@pytest.mark.parametrize("where", ["../secret.safetensors", "absolute", "link", "sub/../../secret.safetensors", "", "."])
+@pytest.mark.parametrize("where", ["../secret.safetensors", "absolute", "link", "sub/../link", "", "."])
 def test_shards_outside_the_folder(tmp_path, where):
     folder = write_folder(tmp_path / "model", CONFIG, state(), shards=2)
     outside = write_safetensors(tmp_path / "secret.safetensors", state())
@@ -688,11 +718,12 @@ def external(model, **entries) -> None:
         tensor.external_data.add(key=key, value=value)
 
 
-@pytest.mark.parametrize("where", ["../secret", "absolute", "link", "linked/secret", "sub/../../secret", "", "."])
+@pytest.mark.parametrize("where", ["../secret", "absolute", "link", "linked/secret", "sub/../inside", "", "."])
 def test_external_data_outside_the_folder(tmp_path, onnx_path, where):
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
     (tmp_path / "secret").write_bytes(bytes(1024))
+    (folder / "inside").write_bytes(bytes(1024))
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "linked").symlink_to(tmp_path)
     location = str(tmp_path / "secret") if where == "absolute" else where
@@ -744,7 +775,8 @@ def test_onnx_dimensions_that_lie(tmp_path, onnx_path, dims, where):
                     tensor.ClearField("raw_data")
                     tensor.float_data[:] = [0.0] * 256
 
-    error_of(onnx=edited(onnx_path, tmp_path / "m.onnx", claim))
+    message = error_of(onnx=edited(onnx_path, tmp_path / "m.onnx", claim))
+    assert ("has the dimensions" in message) == (min(dims, default=0) < 0)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1 << 30, 1 << 11)])
@@ -773,6 +805,28 @@ def test_pt_whose_tensors_are_views_of_little(tmp_path, shape):
         assert (load_weights(CONFIG, pytorch=tmp_path / "a.pt")["l1_attention_self_query_kernel"] == 1).all()
     else:
         assert "misshapen" in error_of(pytorch=tmp_path / "a.pt")
+
+
+def test_pt_entry_larger_than_its_file(tmp_path, monkeypatch):
+    """The archive's directory is believed only as far as the file goes; torch would allocate what it says."""
+    import torch
+
+    path = write_pickled(tmp_path / "a.pt", state())
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")  # the directory's first entry; its uncompressed size is at byte 24
+    content[entry + 24 : entry + 28] = struct.pack("<I", 0x7FFFFFFF)
+    path.write_bytes(content)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch was asked to load it"))
+    error_of(pytorch=path)
+
+
+def test_onnx_that_names_a_tensor_twice(tmp_path, onnx_path):
+    def repeat(model):
+        again = model.graph.initializer.add()
+        again.CopyFrom(model.graph.initializer[0])
+        again.name = f"module.{again.name}"
+
+    assert "twice" in error_of(onnx=edited(onnx_path, tmp_path / "m.onnx", repeat))
 
 
 def test_names_with_line_breaks_stay_on_one_line(tmp_path):

@@ -41,7 +41,7 @@ class StoredCheckpoint:
     extra: list[str] = field(default_factory=list)
 
     def add(self, name: str, tensor: StoredTensor) -> None:
-        """Keep `tensor` under its canonical name, `<tensor>_amax` among the ranges. Raises DemoBertError on a second."""
+        """Keep `tensor` under its canonical name, `<tensor>_amax` among the ranges. DemoBertError on a second one."""
         kept = self.ranges if name.endswith("_amax") else self.tensors
         if name in kept:
             raise DemoBertError(f"{self.source} can't be used: it holds {name} twice")

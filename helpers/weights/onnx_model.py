@@ -17,7 +17,6 @@ from helpers.files import require_file
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
 from helpers.weights.paths import file_inside
 from helpers.weights.pytorch_names import canonical_name
-from helpers.weights.safetensors_file import widen_bfloat16
 
 #: protobuf's own limit of one message.
 _MAX_MODEL_BYTES = 1 << 31
@@ -48,10 +47,11 @@ def load_onnx(path) -> StoredCheckpoint:
 
 def _parse(path: Path):
     try:
+        import ml_dtypes  # noqa: F401, registers bfloat16 with numpy
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as error:
-        raise missing_package("onnx", "onnx", "reading an ONNX model") from error
+        raise missing_package("onnx", "onnx ml_dtypes", "reading an ONNX model") from error
     if path.stat().st_size > _MAX_MODEL_BYTES:
         raise DemoBertError(f"{path} is over 2 GiB, more than an ONNX file can have: keep its weights as external data")
     try:
@@ -272,7 +272,8 @@ def _embedding_tables(graph: _Graph) -> dict[str, StoredTensor]:
         if node.op_type == "Gather" and len(node.input) == 2:
             found = graph.constant(node.input[0])
             if found and not found[1] and len(graph.constants[found[0]].dims) == 2:
-                tables.setdefault(f"bert_embeddings_{_picked_by(graph, node.input[1])}_embeddings", graph.tensor(found[0]))
+                kind = _picked_by(graph, node.input[1])
+                tables.setdefault(f"bert_embeddings_{kind}_embeddings", graph.tensor(found[0]))
     if "bert_embeddings_position_embeddings" not in tables and (folded := _folded_positions(graph)):
         tables["bert_embeddings_position_embeddings"] = folded
     return tables
@@ -326,7 +327,7 @@ def _read(tensor, shape: tuple, path: Path) -> np.ndarray:
             raise DemoBertError("its type is not a floating-point type")
         raw_type, field = _TYPES[tensor.data_type]
         values = _values(tensor, raw_type, field, math.prod(shape), path)
-        return (widen_bfloat16(values) if tensor.data_type == _BFLOAT16 else values).reshape(shape)
+        return (values.view("bfloat16") if tensor.data_type == _BFLOAT16 else values).reshape(shape)
     except (DemoBertError, ValueError, TypeError, OSError) as error:
         raise DemoBertError(one_line(f"{path}: {tensor.name} can't be read: {error}")) from error
 

@@ -13,7 +13,12 @@ from helpers.weights.pytorch_names import canonical_name, is_skipped
 from helpers.weights.safetensors_file import read_safetensors
 
 #: In the order in which Hugging Face looks for them.
-_FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def load_pytorch(path) -> StoredCheckpoint:
@@ -62,7 +67,8 @@ def _read_shards(index_path: Path) -> dict[str, StoredTensor]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise DemoBertError(f"the index of the checkpoint has no weight_map of names to files: {index_path}")
-    shards = {shard: _stored_tensors(_shard_path(index_path.parent, shard)) for shard in sorted(set(weight_map.values()))}
+    paths = {shard: _shard_path(index_path.parent, shard) for shard in sorted(set(weight_map.values()))}
+    shards = {shard: _stored_tensors(path) for shard, path in paths.items()}
     if absent := [name for name, shard in weight_map.items() if name not in shards[shard]]:
         raise DemoBertError(one_line(f"{weight_map[absent[0]]} lacks {absent[0]}, which {index_path} says it holds"))
     return {name: shards[shard][name] for name, shard in weight_map.items()}

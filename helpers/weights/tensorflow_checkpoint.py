@@ -11,7 +11,9 @@ from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
 _LAYER = re.compile(r"^bert/encoder/layer_([0-9]{1,6})/(.+)$")
 
 #: Optimizer state, the step counter, the pooler, the pre-training heads, loss scaling.
-_SKIPPED = re.compile(r"adam|lamb|global_step|bert/pooler|cls/predictions|cls/seq_relationship|loss_scale", re.IGNORECASE)
+_SKIPPED = re.compile(
+    r"adam|lamb|global_step|bert/pooler|cls/predictions|cls/seq_relationship|loss_scale", re.IGNORECASE
+)
 
 _EMBEDDINGS = tuple(
     f"bert/embeddings/{name}"
@@ -46,7 +48,8 @@ def load_tensorflow(prefix) -> StoredCheckpoint:
         reader = tf.train.load_checkpoint(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except Exception as error:  # TensorFlow raises its own classes and RuntimeError for a damaged index
-        raise DemoBertError(f"{prefix}.index is not the index of a TensorFlow checkpoint: {one_line(error, 200)}") from error
+        reason = one_line(error, 200)
+        raise DemoBertError(f"{prefix}.index is not the index of a TensorFlow checkpoint: {reason}") from error
     for name, shape in shapes.items():
         canonical = canonical_name(name)
         if canonical:
@@ -76,7 +79,7 @@ def _checked_prefix(prefix) -> str:
     prefix = re.sub(r"\.(?:index|meta|data-[0-9]{5}-of-[0-9]{5})$", "", str(prefix))
     if os.path.isdir(prefix) or not os.path.exists(f"{prefix}.index"):
         raise DemoBertError(
-            f"TensorFlow checkpoint not found: there is no {prefix}.index; name its prefix, as in models/model.ckpt-8144"
+            f"TensorFlow checkpoint not found: there is no {prefix}.index; name its prefix, like models/model.ckpt"
         )
     require_file(f"{prefix}.index", "index of the TensorFlow checkpoint")
     return prefix

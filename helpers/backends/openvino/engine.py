@@ -39,7 +39,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
     blob = core.compile_model(layers.model(), DEVICE, settings).export_model().getbuffer()
     device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-    return BuiltEngine(blob, _build_number(), device, "layers", [precision], settings)
+    return BuiltEngine(blob, _build_number(), device, "layers", [precision])
 
 
 def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
