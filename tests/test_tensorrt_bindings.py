@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from tests.tensorrt_double import VERSIONS, bindings, install, networks, rtx
+from tests.tensorrt_double import VERSIONS, bindings, install, networks, rtx, test_plugins
+from tests.tensorrt_double.harness import execute
 
 _FETCH = "run tests/tensorrt_double/fetch_bindings.sh with this environment's Python"
 
@@ -88,6 +89,21 @@ def test_what_a_build_touches_is_in_the_real_module(version, real, monkeypatch):
     networks.every_layer(double.module, network)
     assert len(double.recorder.calls) > 40
     assert bindings.uses_unknown(double.recorder.calls, real(version)) == []
+
+
+@pytest.mark.parametrize(("version", "interface"), [("8.6.1", 2), ("10.0.1", 2), ("10.16.1", 2), ("10.16.1", 3)])
+@pytest.mark.parametrize("variant", ["padded", "megatron"])
+def test_what_a_plugin_build_and_a_run_touch_is_in_the_real_module(version, interface, variant, real, monkeypatch, rng):
+    double = install(version, monkeypatch)
+    feeds = test_plugins.packed_feeds(rng, [3, 2])
+    if variant == "padded":
+        feeds = test_plugins.padded_feeds(rng, [3, 2], 4)
+    block = test_plugins.Block(double.module, variant, interface, test_plugins.make_weights(rng))
+    block.write()
+    execute(double, block.engine(feeds), feeds)
+    calls = double.recorder.calls
+    assert {("IExecutionContext", "execute_async_v3"), ("PluginField", "__init__")} <= set(calls)
+    assert bindings.uses_unknown(calls, real(version)) == []
 
 
 _EVERY_LAYER = "tests.tensorrt_double.networks:every_layer"

@@ -175,6 +175,30 @@ def _quantized_per_channel(trt, network, i, keep):
     return dequantize
 
 
+def _fp8(trt, network, i, keep):
+    scale = constant(network, keep, np.float32(0.01))
+    quantized = network.add_quantize(i["x"], scale, trt.fp8).get_output(0)
+    return network.add_dequantize(quantized, scale, trt.float32)
+
+
+def _expected_fp8(x, y, ids):
+    step = float(np.float32(0.01))
+    return round_to(x / step, "FP8") * step
+
+
+def _bfloat16(trt, network, i, keep):
+    """x · 1.375 in bfloat16, whose weights numpy has no type for: they come by pointer."""
+    keep.append(np.array([0x3FB0], np.uint16))
+    third = network.add_constant((1, 1, 1), trt.Weights(trt.bfloat16, keep[-1].ctypes.data, 1)).get_output(0)
+    half = network.add_cast(i["x"], trt.bfloat16).get_output(0)
+    product = network.add_elementwise(half, third, trt.ElementWiseOperation.PROD).get_output(0)
+    return network.add_cast(product, trt.float32)
+
+
+def _expected_bfloat16(x, y, ids):
+    return round_to(round_to(x, "BF16") * 1.375, "BF16")
+
+
 def _expected_quantized(scale):
     def expected(x, y, ids):
         step = np.asarray(scale, np.float32).astype(np.float64)
@@ -213,6 +237,8 @@ CASES = {
     "top-k": (_topk, lambda x, y, ids: np.sort(x)[..., :2]),
     "int8": (_quantized, _expected_quantized(0.02)),
     "int8 per channel": (_quantized_per_channel, _expected_quantized([[[0.01], [0.02], [0.5]]])),
+    "fp8": (_fp8, _expected_fp8),
+    "bfloat16": (_bfloat16, _expected_bfloat16),
     "cast": (lambda trt, n, i, keep: n.add_cast(i["ids"], trt.float32), lambda x, y, ids: ids),
     "identity": (lambda trt, n, i, keep: n.add_identity(i["y"]), lambda x, y, ids: y),
     "shape": (lambda trt, n, i, keep: n.add_shape(i["ids"]), lambda x, y, ids: np.array([2, 3])),
@@ -932,6 +958,14 @@ def test_what_is_touched_is_recorded(doubling):
     assert (2, ("op",)) not in calls["INetworkDefinition", "add_elementwise"]
     assert (3, ()) in calls["INetworkDefinition", "add_elementwise"]
     assert ("ITensor", "name=") in calls
+
+
+def test_severities_are_ordered_and_nothing_else(double):
+    severity = double.module.ILogger.Severity
+    assert severity.ERROR < severity.INFO and severity.VERBOSE >= double.module.Logger.VERBOSE
+    for compare in (lambda: severity.ERROR < 2, lambda: double.module.DataType.FLOAT < double.module.DataType.HALF):
+        with pytest.raises(TypeError):
+            compare()
 
 
 def test_a_script_runs_under_the_double(tmp_path):

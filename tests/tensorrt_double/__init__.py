@@ -4,6 +4,11 @@
     import tensorrt            # the double's
     double.recorder.calls      # what of the API was touched
 
+What it offers is held to NVIDIA's own modules (bindings.py, rtx.py; fetch_bindings.sh gets them); so can a build be:
+`bindings.uses_unknown(double.recorder.calls, bindings.real_surface(version, folder)) == []` says that everything the
+build touched is in the real release, and `rtx.compare("module:function")` that every tensor of a network has the shape
+and type that `tensorrt_rtx` infers.
+
 It has just the API of the version it plays, checks every argument, infers shapes like the builder, refuses what
 TensorRT would refuse (or silently misread) and computes networks in numpy float64. From a shell:
 

@@ -10,7 +10,7 @@ import numpy as np
 from tests.tensorrt_double import basics, layers, plan
 from tests.tensorrt_double.classes import Native, Recorder, materialise, new, private
 from tests.tensorrt_double.cuda import Gpu
-from tests.tensorrt_double.enums import make_enum
+from tests.tensorrt_double.enums import OrderedEnum, make_enum
 from tests.tensorrt_double.execute import execute
 from tests.tensorrt_double.numerics import FLOATS, STORAGE, from_storage, to_storage
 from tests.tensorrt_double.plugins import FIELDS, creators, int8_inside, output_count, plugin_params, required_flags
@@ -801,7 +801,7 @@ def make_module(version: Version, gpu: Gpu, recorder: Recorder) -> types.ModuleT
     module._gpu, module._state = gpu, {"plugins": False}
     materialise(CLASSES, module, version, recorder)
     severities = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4}
-    module.ILogger.Severity = make_enum("Severity", severities, version.module)
+    module.ILogger.Severity = make_enum("Severity", severities, version.module, OrderedEnum)
     for name, member in module.ILogger.Severity.__members__.items():
         setattr(module.ILogger, name, member)
     for name, type_name in _TYPE_NAMES.items():

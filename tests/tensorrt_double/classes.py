@@ -47,6 +47,7 @@ class Recorder:
         self.calls: dict[tuple[str, str], set[tuple[int, tuple[str, ...]]]] = {}
 
     def note(self, owner: str, name: str, positional: int = 0, keywords: tuple[str, ...] = ()) -> None:
+        """Remembers one use: of a property ("name", or "name=" when set), or a call with so many arguments."""
         self.calls.setdefault((owner, name), set()).add((positional, keywords))
 
 

@@ -83,6 +83,7 @@ class Stream:
         gpu.streams[self.handle] = self
 
     def enqueue(self, work) -> None:
+        """Adds a function without arguments to the queue."""
         self._queue.append(work)
 
     def synchronize(self) -> None:
@@ -148,11 +149,13 @@ class Context:
         self._gpu, self._attached = gpu, True
 
     def push(self) -> None:
+        """Makes it the current context."""
         if not self._attached:
             raise LogicError("the context was detached")
         self._gpu.stack.append(self)
 
     def detach(self) -> None:
+        """Gives the context back; it can't be used any more."""
         if not self._attached:
             raise LogicError("the context was detached already")
         self._attached = False

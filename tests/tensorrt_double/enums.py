@@ -131,9 +131,19 @@ def _lookup(cls, value: int):
     raise ValueError(f"{value} is no {cls.__name__}")
 
 
-def make_enum(name: str, members: dict[str, int], module: str) -> type:
+class OrderedEnum(Enum):
+    """An enum whose members can be compared with each other (not with numbers): logger severities."""
+
+    def __lt__(self, other):
+        return self.value < other.value if type(other) is type(self) else NotImplemented
+
+    def __le__(self, other):
+        return self.value <= other.value if type(other) is type(self) else NotImplemented
+
+
+def make_enum(name: str, members: dict[str, int], module: str, base: type = Enum) -> type:
     """A new enum class; names that share a value are one member, as in pybind11's aliases by value."""
-    cls = type(name, (Enum,), {"__new__": _lookup, "__init__": lambda self, value: None, "__module__": module})
+    cls = type(name, (base,), {"__new__": _lookup, "__init__": lambda self, value: None, "__module__": module})
     by_value, by_name = {}, {}
     for member_name, value in members.items():
         if value not in by_value:

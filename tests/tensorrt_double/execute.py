@@ -177,7 +177,10 @@ def _elementwise(params, inputs, shapes):
     return _OPERATIONS[params["op"]](first, second)
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+
 
 _UNARY = {
     "EXP": np.exp,

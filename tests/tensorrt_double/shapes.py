@@ -23,6 +23,7 @@ class Info(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """How many dimensions it has."""
         return len(self.shape)
 
 
