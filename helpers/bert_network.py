@@ -10,10 +10,13 @@ from helpers.bert_config import BertConfig
 from helpers.weights import BertWeights
 
 
-def build_bert(layers: NetworkLayers, config: BertConfig, weights: BertWeights, gelu: str) -> None:
+def build_bert(
+    layers: NetworkLayers, config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool = False
+) -> None:
     """Write BERT into `layers`: embeddings → N × (attention, feed-forward) → start and end logits.
 
-    `gelu` is "tanh" or "erf". Weights are canonical (`helpers/weights/canonical.py`).
+    `gelu` is "tanh" or "erf". Weights are canonical (`helpers/weights/canonical.py`). `pre_normalised` is Megatron's
+    BERT (arXiv:1909.08053, figure 7b): the residual goes around the layer norms, not through them.
     """
 
     def dense(hidden, name):
@@ -22,7 +25,10 @@ def build_bert(layers: NetworkLayers, config: BertConfig, weights: BertWeights, 
     def add_and_normalise(branch, residual, name):
         return layers.add_and_normalise(branch, residual, weights[f"{name}_gamma"], weights[f"{name}_beta"], name)
 
-    hidden = layers.embeddings(
+    def residual(normalised):
+        return normalised.sum if pre_normalised else normalised.output
+
+    normalised = layers.embeddings(
         word=weights["bert_embeddings_word_embeddings"],
         token_type=weights["bert_embeddings_token_type_embeddings"],
         position=weights["bert_embeddings_position_embeddings"],
@@ -31,14 +37,16 @@ def build_bert(layers: NetworkLayers, config: BertConfig, weights: BertWeights, 
         name="bert_embeddings",
     )
     for i in range(config.num_hidden_layers):
-        query_key_value = layers.query_key_value(hidden, *stacked_query_key_value(weights, i), f"l{i}_attention_self")
+        kernel, bias = stacked_query_key_value(weights, i)
+        query_key_value = layers.query_key_value(normalised.output, kernel, bias, f"l{i}_attention_self")
         context = layers.attention(query_key_value, f"l{i}_attention_self")
         branch = dense(context, f"l{i}_attention_output_dense")
-        hidden = add_and_normalise(branch, hidden, f"l{i}_attention_output_layernorm")
-        inner = layers.gelu(dense(hidden, f"l{i}_intermediate_dense"), gelu, f"l{i}_intermediate")
+        normalised = add_and_normalise(branch, residual(normalised), f"l{i}_attention_output_layernorm")
+        inner = layers.gelu(dense(normalised.output, f"l{i}_intermediate_dense"), gelu, f"l{i}_intermediate")
         branch = dense(inner, f"l{i}_output_dense")
-        hidden = add_and_normalise(branch, hidden, f"l{i}_output_layernorm")
-    layers.squad_output(hidden, weights["cls_squad_output_weights"], weights["cls_squad_output_bias"], "cls_squad_output")
+        normalised = add_and_normalise(branch, residual(normalised), f"l{i}_output_layernorm")
+    kernel, bias = weights["cls_squad_output_weights"], weights["cls_squad_output_bias"]
+    layers.squad_output(normalised.output, kernel, bias, "cls_squad_output")
 
 
 def stacked_query_key_value(weights: BertWeights, layer: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -62,6 +62,16 @@ class BuiltEngine:
     settings: dict = field(default_factory=dict)
 
 
+class Normalised(NamedTuple):
+    """A layer norm's output, and the sum that was normalised: the next residual of pre-normalised networks.
+
+    `sum` is None where a backend's layer does not hand it out, which then is built for post-normalised networks only.
+    """
+
+    output: Tensor
+    sum: Tensor
+
+
 class NetworkLayers(ABC):
     """What BERT needs of an engine's layer vocabulary; `bert_network.py` speaks no other words.
 
@@ -80,7 +90,7 @@ class NetworkLayers(ABC):
         gamma: np.ndarray,
         beta: np.ndarray,
         name: str,
-    ) -> Tensor:
+    ) -> Normalised:
         """Sum of the three embeddings of every token ([V, E], [types, E], [P, E]), layer-normalised."""
 
     @abstractmethod
@@ -102,7 +112,7 @@ class NetworkLayers(ABC):
     @abstractmethod
     def add_and_normalise(
         self, branch: Tensor, residual: Tensor, gamma: np.ndarray, beta: np.ndarray, name: str
-    ) -> Tensor:
+    ) -> Normalised:
         """Layer normalisation (arXiv:1607.06450) of branch + residual."""
 
     @abstractmethod

@@ -15,6 +15,7 @@ from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
+from helpers.quantization import Quantization
 from helpers.weights import BertWeights
 
 DEVICE = "CPU"
@@ -43,13 +44,14 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
     core = ov.Core()
     _refuse_what_is_missing(core, options)
-    layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length)
-    build_bert(layers, config, weights, gelu)
+    quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
+    layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length, quantization)
+    build_bert(layers, config, weights, gelu, options.megatron)
     precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
     blob = core.compile_model(layers.model(), DEVICE, settings).export_model().getbuffer()
     device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-    return BuiltEngine(blob, _build_number(), device, "layers", [precision])
+    return BuiltEngine(blob, _build_number(), device, "layers", ["int8", precision] if options.int8 else [precision])
 
 
 def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
@@ -83,10 +85,8 @@ def _check_sizes(path: Path, card: EngineCard, compiled: ov.CompiledModel) -> No
 def _refuse_what_is_missing(core: ov.Core, options: BuildOptions) -> None:
     if options.bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise UsageError("this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32")
-    if options.int8 or options.fp8:
-        raise UsageError(f"--{'int8' if options.int8 else 'fp8'} is not on the openvino backend yet; take --fp16 or fp32")
-    if options.interleaved or options.megatron:
-        raise UsageError(f"--{'interleaved' if options.interleaved else 'megatron'} is not on the openvino backend yet")
+    if options.fp8:
+        raise UsageError("--fp8 takes an NVIDIA GPU and a native TensorRT network; the CPU has --int8")
     if options.network != "auto":
         raise UsageError(f"--network {options.network} is a form of TensorRT's; the openvino backend has one form only")
 

@@ -6,18 +6,25 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from helpers.backends.base import NetworkLayers
+from helpers.backends.base import NetworkLayers, Normalised
 from helpers.bert_config import BertConfig
+from helpers.quantization import Quantization, to_int8
 
 #: Added to the score of a padded key: e^-30000 is 0 in every float type, and -30000 is exact enough in all of them.
 MASKED_SCORE = -30000.0
 
 
 class OpenVINOLayers(NetworkLayers):
-    """Collects BERT as an `openvino.Model`. The layouts differ in inputs, positions and attention, and in no more."""
+    """Collects BERT as an `openvino.Model`. The layouts differ in inputs, positions and attention, and in no more.
 
-    def __init__(self, config: BertConfig):
+    With `quantization` (int8) the encoder's dense layers multiply integers: a FakeQuantize on the input, int8 constants
+    per output channel for the kernel, which OpenVINO fuses into VNNI's products. Attention stays in the float type: it
+    is bound by memory, and int8 gains nothing there.
+    """
+
+    def __init__(self, config: BertConfig, quantization: Quantization | None = None):
         self._config = config
+        self._quantization = quantization
         self._inputs = []
         self._logits = None
 
@@ -30,30 +37,34 @@ class OpenVINOLayers(NetworkLayers):
         words = op.gather(_constant(word, f"{name}_word"), self._inputs[0], axis)
         token_types = op.gather(_constant(token_type, f"{name}_token_type"), self._inputs[1], axis)
         positions = self._positions(_constant(position, f"{name}_position"))
-        return self._normalise(op.add(op.add(words, token_types), positions), gamma, beta, f"{name}_layernorm")
+        total = op.add(op.add(words, token_types), positions)
+        return Normalised(self._normalise(total, gamma, beta, f"{name}_layernorm"), total)
 
     def query_key_value(self, hidden, kernel, bias, name):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
         # scores by 1/√H, at no cost when the network runs.
-        scales = (self._config.attention_scale, 1, 1)
-        parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), scales)
+        factors = (self._config.attention_scale, 1, 1)
+        hidden, step = self._quantized_input(hidden, kernel, name)
+        steps = (None,) * 3 if step is None else np.split(step, 3)
+        parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), factors, steps)
         return [
-            self.dense(hidden, part * np.float32(scale), offset * np.float32(scale), f"{name}_{which}")
-            for which, part, offset, scale in parts
+            self._product(hidden, part, offset, step, f"{name}_{which}", factor)
+            for which, part, offset, factor, step in parts
         ]
 
     def dense(self, hidden, kernel, bias, name):
-        product = op.matmul(hidden, _constant(kernel, f"{name}_kernel"), False, True, name=name)
-        return op.add(product, self._last_axis(bias, f"{name}_bias"))
+        hidden, step = self._quantized_input(hidden, kernel, name)
+        return self._product(hidden, kernel, bias, step, name)
 
     def gelu(self, hidden, formula, name):
         return op.gelu(hidden, formula, name=name)
 
     def add_and_normalise(self, branch, residual, gamma, beta, name):
-        return self._normalise(op.add(branch, residual), gamma, beta, name)
+        total = op.add(branch, residual)
+        return Normalised(self._normalise(total, gamma, beta, name), total)
 
     def squad_output(self, hidden, kernel, bias, name):
-        self._logits = op.result(self.dense(hidden, kernel, bias, name))
+        self._logits = op.result(self._product(hidden, kernel, bias, None, name))
         self._logits.output(0).set_names({"logits_out"})
 
     @abstractmethod
@@ -65,6 +76,26 @@ class OpenVINOLayers(NetworkLayers):
         parameter.output(0).set_names({name})
         self._inputs.append(parameter)
         return parameter
+
+    def _product(self, hidden, kernel, bias, step, name, factor: float = 1.0):
+        """(hidden · kernelᵀ + bias) · factor; `step` [out]: the kernel in int8 of these steps, None: in float."""
+        factor = np.float32(factor)
+        if step is None:
+            weight = _constant(kernel * factor, f"{name}_kernel")
+        else:
+            integers = op.constant(to_int8(kernel, step[:, None]), name=f"{name}_kernel")
+            weight = op.multiply(op.convert(integers, "f32"), _constant((step * factor)[:, None], f"{name}_step"))
+        product = op.matmul(hidden, weight, False, True, name=name)
+        return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
+
+    def _quantized_input(self, hidden, kernel, name):
+        """A dense layer's input rounded to int8, and its kernel's steps [out]; as it is, and None, in a float network."""
+        if self._quantization is None:
+            return hidden, None
+        step = self._quantization.dense_input(name) / self._quantization.largest
+        low, high = (_constant(np.float32([[value * step]]), f"{name}_{value}") for value in (-128, 127))
+        rounded = op.fake_quantize(hidden, low, high, low, high, 256, name=f"{name}_input")
+        return rounded, self._quantization.kernel_scale(name, kernel)
 
     def _attention(self, query_key_value, mask_scores, name):
         """Attention within each row of query, key and value [B, S, E], `mask_scores` added to the scores; [B, S, E]."""
@@ -96,8 +127,14 @@ class PaddedLayers(OpenVINOLayers):
 
     _rank = 3
 
-    def __init__(self, config: BertConfig, max_batch_size: int, max_sequence_length: int):
-        super().__init__(config)
+    def __init__(
+        self,
+        config: BertConfig,
+        max_batch_size: int,
+        max_sequence_length: int,
+        quantization: Quantization | None = None,
+    ):
+        super().__init__(config, quantization)
         shape = ov.Dimension(1, max_batch_size), ov.Dimension(1, max_sequence_length)
         self._input_ids, _, input_mask = (
             self._parameter(name, *shape) for name in ("input_ids", "segment_ids", "input_mask")
@@ -121,8 +158,14 @@ class PackedLayers(OpenVINOLayers):
 
     _rank = 2
 
-    def __init__(self, config: BertConfig, max_batch_size: int, max_sequence_length: int):
-        super().__init__(config)
+    def __init__(
+        self,
+        config: BertConfig,
+        max_batch_size: int,
+        max_sequence_length: int,
+        quantization: Quantization | None = None,
+    ):
+        super().__init__(config, quantization)
         tokens = ov.Dimension(1, max_batch_size * max_sequence_length)
         input_ids = self._parameter("input_ids", tokens)
         self._parameter("segment_ids", tokens)

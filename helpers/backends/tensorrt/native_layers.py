@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.backends.base import NetworkLayers, Tensor
+from helpers.backends.base import NetworkLayers, Normalised, Tensor
 from helpers.backends.tensorrt.network_writer import PADDED_INPUTS, NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
@@ -97,7 +97,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         segments = self._gather(token_type, self.segment_ids, f"{name}/token_type")
         total = self.elementwise(words, segments, "SUM", f"{name}/word_segment")
         total = self.elementwise(total, self._positions(position, f"{name}/position"), "SUM", f"{name}/sum")
-        return self._layer_norm(total, gamma, beta, f"{name}/layernorm")
+        return Normalised(self._layer_norm(total, gamma, beta, f"{name}/layernorm"), total)
 
     def query_key_value(self, hidden, kernel, bias, name):
         return self._split_heads(self.dense(hidden, kernel, bias, f"{name}/query_key_value"), name)
@@ -124,7 +124,8 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return self.composed_gelu(hidden, formula, lambda value, part: self._scalar(value, self.rank, part), name)
 
     def add_and_normalise(self, branch, residual, gamma, beta, name):
-        return self._layer_norm(self.elementwise(branch, residual, "SUM", f"{name}/add"), gamma, beta, name)
+        total = self.elementwise(branch, residual, "SUM", f"{name}/add")
+        return Normalised(self._layer_norm(total, gamma, beta, name), total)
 
     def squad_output(self, hidden, kernel, bias, name):
         logits = self.dense(hidden, kernel, bias, name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.backends.base import NetworkLayers
+from helpers.backends.base import NetworkLayers, Normalised
 from helpers.backends.tensorrt.network_writer import PACKED_INPUTS, PADDED_INPUTS, NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
@@ -131,7 +131,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         layer = self._plugin(EMBEDDINGS, name, fields, self._embedding_inputs(name))
         # The second output is the mask in the form that the attention plugin wants for its type and length.
         self.attention_mask = self.output(layer, name, index=1)
-        return self.output(layer, name, index=0)
+        return Normalised(self.output(layer, name, index=0), None)
 
     def query_key_value(self, hidden, kernel, bias, name):
         config = self.config
@@ -171,7 +171,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
             self._floats("gamma", gamma),
             self._integer("type_id", self.type_id),
         ]
-        return self.output(self._plugin(ADD_AND_NORM, name, fields, [branch, residual]), name)
+        return Normalised(self.output(self._plugin(ADD_AND_NORM, name, fields, [branch, residual]), name), None)
 
     def squad_output(self, hidden, kernel, bias, name):
         logits = self.dense(hidden, kernel, bias, name)

@@ -1,0 +1,113 @@
+"""Quantization ranges by the place in the network that they belong to, and what follows from them: scales, integers.
+
+A range `amax` is symmetric: values of -amax to amax are kept, those beyond are clipped. In int8 a step is amax / 127, in
+fp8 (E4M3) amax is put on 448, the type's largest value (arXiv:2004.09602, arXiv:2209.05433). Activations have one range
+per tensor, dense kernels one per output channel, or, where a checkpoint says so, one per tensor.
+
+Names are those of shared/spec/weights.md, whoever took the range: helpers/calibrator.py, or training (QAT checkpoints).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.errors import DemoBertError
+
+#: The largest integer and the largest E4M3 float that a range is mapped to.
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+
+#: The range of a GELU's output that no other is known for ("gelu10", arXiv:2004.09602).
+GELU_RANGE = 10.0
+
+_PARTS = ("query", "key", "value")
+
+#: Ranges of query, key and value as they enter the products of attention, and of its probabilities.
+MATMUL_INPUTS = ("qv_a", "qv_b", "av_b")
+PROBABILITIES = "av_a"
+
+
+def dense_input_names(dense: str) -> list[str]:
+    """The ranges of the input of a dense layer; `l<i>_attention_self` is query, key and value in one."""
+    if dense.endswith("_attention_self"):
+        return [f"{dense}_{part}_input_amax" for part in _PARTS]
+    return [f"{dense}_input_amax"]
+
+
+def matmul_input_name(attention: str, which: str) -> str:
+    """The range of one input of attention's products: `which` is of MATMUL_INPUTS, or PROBABILITIES."""
+    return f"{attention}_{which}_input_quantizer_amax"
+
+
+def branch_name(norm: str) -> str:
+    """The range of the branch that `l<i>_…_layernorm` adds to the residual."""
+    return f"{norm.removesuffix('_layernorm')}_add_local_input_quantizer_amax"
+
+
+def residual_name(norm: str) -> str:
+    """The range of the residual that `l<i>_…_layernorm` adds the branch to."""
+    return f"{norm.removesuffix('_layernorm')}_add_residual_input_quantizer_amax"
+
+
+#: The range of the last layer's output, which the SQuAD head reads.
+FINAL_NAME = "bert_encoder_final_input_quantizer_amax"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a network is quantized to, `kind` "int8" or "fp8", and its ranges. `source` names where they come from."""
+
+    kind: str
+    ranges: Mapping[str, np.ndarray]
+    source: str
+
+    @property
+    def largest(self) -> float:
+        return LARGEST[self.kind]
+
+    def amax(self, *names: str) -> float:
+        """The largest of the named ranges that are there. Raises DemoBertError where none is, or all are 0."""
+        found = [float(np.max(self.ranges[name])) for name in names if name in self.ranges]
+        if not found:
+            raise DemoBertError(
+                f"{self.source} has no range {names[0]}: calibrate (--squad-json), or take a checkpoint of "
+                "quantization-aware training that has them all"
+            )
+        if max(found) <= 0:
+            raise DemoBertError(f"{self.source} can't be used: the range {names[0]} is 0")
+        return max(found)
+
+    def dense_input(self, dense: str) -> float:
+        """amax of a dense layer's input (`dense_input_names`); a GELU's output has one in any case."""
+        names = dense_input_names(dense)
+        if dense.endswith("_output_dense") and not dense.endswith("_attention_output_dense"):
+            return self.amax(*names) if names[0] in self.ranges else GELU_RANGE
+        return self.amax(*names)
+
+    def matmul_inputs(self, attention: str) -> float:
+        """amax of query, key and value where they are one tensor: the largest of the three."""
+        return self.amax(*(matmul_input_name(attention, which) for which in MATMUL_INPUTS))
+
+    def kernel(self, dense: str, kernel: np.ndarray) -> np.ndarray:
+        """amax of each output channel of `kernel` [out, in], float32 [out]; of `l<i>_attention_self`, [3E, in].
+
+        The checkpoint's where it has them, else the kernel's own largest values.
+        """
+        fused = dense.endswith("_attention_self")
+        names = [f"{dense}_{part}_kernel_amax" for part in _PARTS] if fused else [f"{dense}_kernel_amax"]
+        largest = np.abs(kernel).max(axis=1).astype(np.float32)
+        parts = [
+            np.broadcast_to(np.ravel(self.ranges[name]), part.shape) if name in self.ranges else part
+            for name, part in zip(names, np.split(largest, len(names)))
+        ]
+        amax = np.concatenate(parts)
+        return np.where(amax > 0, amax, np.float32(1))  # a channel of zeros stays zero with any scale
+
+    def kernel_scale(self, dense: str, kernel: np.ndarray) -> np.ndarray:
+        """The step of each output channel of `kernel` [out, in], float32 [out]."""
+        return (self.kernel(dense, kernel) / np.float32(self.largest)).astype(np.float32)
+
+
+def to_int8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """round(values / scale), half to even, clipped to -127…127, int8; `scale` broadcasts against `values`."""
+    return np.clip(np.rint(values / scale), -LARGEST["int8"], LARGEST["int8"]).astype(np.int8)
