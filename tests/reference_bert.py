@@ -1,11 +1,13 @@
 """BERT for question answering in numpy float64, from the papers: the independent reference of these tests.
 
-Attention: arXiv:1706.03762; BERT: arXiv:1810.04805; GELU: arXiv:1606.08415; layer normalisation: arXiv:1607.06450.
-Shares nothing with the code under test but BertConfig and the canonical names of the tensors.
+Attention: arXiv:1706.03762; BERT: arXiv:1810.04805; GELU: arXiv:1606.08415; layer normalisation: arXiv:1607.06450;
+Megatron's order of norm and residual: arXiv:1909.08053; quantization: arXiv:2004.09602, arXiv:2209.05433.
+Shares nothing with the code under test but BertConfig and the canonical names of tensors and ranges.
 """
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 from helpers.bert_config import BertConfig
@@ -13,11 +15,15 @@ from helpers.bert_config import BertConfig
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def reference_logits(config, tensors, gelu, input_ids, segment_ids, input_mask) -> np.ndarray:
+def reference_logits(
+    config, tensors, gelu, input_ids, segment_ids, input_mask, pre_normalised=False, quantize=lambda name, values: values
+) -> np.ndarray:
     """Start and end logits, float64 [B, S, 2].
 
     `tensors` are canonical, `gelu` is "tanh" or "erf", the other three int [B, S]. Keys where the mask is 0 get
-    exactly no weight; the logits at such positions are computed like any other.
+    exactly no weight; the logits at such positions are computed like any other. `pre_normalised`: Megatron's BERT, whose
+    sub-layers read a layer norm of the stream, and add what they find to the stream itself. `quantize(name, values)`
+    replaces the values at each place that has a range, by the range's name; kernels are [out, in].
     """
     weight = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
     batch, length = input_ids.shape
@@ -25,7 +31,8 @@ def reference_logits(config, tensors, gelu, input_ids, segment_ids, input_mask) 
     keys = np.asarray(input_mask, bool)[:, None, None, :]
 
     def dense(x, name):
-        return x @ weight[f"{name}_kernel"].T + weight[f"{name}_bias"]
+        kernel = quantize(f"{name}_kernel_amax", weight[f"{name}_kernel"])
+        return quantize(f"{name}_input_amax", x) @ kernel.T + weight[f"{name}_bias"]
 
     def normalise(x, name):
         mean = x.mean(-1, keepdims=True)
@@ -36,21 +43,65 @@ def reference_logits(config, tensors, gelu, input_ids, segment_ids, input_mask) 
     def split_heads(x):
         return x.reshape(batch, length, heads, size).transpose(0, 2, 1, 3)
 
-    hidden = weight["bert_embeddings_word_embeddings"][input_ids]
-    hidden = hidden + weight["bert_embeddings_token_type_embeddings"][segment_ids]
-    hidden = hidden + weight["bert_embeddings_position_embeddings"][np.arange(length)]
-    hidden = normalise(hidden, "bert_embeddings_layernorm")
+    def attend(x, name):
+        def entering(which, values):
+            return quantize(f"{name}_{which}_input_quantizer_amax", values)
+
+        query, key, value = (split_heads(dense(x, f"{name}_{part}")) for part in ("query", "key", "value"))
+        scores = np.einsum("bhqd,bhkd->bhqk", entering("qv_a", query), entering("qv_b", key)) / math.sqrt(size)
+        weights = entering("av_a", masked_softmax(scores, keys))
+        context = np.einsum("bhqk,bhkd->bhqd", weights, entering("av_b", value))
+        return context.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+
+    def add(branch, residual, name):
+        branch = quantize(f"{name}_add_local_input_quantizer_amax", branch)
+        return branch + quantize(f"{name}_add_residual_input_quantizer_amax", residual)
+
+    # What goes on to the next sub-layer (`hidden`), and what its result is added to (`stream`): the same in BERT's own
+    # order, where each sum is normalised; Megatron's stream is never normalised but for reading.
+    stream = weight["bert_embeddings_word_embeddings"][input_ids]
+    stream = stream + weight["bert_embeddings_token_type_embeddings"][segment_ids]
+    stream = stream + weight["bert_embeddings_position_embeddings"][np.arange(length)]
+    hidden = normalise(stream, "bert_embeddings_layernorm")
     for i in range(config.num_hidden_layers):
-        query, key, value = (
-            split_heads(dense(hidden, f"l{i}_attention_self_{part}")) for part in ("query", "key", "value")
-        )
-        scores = np.einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(size)
-        context = np.einsum("bhqk,bhkd->bhqd", masked_softmax(scores, keys), value)
-        context = context.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
-        hidden = normalise(hidden + dense(context, f"l{i}_attention_output_dense"), f"l{i}_attention_output_layernorm")
-        inner = gelu_of(dense(hidden, f"l{i}_intermediate_dense"), gelu)
-        hidden = normalise(hidden + dense(inner, f"l{i}_output_dense"), f"l{i}_output_layernorm")
+        branch = dense(attend(hidden, f"l{i}_attention_self"), f"l{i}_attention_output_dense")
+        stream = add(branch, stream if pre_normalised else hidden, f"l{i}_attention_output")
+        hidden = normalise(stream, f"l{i}_attention_output_layernorm")
+        branch = dense(gelu_of(dense(hidden, f"l{i}_intermediate_dense"), gelu), f"l{i}_output_dense")
+        stream = add(branch, stream if pre_normalised else hidden, f"l{i}_output")
+        hidden = normalise(stream, f"l{i}_output_layernorm")
+    hidden = quantize("bert_encoder_final_input_quantizer_amax", hidden)
     return hidden @ weight["cls_squad_output_weights"].T + weight["cls_squad_output_bias"]
+
+
+def fake_int8(values: np.ndarray, amax, lowest: int = -128) -> np.ndarray:
+    """The nearest of the multiples `lowest` to 127 of amax / 127, ties to even; `amax` broadcasts against `values`."""
+    step = np.float64(np.float32(amax) / np.float32(127))  # engines hold it in float32
+    return np.clip(np.round(values / step), lowest, 127) * step
+
+
+def fake_fp8(values: np.ndarray, amax) -> np.ndarray:
+    """The nearest E4M3 multiple of amax / 448; what is beyond amax becomes amax."""
+    step = np.float64(np.float32(amax) / np.float32(448))
+    return np.clip(values / step, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * step
+
+
+def fake_quantizer(kind: str, ranges: dict, places=lambda name: True):
+    """A `quantize` of reference_logits: to "int8" or "fp8", at the places that `places` says yes to.
+
+    Kernels without a range take their own largest value in each row.
+    """
+    rounded = {"int8": fake_int8, "fp8": fake_fp8}[kind]
+
+    def quantize(name, values):
+        if not places(name):
+            return values
+        if name.endswith("_kernel_amax"):
+            amax = ranges.get(name, np.abs(values).max(1))
+            return rounded(values, np.broadcast_to(np.ravel(amax), len(values))[:, None])
+        return rounded(values, np.float64(ranges[name]))
+
+    return quantize
 
 
 def masked_softmax(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
