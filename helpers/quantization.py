@@ -53,6 +53,33 @@ def residual_name(norm: str) -> str:
 FINAL_NAME = "bert_encoder_final_input_quantizer_amax"
 
 
+def tensor_ranges(layer_count: int) -> dict[str, list[str]]:
+    """The names of the ranges of each tensor of a BERT, by the canonical name of the layer whose output it is.
+
+    So the tensors are named in TensorRT's plugin networks, and with that in TensorRT's own calibration caches of them.
+    `…/sum` is what a layer norm normalised: the residual of pre-normalised networks (Megatron's).
+    """
+    ranges, norm = {}, "bert_embeddings"
+    for i in range(layer_count):
+        attention, after_attention, after_feed_forward = (
+            f"l{i}_{part}" for part in ("attention_self", "attention_output_layernorm", "output_layernorm")
+        )
+        ranges |= {
+            norm: dense_input_names(attention),
+            f"{norm}/sum": [residual_name(after_attention)],
+            f"{attention}/query_key_value": [matmul_input_name(attention, which) for which in MATMUL_INPUTS],
+            attention: dense_input_names(f"l{i}_attention_output_dense"),
+            f"l{i}_attention_output_dense": [branch_name(after_attention)],
+            after_attention: dense_input_names(f"l{i}_intermediate_dense"),
+            f"{after_attention}/sum": [residual_name(after_feed_forward)],
+            f"l{i}_intermediate/gelu": dense_input_names(f"l{i}_output_dense"),
+            f"l{i}_output_dense": [branch_name(after_feed_forward)],
+        }
+        norm = after_feed_forward
+    ranges[norm] = [FINAL_NAME]
+    return ranges
+
+
 @dataclass(frozen=True)
 class Quantization:
     """What a network is quantized to, `kind` "int8" or "fp8", and its ranges. `source` names where they come from."""
@@ -77,12 +104,17 @@ class Quantization:
             raise DemoBertError(f"{self.source} can't be used: the range {names[0]} is 0")
         return max(found)
 
+    def known(self, *names: str) -> float | None:
+        """`amax`, or None where none of the named ranges is there; a GELU's output has one in any case."""
+        if any(name in self.ranges for name in names):
+            return self.amax(*names)
+        gelus = [name for name in names if name.endswith("_output_dense_input_amax") and "_attention_" not in name]
+        return GELU_RANGE if gelus else None
+
     def dense_input(self, dense: str) -> float:
-        """amax of a dense layer's input (`dense_input_names`); a GELU's output has one in any case."""
+        """amax of a dense layer's input (`dense_input_names`)."""
         names = dense_input_names(dense)
-        if dense.endswith("_output_dense") and not dense.endswith("_attention_output_dense"):
-            return self.amax(*names) if names[0] in self.ranges else GELU_RANGE
-        return self.amax(*names)
+        return self.known(*names) or self.amax(*names)
 
     def matmul_inputs(self, attention: str) -> float:
         """amax of query, key and value where they are one tensor: the largest of the three."""

@@ -16,7 +16,7 @@ from helpers.backends.base import BuildOptions
 from helpers.backends.tensorrt import building, engine, module
 from helpers.backends.tensorrt.building import Profile
 from helpers.backends.tensorrt.native_layers import bfloat16_bits
-from helpers.backends.tensorrt.plugin_layers import find_plugins
+from helpers.backends.tensorrt.bert_plugins import find_plugins
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard

@@ -16,7 +16,7 @@ import pytest
 
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.tensorrt import native_layers, plugin_layers
+from helpers.backends.tensorrt import bert_plugins, native_layers, plugin_layers
 from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
@@ -290,17 +290,17 @@ def ids_not_transposed(monkeypatch):
 
 
 def wrong_plugin_version(monkeypatch):
-    versions = plugin_layers.PADDED_VERSIONS["deprecated"] | {plugin_layers.ATTENTION: "2"}
-    monkeypatch.setitem(plugin_layers.PADDED_VERSIONS, "deprecated", versions)
+    versions = bert_plugins.PADDED_VERSIONS["deprecated"] | {bert_plugins.ATTENTION: "2"}
+    monkeypatch.setitem(bert_plugins.PADDED_VERSIONS, "deprecated", versions)
 
 
 def plugin_field_omitted(monkeypatch):
-    original = plugin_layers.BertPlugins.create
+    original = bert_plugins.BertPlugins.create
 
     def create(self, plugin, name, fields):
         return original(self, plugin, name, [field for field in fields if field.name != "hidden_size"])
 
-    monkeypatch.setattr(plugin_layers.BertPlugins, "create", create)
+    monkeypatch.setattr(bert_plugins.BertPlugins, "create", create)
 
 
 def mask_not_given(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.backends import backend_module, load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.tensorrt import building, native_packed, plugin_layers
+from helpers.backends.tensorrt import bert_plugins, building, native_packed, plugin_layers
 from helpers.backends.tensorrt.building import Profile
 from helpers.backends.tensorrt.native_packed import PackedNativeLayers
 from helpers.batching import PackedBatch, PaddedBatch
@@ -254,12 +254,13 @@ def test_what_packed_plugins_can_not_do(changes, options, capability, message, e
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"int8": True}, "--int8 is not on the tensorrt backend yet"),
-        ({"interleaved": True}, "--interleaved needs --int8, which is not on the tensorrt backend yet"),
-        ({"megatron": True}, "--megatron needs --int8, which is not on the tensorrt backend yet"),
+        ({"interleaved": True}, "--interleaved needs --int8"),
+        ({"megatron": True}, "--megatron needs --int8"),
+        ({"interleaved": True, "int8": True, "network": "native"}, "no plugins; leave --interleaved out"),
+        ({"megatron": True, "int8": True, "network": "plugin"}, "interleaved ones: add --interleaved; use --network"),
     ],
 )
-def test_flags_that_wait_for_int8(options, message, monkeypatch):
+def test_flags_that_need_another(options, message, monkeypatch):
     install("10.16.1", monkeypatch)
     with pytest.raises(UsageError, match=message):
         backend_module("tensorrt").build(SMALL, None, "erf", BuildOptions(layout="packed", **options))
@@ -394,7 +395,7 @@ def tokens_not_put_back(monkeypatch):
 
 
 def padded_plugin_versions(monkeypatch):
-    monkeypatch.setattr(building, "PACKED_VERSIONS", plugin_layers.PADDED_VERSIONS)
+    monkeypatch.setattr(building, "PACKED_VERSIONS", bert_plugins.PADDED_VERSIONS)
 
 
 def heads_not_interleaved(monkeypatch):

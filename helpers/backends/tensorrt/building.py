@@ -5,24 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.backends.base import BuildOptions, BuiltEngine
+from helpers.backends.tensorrt.bert_plugins import (
+    INTERLEAVED_VERSIONS,
+    MAX_PACKED_HEAD_SIZE,
+    MAX_PACKED_LENGTH,
+    MEGATRON_VERSIONS,
+    PACKED_VERSIONS,
+    PADDED_VERSIONS,
+    BertPlugins,
+    find_plugins,
+)
 from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, plugin_registry
 from helpers.backends.tensorrt.native_layers import NativeLayers
 from helpers.backends.tensorrt.native_packed import PackedNativeLayers, has_packed_attention
 from helpers.backends.tensorrt.network_writer import INPUTS
-from helpers.backends.tensorrt.plugin_layers import (
-    MAX_PACKED_HEAD_SIZE,
-    MAX_PACKED_LENGTH,
-    PACKED_VERSIONS,
-    PADDED_VERSIONS,
-    BertPlugins,
-    PackedPluginLayers,
-    PluginLayers,
-    find_plugins,
-)
+from helpers.backends.tensorrt.plugin_layers import Int8, InterleavedPluginLayers, PackedPluginLayers, PluginLayers
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import atomic_write, check_writable
+from helpers.quantization import Quantization
 from helpers.weights import BertWeights
 
 #: Timings that the builder averages for each tactic: fewer choose by noise, more only cost time.
@@ -95,6 +97,9 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     device, capability = _device(options, flavour)
     _refuse_what_is_missing(trt, options, flavour)
     plugins = _plugins(trt, logger, config, options, capability)
+    if options.int8 and plugins is None:
+        raise UsageError(f"--int8 is not on the {flavour.backend} backend yet; take --fp16 or fp32")
+    quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
     precision = _precision(options)
 
     weakly_typed = plugins is not None or not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
@@ -104,10 +109,10 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     _add_profiles(builder, builder_config, options)
     # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
     with _timing_cache(builder_config, None if flavour.portable else options.timing_cache):
-        for make_layers in _forms(trt, logger, config, options, plugins, precision, weakly_typed):
+        for make_layers in _forms(trt, logger, config, options, plugins, precision, quantization, weakly_typed):
             network = builder.create_network(_network_flags(trt, weakly_typed))
             layers = make_layers(network)
-            build_bert(layers, config, weights, gelu)
+            build_bert(layers, config, weights, gelu, options.megatron)
             plan = builder.build_serialized_network(network, builder_config)
             del layers  # until here TensorRT has read the weights from its arrays
             if plan is not None:
@@ -119,18 +124,16 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
         backend_version=trt.__version__,
         device=device,
         network="native" if plugins is None else "plugin",
-        precision=[precision, "fp32"] if weakly_typed and precision != "fp32" else [precision],
+        precision=_precisions(options, weakly_typed),
         settings={"compute_capabilities": " ".join(options.compute_capabilities)} if flavour.portable else {},
     )
 
 
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
-    if options.int8 or options.fp8:
-        asked = "--int8" if options.int8 else "--fp8"
-        raise UsageError(f"{asked} is not on the {flavour.backend} backend yet; take --fp16 or fp32")
-    if options.interleaved or options.megatron:
-        asked = "--interleaved" if options.interleaved else "--megatron"
-        raise UsageError(f"{asked} needs --int8, which is not on the {flavour.backend} backend yet")
+    if options.fp8:
+        raise UsageError(f"--fp8 is not on the {flavour.backend} backend yet; take --fp16 or fp32")
+    if (options.interleaved or options.megatron) and not options.int8:
+        raise UsageError(f"{'--interleaved' if options.interleaved else '--megatron'} needs --int8")
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
@@ -173,18 +176,24 @@ def _precision(options: BuildOptions) -> str:
     return "fp16" if options.fp16 else "bf16" if options.bf16 else "fp32"
 
 
+def _precisions(options: BuildOptions, weakly_typed: bool) -> list[str]:
+    """The precisions that the engine may compute in, the lowest first."""
+    found = ["int8"] * options.int8 + [_precision(options)]
+    return found + ["fp32"] if weakly_typed and found[-1] != "fp32" else found
+
+
 def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability: tuple) -> BertPlugins | None:
     """The plugins of a plugin network; None: build the native network. Raises UsageError for a contradiction."""
-    asked = options.network == "plugin" or options.plugin_version is not None
+    asked = options.network == "plugin" or options.plugin_version is not None or options.interleaved
     if options.network == "native":
-        if options.plugin_version:
-            raise UsageError("--network native has no plugins; leave the plugin flag out")
+        if asked:
+            flag = "--interleaved" if options.interleaved else "the plugin flag"
+            raise UsageError(f"--network native has no plugins; leave {flag} out")
         return None
     misfit = _why_not_plugins(config, options, capability)
     if not asked and (options.bf16 or misfit or _is_packed_fp32(options)):
         return None
-    versions = PACKED_VERSIONS if options.layout == "packed" else PADDED_VERSIONS
-    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, versions)
+    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options))
     if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; use --network native")
@@ -193,10 +202,20 @@ def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability:
     return plugins
 
 
+def _plugin_versions(options: BuildOptions) -> dict:
+    if options.layout == "padded":
+        return PADDED_VERSIONS
+    if options.interleaved:
+        return MEGATRON_VERSIONS if options.megatron else INTERLEAVED_VERSIONS
+    return PACKED_VERSIONS
+
+
 def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tuple) -> str | None:
     """What of the model or the GPU the BERT plugins can't do; None: nothing."""
     if config.layer_norm_eps > MAX_PLUGIN_EPSILON:
         return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
+    if options.megatron and not options.interleaved:
+        return "the BERT plugins of Megatron's residual are interleaved ones: add --interleaved"
     if options.layout != "packed":
         return None
     if capability < PACKED_PLUGIN_CAPABILITY:
@@ -224,14 +243,12 @@ def _network_flags(trt, weakly_typed: bool) -> int:
     return flags
 
 
-def _forms(trt, logger, config, options, plugins, precision, weakly_typed) -> list:
+def _forms(trt, logger, config, options, plugins, precision, quantization, weakly_typed) -> list:
     """The forms of layers that the network can be written in, best first, each as a function of the network."""
     common = (logger, config)
     packed = options.layout == "packed"
-    if plugins is not None and packed:
-        return [lambda network: PackedPluginLayers(trt, network, *common, plugins, precision)]
     if plugins is not None:
-        return [lambda network: PluginLayers(trt, network, *common, plugins, precision, *input_shape(options))]
+        return [lambda network: _plugin_layers(trt, network, *common, options, plugins, precision, quantization)]
     if weakly_typed and precision == "fp16":
         precision = "fp32"  # the network's own type; BuilderFlag.FP16 lets the builder choose half kernels
     if not packed:
@@ -246,6 +263,15 @@ def _forms(trt, logger, config, options, plugins, precision, weakly_typed) -> li
     return [native(fused=True), native(fused=False)] if has_packed_attention(trt) else [native(fused=False)]
 
 
+def _plugin_layers(trt, network, logger, config, options, plugins, precision, quantization):
+    common = (trt, network, logger, config, plugins, precision)
+    if options.layout == "padded":
+        int8 = quantization and Int8(quantization, options.force_int8_multihead, options.force_int8_skipln)
+        return PluginLayers(*common, *input_shape(options), int8)
+    int8 = quantization and Int8(quantization, attention=True, add_and_norm=True)
+    return (InterleavedPluginLayers if options.interleaved else PackedPluginLayers)(*common, int8)
+
+
 def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
     """Precision flags, workspace, tactic sources and the rest of what builder.py's flags say."""
     config = builder.create_builder_config()
@@ -255,6 +281,8 @@ def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if options.fp16 and weakly_typed:
         config.set_flag(flags.FP16)
+    if options.int8 and weakly_typed:
+        config.set_flag(flags.INT8)
     if options.strict:
         _obey_precision(config, flags, options, weakly_typed)
     if options.sparse:

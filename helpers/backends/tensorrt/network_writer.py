@@ -25,11 +25,17 @@ class NetworkWriter:
         self.keep = []
 
     def output(self, layer, name: str, index: int = 0) -> Tensor:
-        """Names `layer` and hands on its output. Raises DemoBertError where TensorRT refused the layer."""
+        """Names `layer` and its output, hands on the output. Raises DemoBertError where TensorRT refused the layer.
+
+        A second output's name is its own; the layer is named by the first.
+        """
         if layer is None:
             raise self.refused(f"layer {name}")
-        layer.name = name
-        return layer.get_output(index)
+        if index == 0:
+            layer.name = name
+        tensor = layer.get_output(index)
+        tensor.name = name
+        return tensor
 
     def refused(self, what: str) -> DemoBertError:
         return explain(self.logger, f"TensorRT refused the {what}")

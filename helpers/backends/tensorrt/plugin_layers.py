@@ -1,8 +1,11 @@
 """demoBERT's own form of BERT: TensorRT's BERT plugins between 1×1 convolutions (TensorRT 8.6 to 10.x).
 
-Activations are [S, B, E, 1, 1], packed ones [T, E, 1, 1]: the plugins want the tokens first, and a dense layer is a 1×1
-convolution over E.
-Plugin names, versions, fields and layouts: NVIDIA's plugin documentation, as shared/spec/tensorrt.md gathers it.
+A dense layer is a 1×1 convolution over E. Activations are [S, B, E, 1, 1], packed ones [T, E, 1, 1], since the plugins
+want the tokens first; interleaved ones [1, E, T, 1].
+
+Int8 is TensorRT's implicit quantization: a tensor's dynamic range says what int8 would mean, a layer's precision that
+it is wanted (and --strict that it is not the builder's to choose). Kernels are rounded by the builder itself, by the
+largest value of each output channel.
 """
 
 from abc import abstractmethod
@@ -11,111 +14,70 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.backends.base import NetworkLayers, Normalised
+from helpers.backends.tensorrt.bert_plugins import (
+    ADD_AND_NORM,
+    ATTENTION,
+    EMBEDDINGS,
+    LAST_ADD_AND_NORM,
+    TYPE_IDS,
+    BertPlugins,
+)
 from helpers.backends.tensorrt.network_writer import PACKED_INPUTS, PADDED_INPUTS, NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
-
-EMBEDDINGS = "CustomEmbLayerNormPluginDynamic"
-ATTENTION = "CustomQKVToContextPluginDynamic"
-ADD_AND_NORM = "CustomSkipLayerNormPluginDynamic"
-
-#: Plugin → its version in padded networks, by plugin interface.
-PADDED_VERSIONS = {
-    "deprecated": {EMBEDDINGS: "1", ATTENTION: "1", ADD_AND_NORM: "1"},
-    "v3": {EMBEDDINGS: "6", ATTENTION: "4", ADD_AND_NORM: "5"},
-}
-
-#: The same in packed networks (whose int8 versions take the interleaved layout, and are others).
-PACKED_VERSIONS = {
-    "deprecated": {EMBEDDINGS: "2", ATTENTION: "2", ADD_AND_NORM: "2"},
-    "v3": {EMBEDDINGS: "4", ATTENTION: "5", ADD_AND_NORM: "6"},
-}
-
-#: What the packed attention plugin has kernels for, by NVIDIA's word (github.com/NVIDIA/TensorRT/issues/3298).
-MAX_PACKED_LENGTH = 512
-MAX_PACKED_HEAD_SIZE = 64
-
-#: The plugins' field `type_id`.
-TYPE_IDS = {"fp32": 0, "fp16": 1}
+from helpers.quantization import PROBABILITIES, Quantization, matmul_input_name, tensor_ranges
 
 
 @dataclass(frozen=True)
-class BertPlugins:
-    """The BERT plugins of one registry, by one interface: "deprecated" (IPluginV2) or "v3" (IPluginV3)."""
+class Int8:
+    """The ranges of an int8 network, and which plugins take and give int8 too: attention, add + norm."""
 
-    trt: object
-    registry: object
-    interface: str
-    versions: dict
-
-    def creator(self, plugin: str):
-        """The creator of `plugin`, or None."""
-        registry, version = self.registry, self.versions[plugin]
-        if self.interface == "deprecated":
-            return registry.get_plugin_creator(plugin, version, "") if hasattr(registry, "get_plugin_creator") else None
-        return registry.get_creator(plugin, version, "") if hasattr(registry, "get_creator") else None
-
-    @property
-    def complete(self) -> bool:
-        return all(self.creator(plugin) is not None for plugin in self.versions)
-
-    def create(self, plugin: str, name: str, fields: list):
-        """A plugin object from PluginFields, or None where TensorRT refuses them."""
-        collection = self.trt.PluginFieldCollection(fields)
-        if self.interface == "deprecated":
-            return self.creator(plugin).create_plugin(name, collection)
-        return self.creator(plugin).create_plugin(name, collection, self.trt.TensorRTPhase.BUILD)
-
-    def add(self, network, inputs: list, plugin_object):
-        """The plugin as a layer of `network`."""
-        if self.interface == "deprecated":
-            return network.add_plugin_v2(inputs, plugin_object)
-        return network.add_plugin_v3(inputs, [], plugin_object)
-
-
-def find_plugins(trt, registry, interface: str | None, versions: dict = PADDED_VERSIONS) -> BertPlugins | None:
-    """The BERT plugins by `interface` ("deprecated" or "v3"; None: the first that the registry has); None: not there.
-
-    `versions` is PADDED_VERSIONS or PACKED_VERSIONS.
-
-    Networks of these plugins are weakly typed, which TensorRT 11 no longer is, whatever its registry holds.
-    """
-    if registry is None or not hasattr(trt.BuilderFlag, "FP16"):
-        return None
-    for candidate in (interface,) if interface else ("deprecated", "v3"):
-        plugins = BertPlugins(trt, registry, candidate, versions[candidate])
-        if plugins.complete:
-            return plugins
-    return None
+    quantization: Quantization
+    attention: bool
+    add_and_norm: bool
 
 
 class PluginWriter(NetworkWriter, NetworkLayers):
-    """What the padded and the packed plugin network have in common.
+    """What the plugin networks have in common.
 
-    `precision` is "fp32" or "fp16": the type that the plugins work in; the builder picks the convolutions' types. A
-    subclass adds the network's inputs, `inputs`, and says what the plugins of its layout take besides.
+    `precision` is "fp32" or "fp16": the type that the plugins work in where `int8` does not say otherwise; the builder
+    picks the convolutions' types. A subclass adds the network's inputs, `inputs`, and says what its layout asks for.
 
-    rank              of the activations
-    own_fields        plugin → integer fields that only this layout has
-    attention_inputs  what the attention plugin takes after the mask
+    rank            of the activations
+    head_transpose  what brings the logits into the order of the output
+    own_fields      plugin → integer fields that only some layouts have
     """
 
     rank: int
+    head_transpose: tuple
 
-    def __init__(self, trt, network, logger, config: BertConfig, plugins: BertPlugins, precision: str):
+    def __init__(
+        self, trt, network, logger, config: BertConfig, plugins: BertPlugins, precision: str, int8: Int8 | None = None
+    ):
         NetworkWriter.__init__(self, trt, network, logger)
-        if precision not in TYPE_IDS:
+        if precision not in ("fp32", "fp16"):
             raise UsageError(f"the BERT plugins have no {precision}; use --fp16 or --network native")
         self.config = config
         self.plugins = plugins
-        self.type_id = TYPE_IDS[precision]
-        self.attention_mask = None
+        self.int8 = int8
+        self.float_type = trt.float16 if precision == "fp16" else trt.float32
+        self.half_embeddings = precision == "fp16"
+        self.attention_type = TYPE_IDS["int8" if int8 and int8.attention else precision]
+        self.norm_type = TYPE_IDS["int8" if int8 and int8.add_and_norm else precision]
+        self.ranges_of = tensor_ranges(config.num_hidden_layers)
         self.own_fields = {}
-        self.attention_inputs = ()
 
     @abstractmethod
     def _embedding_inputs(self, name: str) -> list:
         """What the embeddings plugin takes."""
+
+    @abstractmethod
+    def _embedded(self, layer, name: str) -> Normalised:
+        """What the embeddings plugin gives."""
+
+    @abstractmethod
+    def _attention_inputs(self) -> list:
+        """What the attention plugin takes beside query, key and value."""
 
     # Words of NetworkLayers
 
@@ -126,35 +88,30 @@ class PluginWriter(NetworkWriter, NetworkLayers):
             self._floats("bert_embeddings_word_embeddings", word),
             self._floats("bert_embeddings_token_type_embeddings", token_type),
             self._floats("bert_embeddings_position_embeddings", position),
-            self._integer("output_fp16", int(self.type_id == TYPE_IDS["fp16"])),
+            self._integer("output_fp16", int(self.half_embeddings)),
         ]
-        layer = self._plugin(EMBEDDINGS, name, fields, self._embedding_inputs(name))
-        # The second output is the mask in the form that the attention plugin wants for its type and length.
-        self.attention_mask = self.output(layer, name, index=1)
-        return Normalised(self.output(layer, name, index=0), None)
+        return self._embedded(self._plugin(EMBEDDINGS, name, fields, self._embedding_inputs(name)), name)
 
     def query_key_value(self, hidden, kernel, bias, name):
-        config = self.config
-        heads, size = config.num_attention_heads, config.head_size
-        # The plugin reads each head's query, key and value side by side: [3, N, H, …] → [N, 3, H, …].
-        kernel = kernel.reshape(3, heads, size, -1).transpose(1, 0, 2, 3).reshape(kernel.shape)
-        bias = bias.reshape(3, heads, size).transpose(1, 0, 2).reshape(bias.shape)
-        return self.dense(hidden, kernel, bias, f"{name}/query_key_value")
+        kernel, bias = self._by_head(self._clipped(kernel, name)), self._by_head(bias)
+        return self._dense(hidden, kernel, bias, f"{name}/query_key_value", self.attention_type)
 
     def attention(self, query_key_value, name):
         fields = [
-            self._integer("type_id", self.type_id),
             self._integer("hidden_size", self.config.hidden_size),
             self._integer("num_heads", self.config.num_attention_heads),
-            self._integer("has_mask", 1),
         ]
-        inputs = [query_key_value, self.attention_mask, *self.attention_inputs]
-        return self.output(self._plugin(ATTENTION, name, fields, inputs), name)
+        int8 = self.attention_type == TYPE_IDS["int8"]
+        probabilities = matmul_input_name(name, PROBABILITIES)
+        if int8 and probabilities in self.int8.quantization.ranges:  # else the plugin takes 1 / 127
+            scale = self.int8.quantization.amax(probabilities) / self.int8.quantization.largest
+            fields.append(self._floats("dq_probs", np.array([scale])))
+        layer = self._plugin(ATTENTION, name, fields, [query_key_value, *self._attention_inputs()])
+        return self._checked(int8, query_key_value, self.output(layer, name))
 
     def dense(self, hidden, kernel, bias, name):
-        outputs = kernel.shape[0]
-        layer = self.network.add_convolution_nd(hidden, outputs, (1, 1), self.weights(kernel), self.weights(bias))
-        return self.output(layer, name)
+        consumer = self.norm_type if name.endswith("_output_dense") else None  # add + norm, or GELU
+        return self._dense(hidden, self._clipped(kernel, name), bias, name, consumer)
 
     def gelu(self, hidden, formula, name):
         shape = (1,) * self.rank
@@ -162,26 +119,79 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         def constant(value, part):
             return self.output(self.network.add_constant(shape, self.weights(np.full(shape, value, np.float32))), part)
 
-        return self.composed_gelu(hidden, formula, constant, name)
+        first = self.network.num_layers
+        result = self.composed_gelu(hidden, formula, constant, name)
+        if self.int8:  # only its output has a range: what lies between is no int8
+            for index in range(first, self.network.num_layers):
+                self.network.get_layer(index).precision = self.trt.float32
+        return result
 
     def add_and_normalise(self, branch, residual, gamma, beta, name):
-        fields = [
-            self._integer("ld", self.config.hidden_size),
-            self._floats("beta", beta),
-            self._floats("gamma", gamma),
-            self._integer("type_id", self.type_id),
-        ]
-        return Normalised(self.output(self._plugin(ADD_AND_NORM, name, fields, [branch, residual]), name), None)
+        last = name == f"l{self.config.num_hidden_layers - 1}_output_layernorm"
+        plugin = LAST_ADD_AND_NORM if last and LAST_ADD_AND_NORM in self.plugins.versions else ADD_AND_NORM
+        fields = [self._floats("beta", beta), self._floats("gamma", gamma)]
+        layer = self._plugin(plugin, name, fields, [branch, residual])
+        output = self.output(layer, name)
+        total = self.output(layer, f"{name}/sum", index=1) if layer.num_outputs > 1 else None
+        int8 = self.norm_type == TYPE_IDS["int8"]
+        self._checked(int8, branch, residual, *([total] if total else []), output)
+        return Normalised(output, total)
 
     def squad_output(self, hidden, kernel, bias, name):
-        logits = self.dense(hidden, kernel, bias, name)
-        # Padded: the batch first, [B, S, 2, 1, 1]. Packed: all start logits, then all end logits, [2, T, 1, 1].
-        logits = self.reshaped(logits, f"{name}/transposed", after=(1, 0, *range(2, self.rank)))
+        layer = self._convolution(hidden, kernel, bias)
+        logits = self.output(layer, name)
+        if self.int8:  # of two channels: int8 would save nothing, and cost the answer
+            layer.precision = self.float_type
+        logits = self.reshaped(logits, f"{name}/transposed", after=self.head_transpose)
         logits.name = "logits_out"
         self.network.mark_output(logits)
         logits.dtype = self.trt.float32  # an output's type can be set, a tensor's between layers can't
 
     # Parts
+
+    def output(self, layer, name: str, index: int = 0):
+        """Names the layer and its output, and sets the output's dynamic range, where it has one."""
+        tensor = super().output(layer, name, index)
+        if self.int8:
+            amax = self.int8.quantization.known(*self.ranges_of.get(name, ()))
+            if amax is not None:
+                tensor.set_dynamic_range(-amax, amax)
+        return tensor
+
+    def _checked(self, int8: bool, *tensors):
+        """The last of `tensors`; raises DemoBertError where `int8` is meant and one has no range."""
+        for tensor in tensors if int8 else ():
+            if tensor.dynamic_range is None:
+                self.int8.quantization.amax(*self.ranges_of[tensor.name])
+        return tensors[-1]
+
+    def _convolution(self, hidden, kernel, bias):
+        return self.network.add_convolution_nd(
+            hidden, kernel.shape[0], (1, 1), self.weights(kernel), self.weights(bias)
+        )
+
+    def _dense(self, hidden, kernel, bias, name, consumer: int | None):
+        """A dense layer, in int8 where the network is; `consumer`: the type id of the plugin that reads it, if one does."""
+        layer = self._convolution(hidden, kernel, bias)
+        tensor = self.output(layer, name)
+        if self.int8:
+            self._checked(True, hidden)
+            layer.precision = self.trt.int8
+            if consumer not in (None, TYPE_IDS["int8"]):  # the plugin would not read int8: the output need not be
+                layer.set_output_type(0, self.float_type)
+        return tensor
+
+    def _clipped(self, kernel, name):
+        """`kernel` within the ranges that training gave it: the builder's own scales then are no coarser."""
+        if self.int8 is None:
+            return kernel
+        amax = self.int8.quantization.kernel(name, kernel)[:, None]
+        return np.clip(kernel, -amax, amax)
+
+    def _by_head(self, array):
+        """Each head's query, key and value side by side, as the plugin reads them: [3, N, H, …] → [N, 3, H, …]."""
+        heads, size = self.config.num_attention_heads, self.config.head_size
+        return array.reshape(3, heads, size, -1).transpose(1, 0, 2, 3).reshape(array.shape)
 
     def _plugin(self, plugin: str, name: str, fields: list, inputs: list):
         fields = fields + [self._integer(*field) for field in self.own_fields.get(plugin, {}).items()]
@@ -201,37 +211,102 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         return self.trt.PluginField(name, array, self.trt.PluginFieldType.INT32)
 
 
-class PluginLayers(PluginWriter):
+class TypedPluginWriter(PluginWriter):
+    """The plugins that are told their types: those of padded networks, and of packed ones that are not interleaved."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.attention_mask = None
+        self.own_fields = {
+            ATTENTION: {"type_id": self.attention_type, "has_mask": 1},
+            ADD_AND_NORM: {"type_id": self.norm_type, "ld": self.config.hidden_size},
+        }
+
+    def _embedded(self, layer, name):
+        # The second output is the mask in the form that the attention plugin wants for its type and length.
+        self.attention_mask = self.output(layer, f"{name}/mask", index=1)
+        if self.int8:  # TensorRT asks for a range of whatever an int8 plugin reads; of integers it makes no use
+            self.attention_mask.set_dynamic_range(-1.0, 1.0)
+        return Normalised(self.output(layer, name), None)
+
+    def _attention_inputs(self):
+        return [self.attention_mask]
+
+
+class PluginLayers(TypedPluginWriter):
     """NetworkLayers for padded input through the BERT plugins.
 
     `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic; the rest: see PluginWriter.
     """
 
     rank = 5
+    head_transpose = (1, 0, 2, 3, 4)  # the batch first: [B, S, 2, 1, 1]
 
-    def __init__(self, trt, network, logger, config, plugins, precision: str, batch_size: int, sequence_length: int):
-        super().__init__(trt, network, logger, config, plugins, precision)
+    def __init__(
+        self, trt, network, logger, config, plugins, precision: str, batch_size: int, sequence_length: int, int8=None
+    ):
+        super().__init__(trt, network, logger, config, plugins, precision, int8)
         shape = (batch_size, sequence_length)
         self.inputs = [network.add_input(name, trt.int32, shape) for name in PADDED_INPUTS]
-        self.own_fields = {EMBEDDINGS: {"mha_type_id": self.type_id}}
+        self.own_fields |= {EMBEDDINGS: {"mha_type_id": self.attention_type}}
 
     def _embedding_inputs(self, name):
         return [self.reshaped(tensor, f"{name}/{tensor.name}", before=(1, 0)) for tensor in self.inputs]
 
 
-class PackedPluginLayers(PluginWriter):
+class PackedPluginLayers(TypedPluginWriter):
     """NetworkLayers for packed input through the BERT plugins: ids, segments [T], cu_seqlens [B+1], max_seqlen [Smax].
 
     Of max_seqlen the plugins read the length alone, the longest sequence's, by which attention chooses its kernel.
+    In int8 attention and add + norm are int8 too: the packed attention plugin has fused kernels for that and fp16 only.
     """
 
     rank = 4
+    head_transpose = (1, 0, 2, 3)  # all start logits, then all end logits: [2, T, 1, 1]
 
-    def __init__(self, trt, network, logger, config, plugins, precision: str):
-        super().__init__(trt, network, logger, config, plugins, precision)
+    def __init__(self, trt, network, logger, config, plugins, precision: str, int8=None):
+        super().__init__(trt, network, logger, config, plugins, precision, int8)
         self.inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
-        self.own_fields = {ATTENTION: {"var_seqlen": 1}}
-        self.attention_inputs = self.inputs[2:]
+        self.half_embeddings = self.half_embeddings or int8 is not None
+        self.own_fields[ATTENTION]["var_seqlen"] = 1
 
     def _embedding_inputs(self, name):
         return self.inputs
+
+    def _attention_inputs(self):
+        return [self.attention_mask, *self.inputs[2:]]
+
+
+class InterleavedPluginLayers(PluginWriter):
+    """NetworkLayers for packed input through the plugins of interleaved int8, activations [1, E, T, 1].
+
+    With the versions of Megatron's BERT, the plugins hand out the sums that they normalise.
+    """
+
+    rank = 4
+    head_transpose = (1, 2, 0, 3)  # all start logits, then all end logits: [2, T, 1, 1]
+
+    def __init__(self, trt, network, logger, config, plugins, precision: str, int8: Int8):
+        super().__init__(trt, network, logger, config, plugins, precision, int8)
+        self.inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
+        self.half_embeddings = True
+
+    def _embedding_inputs(self, name):
+        return self.inputs
+
+    def _embedded(self, layer, name):
+        hidden = self._interleaved(self.output(layer, name), name)
+        if LAST_ADD_AND_NORM not in self.plugins.versions:
+            return Normalised(hidden, None)  # the second output is the mask, which these plugins do without
+        return Normalised(hidden, self._interleaved(self.output(layer, f"{name}/sum", index=1), f"{name}/sum"))
+
+    def _attention_inputs(self):
+        return self.inputs[2:]
+
+    def _by_head(self, array):
+        return array  # these plugins read all of query, then of key, then of value: as the kernels are stacked
+
+    def _interleaved(self, tensor, name):
+        """[T, E, 1, 1] → [1, E, T, 1], of the same range."""
+        self.ranges_of[f"{name}/interleaved"] = self.ranges_of[name]
+        return self.reshaped(tensor, f"{name}/interleaved", after=(2, 1, 0, 3))
