@@ -1,7 +1,9 @@
 """What inference.ipynb shows: an engine that is built where there is none, answers in their passage, pictures, a form."""
 
+import contextlib
 import html
 import io
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +47,9 @@ def open_engine(path=BUNDLED_ENGINE) -> QuestionAnswerer:
     path.parent.mkdir(parents=True, exist_ok=True)
     parser = cli.Parser("")
     add_build_arguments(parser, "padded")
-    build_engine(parser.parse_args(["-pt", str(BUNDLED_MODEL), "-o", str(path), "-b", "8", "-s", "384"]))
+    args = parser.parse_args(["-pt", str(BUNDLED_MODEL), "-o", str(path), "-b", "8", "-s", "384"])
+    with contextlib.redirect_stderr(sys.stdout):  # Jupyter shows what comes by stderr as if it were a failure
+        build_engine(args)
     return _answerer(path)
 
 

