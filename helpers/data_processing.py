@@ -23,6 +23,7 @@ __all__ = [
     "max_context_masks",
     "read_squad",
     "require_tokens",
+    "token_logits",
     "window_spans",
 ]
 
@@ -209,6 +210,21 @@ def best_answers(
     exponentials = np.exp(scores - scores.max())
     probabilities = exponentials / exponentials.sum()
     return [Answer(*answer, float(probability)) for answer, probability in zip(answers, probabilities)]
+
+
+def token_logits(features: Sequence[Feature], logits_per_feature: Sequence[np.ndarray]) -> np.ndarray:
+    """Start and end logits of the passage's tokens, float64 [n, 2]: each from the window that gives it most context."""
+    pieces = [
+        (feature.passage_start + np.flatnonzero(feature.is_max_context), _passage_logits(feature, logits))
+        for feature, logits in zip(features, logits_per_feature, strict=True)
+    ]
+    positions = np.concatenate([positions for positions, _ in pieces])
+    return np.concatenate([logits for _, logits in pieces])[np.argsort(positions)]
+
+
+def _passage_logits(feature: Feature, logits: np.ndarray) -> np.ndarray:
+    end = feature.passage_position + feature.passage_length
+    return np.asarray(logits, np.float64)[feature.passage_position : end][feature.is_max_context]
 
 
 def choose_answer(answers: Sequence[Answer], null_score_diff_threshold: float = 0.0) -> tuple[Answer, float | None]:

@@ -20,6 +20,7 @@ from helpers.data_processing import (
     choose_answer,
     make_features,
     require_tokens,
+    token_logits,
 )
 from helpers.errors import DemoBertError, UsageError
 from helpers.squad import SquadData, SquadExample
@@ -36,6 +37,24 @@ class QuestionResult:
     text: str
     null_odds: float | None
     n_best: list[Answer]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one question about one passage got.
+
+    answers        the n-best, best first
+    seconds        what the engine took
+    windows        how many windows it was given
+    passage        the passage's tokens
+    token_logits   their start and end logits, float64 [n, 2]
+    """
+
+    answers: list[Answer]
+    seconds: float
+    windows: int
+    passage: TokenizedText
+    token_logits: np.ndarray
 
 
 class QuestionAnswerer:
@@ -66,6 +85,14 @@ class QuestionAnswerer:
     ) -> tuple[list[Answer], float, int]:
         """The n-best answers, best first; the seconds the engine took; the number of windows it was given.
 
+        As `reply`, which says more.
+        """
+        reply = self.reply(passage, question, on_progress)
+        return reply.answers, reply.seconds, reply.windows
+
+    def reply(self, passage: str, question: str, on_progress: Callable[[int, int], None] | None = None) -> Reply:
+        """The answers to one question, and what they were chosen from.
+
         `on_progress(done, total)` is called, in windows, after each batch. Raises DemoBertError for text that is
         empty or not Unicode.
         """
@@ -84,7 +111,8 @@ class QuestionAnswerer:
             done += len(batches.groups[index])
             if on_progress is not None:
                 on_progress(done, len(features))
-        return best_answers(passage_tokens, features, logits, self.options), seconds, len(features)
+        answers = best_answers(passage_tokens, features, logits, self.options)
+        return Reply(answers, seconds, len(features), passage_tokens, token_logits(features, logits))
 
     def answer_squad(
         self, data: SquadData, on_progress: Callable[[int, int], None] | None = None

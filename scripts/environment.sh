@@ -1,12 +1,11 @@
-# Sourced by quickstart.sh and test.sh: `prepare_environment FILE…` makes .venv hold what the requirements files name.
-# It remembers what it installed, so that a second call takes no time.
-
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck shell=bash
+# Sourced by quickstart.sh and test.sh, after common.sh, from the repository's root: `prepare_environment FILE…` makes
+# .venv hold what the requirements files name. It remembers what it installed, so that a second call takes no time.
 
 prepare_environment() {
-    local python=${PYTHON:-python3} wanted stamp=.venv/installed.txt
+    local python=${PYTHON:-python3} requirements wanted stamp=.venv/installed.txt
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        echo "Python 3.10 or newer is needed, and $("$python" --version 2>&1) was found; name another: PYTHON=python3.12 bash $0" >&2
+        echo "Python 3.10 or newer is needed, and $("$python" --version 2>&1) was found; name another: PYTHON=python3.12 bash ${script:?}" >&2
         return 1
     fi
     if [ ! -x .venv/bin/python ]; then

@@ -2,11 +2,12 @@
 # From a fresh clone to an answer: environment, engine of the bundled model, one question.
 # Run it again as often as you like; what is there already is kept.
 set -euo pipefail
-if [ $# -gt 0 ]; then
-    sed -n '2,3s/^# //p' "$0"
-    exit 0
-fi
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/environment.sh
+source "$root/scripts/environment.sh"
+expect_no_arguments "$@"
+cd "$root"
 
 prepare_environment requirements.txt
 

@@ -1,7 +1,14 @@
 #!/usr/bin/env bash
-# Run the tests in .venv, after installing what they need. Arguments go to pytest: bash scripts/test.sh -k tokenization
+# Run the tests in .venv, after installing what they need.
+#
+#     bash scripts/test.sh [PYTEST'S ARGUMENTS]        (for example: bash scripts/test.sh -k tokenization)
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/environment.sh
+source "$root/scripts/environment.sh"
+case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
+cd "$root"
 
 prepare_environment requirements.txt requirements-dev.txt
 # NVIDIA's bindings and TensorRT-RTX, which the TensorRT tests are held to; kept out of the environment itself.

@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# Sourced first by every script here: their help, their errors, the repository's folder and its Python.
+
+script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
+root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The help of a script is the comment that it begins with.
+print_help() {
+    sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$script"
+}
+
+fail() {
+    echo "$(basename "$script"): error: $*" >&2
+    exit 1
+}
+
+usage_error() {
+    echo "$(basename "$script"): error: $* (-h explains the arguments)" >&2
+    exit 2
+}
+
+# For scripts without arguments: -h, or nothing.
+expect_no_arguments() {
+    case ${1-} in
+    "") ;;
+    -h | --help)
+        print_help
+        exit 0
+        ;;
+    *) usage_error "unknown argument: $1" ;;
+    esac
+}
+
+# The environment that is active, else the repository's, else the system's.
+find_python() {
+    if [ -z "${VIRTUAL_ENV-}" ] && [ -x "$root/.venv/bin/python" ]; then
+        echo "$root/.venv/bin/python"
+    else
+        command -v python3 || fail "there is no python3 here"
+    fi
+}
+
+# value_of FLAG VALUE…: prints the value that follows a flag.
+value_of() {
+    [ $# -gt 1 ] && [ -n "$2" ] || usage_error "$1 needs a value"
+    echo "$2"
+}
+
+# run_docker DRY_RUN COMMAND…: prints the command, quoted for a shell, and, unless DRY_RUN is yes, becomes it.
+run_docker() {
+    local dry_run=$1
+    shift
+    echo "${*@Q}"
+    [ "$dry_run" = yes ] && return
+    command -v docker >/dev/null || fail "docker is not installed"
+    exec "$@"
+}

