@@ -4,18 +4,26 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import cli
+import numpy as np
+from tqdm import tqdm
+
+from helpers import calibrator, cli, quantization
 from helpers.backends import backend_module, choose_backend, write_engine
 from helpers.backends.base import BuildOptions
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard, is_engine
-from helpers.errors import UsageError
+from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs
-from helpers.tokenization import Vocabulary, check_vocabulary, load_vocabulary
+from helpers.squad import read_squad
+from helpers.tokenization import BertTokenizer, Vocabulary, check_vocabulary, load_vocabulary
 from helpers.weights import BertWeights, load_weights
 
 #: TensorRT's own default for upstream's users: MiB of scratch memory.
 DEFAULT_WORKSPACE_MIB = 2500
+
+#: Calibration: text and samples where the arguments name none.
+DEFAULT_CALIBRATION_DATA = "squad/dev-v1.1.json"
+DEFAULT_CALIBRATION_SAMPLES = 100
 
 #: Flags that only TensorRT can obey: attribute, spelling, what the CPU engine does instead.
 _TENSORRT_ONLY = (
@@ -25,16 +33,22 @@ _TENSORRT_ONLY = (
     ("distributive_independence", "--distributive_independence", "its rows do not depend on the batch around them"),
     ("use_v3_plugins", "--use-v3-plugins", "it has no plugins"),
     ("use_deprecated_plugins", "--use-deprecated-plugins", "it has no plugins"),
-    ("force_int8_skipln", "--force-int8-skipln", "int8 is not on this backend yet"),
-    ("force_int8_multihead", "--force-int8-multihead", "int8 is not on this backend yet"),
+    ("force_int8_skipln", "--force-int8-skipln", "its int8 is in the dense layers, where the time is"),
+    ("force_int8_multihead", "--force-int8-multihead", "its int8 is in the dense layers, where the time is"),
+    ("interleaved", "--interleaved", "its own layout is the fastest that it has"),
     ("compute_capability", "--compute-capability", "it runs on the CPU"),
+)
+
+#: Flags that mean something only where ranges are calibrated.
+_CALIBRATION_ONLY = (
+    ("squad_json", "--squad-json"),
+    ("calib_num", "--calib-num"),
+    ("calib_path", "--calib-path"),
+    ("calib_method", "--calib-method"),
 )
 
 #: Flags that mean something only with --int8.
 _INT8_ONLY = (
-    ("squad_json", "--squad-json"),
-    ("calib_num", "--calib-num"),
-    ("calib_path", "--calib-path"),
     ("force_int8_skipln", "--force-int8-skipln"),
     ("force_int8_multihead", "--force-int8-multihead"),
 )
@@ -112,11 +126,28 @@ def add_build_arguments(parser: cli.Parser, layout: str) -> None:
     else:
         _add_padded_int8(precision)
     precision.add_argument(
-        "-j", "--squad-json", metavar="FILE", help="calibration data, SQuAD format (default: squad/dev-v1.1.json)"
+        "-j",
+        "--squad-json",
+        metavar="FILE",
+        help=f"calibration data, SQuAD format (default: {DEFAULT_CALIBRATION_DATA})",
     )
-    precision.add_argument("-n", "--calib-num", type=cli.positive_int, metavar="N", help="calibration samples (default: 100)")
     precision.add_argument(
-        "-p", "--calib-path", metavar="FILE", help="calibration cache (default: named from the model and the length)"
+        "-n",
+        "--calib-num",
+        type=cli.positive_int,
+        metavar="N",
+        help=f"calibration samples (default: {DEFAULT_CALIBRATION_SAMPLES})",
+    )
+    precision.add_argument(
+        "-p",
+        "--calib-path",
+        metavar="FILE",
+        help="calibration cache (default: beside the engine, named from the model and the length)",
+    )
+    precision.add_argument(
+        "--calib-method",
+        choices=calibrator.METHODS,
+        help=f"how a range is chosen from the values seen (default: {calibrator.METHODS[0]})",
     )
 
 
@@ -170,9 +201,11 @@ def build_engine(args) -> None:
     weights = read_weights(args, config)
     report_sparsity(args, weights)
     vocabulary = find_vocabulary(args, config)
+    gelu = args.gelu or config.gelu or weights.gelu
+    if args.int8 or args.fp8:
+        weights = with_ranges(args, config, weights, gelu, vocabulary)
 
     start = time.perf_counter()
-    gelu = args.gelu or config.gelu or weights.gelu
     built = backend_module(backend).build(config, weights, gelu, options)
     if args.fp16 and backend == "openvino":
         cli.note(f"--fp16: this CPU's half type is {built.precision[-1]}")
@@ -276,7 +309,12 @@ def notes_on_unused_flags(args, backend: str) -> None:
     """Say of each flag that was given and changes nothing that it changes nothing."""
     if args.force_fc2_gemm:
         cli.note("Note: --force-fc2-gemm has no effect: the plugin that it chose is gone")
-    unused = {} if args.int8 else {flag: "it means something with --int8 only" for name, flag in _INT8_ONLY if getattr(args, name)}
+    unused = {}
+    if not args.int8:
+        unused |= {flag: "it means something with --int8 only" for name, flag in _INT8_ONLY if getattr(args, name)}
+    if not (args.int8 or args.fp8):
+        reason = "it means something with --int8 and --fp8 only"
+        unused |= {flag: reason for name, flag in _CALIBRATION_ONLY if getattr(args, name)}
     if backend == "openvino":
         unused |= {flag: reason for name, flag, reason in _TENSORRT_ONLY if getattr(args, name)}
     if backend == "tensorrt_rtx" and args.timing_cache_file:
@@ -291,6 +329,64 @@ def read_weights(args, config: BertConfig) -> BertWeights:
         raise UsageError("Megatron's pickles can't be read yet: convert the weights to .safetensors and name them with -pt")
     cli.note(f"Reading {args.ckpt or args.onnx or args.pytorch}")
     return load_weights(config, tensorflow=args.ckpt, pytorch=args.pytorch, onnx=args.onnx)
+
+
+def with_ranges(
+    args, config: BertConfig, weights: BertWeights, gelu: str, vocabulary: Vocabulary | None
+) -> BertWeights:
+    """`weights` with the ranges that int8 and fp8 need: their own (QAT), the calibration cache's, or calibrated now.
+
+    Raises DemoBertError where they can't be had.
+    """
+    if quantization.has_dense_ranges(config, weights.ranges):
+        cli.note(f"Ranges: {len(weights.ranges)} of the checkpoint (quantization-aware training)")
+        for flag in [flag for name, flag in _CALIBRATION_ONLY if getattr(args, name)]:
+            cli.note(f"Note: {flag} has no effect on this engine: the checkpoint has its own ranges")
+        return weights
+    cache = calibration_cache(args)
+    if vocabulary is None:
+        raise DemoBertError("calibration reads text, and no vocabulary is known: name it with -v/--vocab-file")
+    tokenizer = BertTokenizer(vocabulary, lower_cases(config, vocabulary))
+    data = Path(args.squad_json or DEFAULT_CALIBRATION_DATA)
+    text_is_here = args.squad_json is not None or data.exists()
+    examples = read_squad(data).examples if text_is_here else []
+    wanted = calibrator.Fingerprint(
+        model=calibrator.model_fingerprint(config, weights, gelu, args.megatron),
+        data=calibrator.data_fingerprint(data, tokenizer) if text_is_here else None,
+        length=max(args.sequence_length or [128]),
+        samples=args.calib_num and min(args.calib_num, len(examples) or args.calib_num),
+        method=args.calib_method,
+    )
+    if cache.exists():
+        ranges = calibrator.read_cache(cache, wanted, config)
+        cli.note(f"Ranges: calibration cache {cache}" + ("" if text_is_here else f" ({data} is not here to compare with)"))
+    elif text_is_here:
+        samples = args.calib_num or DEFAULT_CALIBRATION_SAMPLES
+        if len(examples) < samples:
+            cli.note(f"Note: {data} has {len(examples)} questions, not {samples}: calibrating with those")
+        check_outputs({"--calib-path": cache}, [data])
+        cli.note(f"Calibrating on {min(samples, len(examples))} windows of {data}")
+        batches = calibrator.calibration_batches(examples, tokenizer, wanted.length, samples)
+        done = replace(wanted, samples=len(batches), method=args.calib_method or calibrator.METHODS[0])
+        with tqdm(total=len(batches), unit="window", disable=None) as progress:
+            ranges = calibrator.calibrate(config, weights, gelu, args.megatron, batches, done.method, progress.update)
+        calibrator.write_cache(cache, done, ranges)
+        cli.note(f"Ranges: calibration cache {cache} written")
+    else:
+        raise DemoBertError(
+            f"calibration data not found: {data}; get it with scripts/download_squad.sh, or name text in SQuAD's format "
+            "with --squad-json, or a cache with --calib-path"
+        )
+    ranges = {name: np.float32(amax) for name, amax in ranges.items()}
+    return replace(weights, ranges={**ranges, **weights.ranges})
+
+
+def calibration_cache(args) -> Path:
+    """The calibration cache of --calib-path, or the engine's neighbour with the model's name and the length."""
+    if args.calib_path:
+        return Path(args.calib_path)
+    model = Path(args.ckpt or args.onnx or args.pytorch or args.pickle).resolve().stem
+    return Path(args.output).parent / f"{model}_{max(args.sequence_length or [128])}.calibration"
 
 
 def report_sparsity(args, weights: BertWeights) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 
 #: The largest integer and the largest E4M3 float that a range is mapped to.
@@ -19,6 +20,9 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 #: The range of a GELU's output that no other is known for ("gelu10", arXiv:2004.09602).
 GELU_RANGE = 10.0
+
+#: How far below 0 a GELU goes: -min x·Φ(x), rounded up, in either formula.
+GELU_MINIMUM = 0.1701
 
 _PARTS = ("query", "key", "value")
 
@@ -32,6 +36,11 @@ def dense_input_names(dense: str) -> list[str]:
     if dense.endswith("_attention_self"):
         return [f"{dense}_{part}_input_amax" for part in _PARTS]
     return [f"{dense}_input_amax"]
+
+
+def is_gelu_output(dense: str) -> bool:
+    """Whether a dense layer reads a GELU's output: the second of the feed-forward part."""
+    return dense.endswith("_output_dense") and not dense.endswith("_attention_output_dense")
 
 
 def matmul_input_name(attention: str, which: str) -> str:
@@ -78,6 +87,27 @@ def tensor_ranges(layer_count: int) -> dict[str, list[str]]:
         norm = after_feed_forward
     ranges[norm] = [FINAL_NAME]
     return ranges
+
+
+def range_names(config: BertConfig) -> list[str]:
+    """The ranges of all activations that some network quantizes, in the network's order."""
+    names = []
+    for i in range(config.num_hidden_layers):
+        attention, output = f"l{i}_attention_self", f"l{i}_attention_output"
+        names += dense_input_names(attention)
+        names += [matmul_input_name(attention, which) for which in (*MATMUL_INPUTS, PROBABILITIES)]
+        names += dense_input_names(f"{output}_dense")
+        names += [branch_name(f"{output}_layernorm"), residual_name(f"{output}_layernorm")]
+        names += dense_input_names(f"l{i}_intermediate_dense") + dense_input_names(f"l{i}_output_dense")
+        names += [branch_name(f"l{i}_output_layernorm"), residual_name(f"l{i}_output_layernorm")]
+    return [*names, FINAL_NAME]
+
+
+def has_dense_ranges(config: BertConfig, ranges: Mapping[str, np.ndarray]) -> bool:
+    """Whether the input of every dense layer of the encoder has its range (a GELU's output needs none)."""
+    layers = range(config.num_hidden_layers)
+    denses = [f"l{i}_{dense}" for i in layers for dense in ("attention_self", "attention_output_dense", "intermediate_dense")]
+    return all(name in ranges for dense in denses for name in dense_input_names(dense))
 
 
 @dataclass(frozen=True)

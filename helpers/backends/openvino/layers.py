@@ -8,7 +8,7 @@ from openvino import opset13 as op
 
 from helpers.backends.base import NetworkLayers, Normalised
 from helpers.bert_config import BertConfig
-from helpers.quantization import Quantization, to_int8
+from helpers.quantization import GELU_MINIMUM, Quantization, is_gelu_output, to_int8
 
 #: Added to the score of a padded key: e^-30000 is 0 in every float type, and -30000 is exact enough in all of them.
 MASKED_SCORE = -30000.0
@@ -92,18 +92,34 @@ class OpenVINOLayers(NetworkLayers):
         """A dense layer's input rounded to int8, and its kernel's steps [out]; as it is, and None, in a float network."""
         if self._quantization is None:
             return hidden, None
-        step = self._quantization.dense_input(name) / self._quantization.largest
-        low, high = (_constant(np.float32([[value * step]]), f"{name}_{value}") for value in (-128, 127))
+        low, high = (_constant(np.float32([[limit]]), f"{name}_limit") for limit in self._input_limits(name))
         rounded = op.fake_quantize(hidden, low, high, low, high, 256, name=f"{name}_input")
         return rounded, self._quantization.kernel_scale(name, kernel)
+
+    def _input_limits(self, name):
+        """Lowest and highest value of a dense layer's input: 256 steps, one of them on 0.
+
+        A GELU's output is never below -0.17, so it takes its steps between there and amax: twice as fine as even ones.
+        """
+        quantization = self._quantization
+        amax = quantization.dense_input(name)
+        if not is_gelu_output(name):
+            step = amax / quantization.largest
+            return -128 * step, 127 * step
+        step = (amax + GELU_MINIMUM) / 255
+        below = np.ceil(GELU_MINIMUM / step)
+        return -below * step, (255 - below) * step
 
     def _attention(self, query_key_value, mask_scores, name):
         """Attention within each row of query, key and value [B, S, E], `mask_scores` added to the scores; [B, S, E]."""
         query, key, value = (self._heads(part) for part in query_key_value)
         scores = op.add(op.matmul(query, key, False, True), mask_scores)
-        context = op.matmul(op.softmax(scores, -1), value, False, False, name=f"{name}_context")
+        context = op.matmul(self._probabilities(scores, name), value, False, False, name=f"{name}_context")
         tokens_first = op.transpose(context, _int64([0, 2, 1, 3]))
         return op.reshape(tokens_first, _int64([0, 0, self._config.hidden_size]), special_zero=True)
+
+    def _probabilities(self, scores, name):
+        return op.softmax(scores, -1, name=f"{name}_probabilities")
 
     def _heads(self, part):
         """[B, S, E] → [B, N, S, H]."""

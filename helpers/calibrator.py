@@ -1,0 +1,265 @@
+"""Post-training quantization: the float network reads SQuAD text, and each tensor's range is taken down.
+
+It runs on the CPU, whatever the engine is for. The ranges have the names that QAT checkpoints give theirs
+(shared/spec/weights.md), so that one set of them serves every backend, and they are kept in a cache: text, a tensor a
+line, under the fingerprints of the model and of the text that they were taken of.
+"""
+
+import hashlib
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers import quantization
+from helpers.batching import PaddedBatch, padded_batch
+from helpers.bert_config import BertConfig
+from helpers.data_processing import AnswerOptions, make_features
+from helpers.errors import DemoBertError
+from helpers.files import atomic_write, read_text, require_file, sha256_of
+from helpers.squad import SquadExample
+from helpers.tokenization import BertTokenizer
+from helpers.weights import BertWeights
+
+#: How a range is chosen from a tensor's histogram; the first is the default.
+METHODS = ("percentile", "entropy", "max")
+
+#: The share of values that method "percentile" keeps unclipped.
+PERCENTILE = 0.99999
+
+#: Ranges that keep their largest value by any method. Layer norms put some channels of a few tokens far out, and the
+#: answers hang on them (arXiv:2109.12948); most of attention's probabilities are near 0, and it is the others that count.
+_KEPT_WHOLE = re.compile("_(query|key|value|intermediate_dense|av_a|add_residual|final)_input_")
+
+#: Bins of a histogram. It covers its tensor's values; when larger ones come, neighbouring bins are merged.
+BINS = 2048
+
+#: Levels of an int8 tensor on one side of 0, which is what the entropy method compares with.
+_LEVELS = 128
+
+
+class Histogram:
+    """Counts of a tensor's absolute values, float64 [BINS], over 0 to `limit`, which doubles until all values fit."""
+
+    def __init__(self):
+        self.limit = 0.0
+        self.largest = 0.0
+        self.counts = np.zeros(BINS, np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count float32 values of any shape. Raises DemoBertError for NaN and infinite ones."""
+        magnitudes = np.abs(values, dtype=np.float32).ravel()
+        largest = float(magnitudes.max())
+        if not np.isfinite(largest):
+            raise DemoBertError("calibration met a value that is not finite: the model's weights overflow on this text")
+        self.largest = max(self.largest, largest)
+        if self.limit == 0.0:
+            self.limit = largest
+        while self.limit < largest:
+            self.limit *= 2
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, np.int64)])
+        if self.limit == 0.0:  # nothing but zeros so far
+            self.counts[0] += magnitudes.size
+            return
+        magnitudes *= np.float32(BINS / self.limit)
+        bins = np.minimum(magnitudes.astype(np.int32), BINS - 1)
+        self.counts += np.bincount(bins, minlength=BINS)
+
+    def amax(self, method: str) -> float:
+        """The range by one of METHODS; never above the largest value seen."""
+        if method == "max" or self.largest == 0.0:
+            return self.largest
+        kept = self._percentile_bins() if method == "percentile" else self._entropy_bins()
+        return min(self.largest, kept * self.limit / BINS)
+
+    def _percentile_bins(self) -> int:
+        share = np.cumsum(self.counts) / self.counts.sum()
+        return int(np.searchsorted(share, PERCENTILE)) + 1
+
+    def _entropy_bins(self) -> int:
+        """How many bins to keep so that the int8 distribution tells most of the float one.
+
+        The least Kullback-Leibler divergence over all cuts, as in S. Migacz, "8-bit inference with TensorRT" (GTC 2017).
+        """
+        counts = self.counts.astype(np.float64)
+        last = int(np.flatnonzero(counts)[-1]) + 1
+        cuts = range(min(_LEVELS, last), last + 1, 4)
+        return min(cuts, key=lambda cut: _divergence(counts, cut))
+
+
+def _divergence(counts: np.ndarray, cut: int) -> float:
+    """KL divergence of the first `cut` bins, values beyond them clipped into the last, from their int8 image."""
+    reference = counts[:cut].copy()
+    reference[-1] += counts[cut:].sum()
+    level = np.arange(cut) * _LEVELS // cut
+    present = counts[:cut] > 0
+    sums = np.bincount(level, counts[:cut], minlength=_LEVELS)
+    bins = np.bincount(level, present, minlength=_LEVELS)
+    image = np.where(present, (sums / np.maximum(bins, 1))[level], 0.0)
+    reference /= reference.sum()
+    total = image.sum()
+    image = image / total if total > 0 else image
+    held = (reference > 0) & (image > 0)
+    missed = reference[(reference > 0) & (image <= 0)].sum()
+    return float((reference[held] * np.log(reference[held] / image[held])).sum() + missed * 50)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a set of ranges was taken of: `model` and `data` are SHA-256, `length` is the longest window's, in tokens.
+
+    Where one is looked for, None stands for any.
+    """
+
+    model: str
+    data: str | None
+    length: int
+    samples: int | None
+    method: str | None
+
+
+def calibration_batches(
+    examples: list[SquadExample], tokenizer: BertTokenizer, sequence_length: int, samples: int
+) -> list[PaddedBatch]:
+    """The first window of `samples` questions, taken evenly from `examples`, each as a batch of one row.
+
+    Fewer where there are fewer. Raises DemoBertError for text that can't be used.
+    """
+    count = min(samples, len(examples))
+    chosen = [examples[i * len(examples) // count] for i in range(count)]
+    max_query_length = min(AnswerOptions.max_query_length, sequence_length // 2)
+    batches = []
+    for example in chosen:
+        question, passage = tokenizer.encode(example.question, "question"), tokenizer.encode(example.passage, "passage")
+        feature = make_features(question, passage, tokenizer, sequence_length, max_query_length)[0]
+        batches.append(padded_batch([feature]))
+    return batches
+
+
+def calibrate(
+    config: BertConfig,
+    weights: BertWeights,
+    gelu: str,
+    pre_normalised: bool,
+    batches: list[PaddedBatch],
+    method: str,
+    on_progress: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """The range of every activation (`quantization.range_names`) over the batches, by one of METHODS.
+
+    `on_progress` is called after each batch. Raises DemoBertError for activations that are not finite.
+    """
+    from helpers.backends.openvino.observation import observe
+
+    histograms: dict[str, Histogram] = {}
+    for tensors in observe(config, weights, gelu, pre_normalised, batches):
+        for name, values in tensors.items():
+            histograms.setdefault(name, Histogram()).add(values)
+        on_progress()
+    ranges = {}
+    for name in quantization.range_names(config):
+        histogram = histograms[re.sub("_(key|value)_input_amax$", "_query_input_amax", name)]
+        ranges[name] = histogram.amax("max" if _KEPT_WHOLE.search(name) else method)
+    return ranges
+
+
+def model_fingerprint(config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool) -> str:
+    """SHA-256 over what decides the float network's activations: configuration and weights, not their file's format."""
+    facts = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)
+    digest = hashlib.sha256(repr((*facts, gelu, pre_normalised)).encode())
+    for name in sorted(weights.tensors):
+        digest.update(f"{name} {weights[name].shape}".encode())
+        digest.update(np.ascontiguousarray(weights[name]))
+    return digest.hexdigest()
+
+
+def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
+    """SHA-256 over the calibration text and the vocabulary and case that it is read with."""
+    parts = (sha256_of(require_file(path, "calibration data")), tokenizer.vocabulary.sha256, str(tokenizer.do_lower_case))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+_TITLE = "demoBERT calibration cache 1"
+
+
+def write_cache(path, fingerprint: Fingerprint, ranges: dict[str, float]) -> None:
+    """Write a calibration cache, whole or not at all: the fingerprint, then a range a line. Raises DemoBertError."""
+    facts = [f"{name} {value}" for name, value in vars(fingerprint).items()]
+    lines = [f"{name} {float(np.float32(amax)):.9g}" for name, amax in ranges.items()]
+    with atomic_write(path, "w") as file:
+        file.write("\n".join([_TITLE, *facts, *lines]) + "\n")
+
+
+def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float]:
+    """The ranges of a calibration cache, ours or TensorRT's. Raises DemoBertError where it is damaged or of another thing.
+
+    TensorRT's caches say nothing of what they were taken of, so that their tensors' names are all that is checked.
+    """
+    lines = read_text(path, "calibration cache").splitlines()
+    if lines and re.fullmatch(r"TRT-\d+-\w+", lines[0]):
+        return _tensorrt_ranges(path, lines[1:], config)
+    if not lines or lines[0] != _TITLE:
+        raise DemoBertError(f"not a calibration cache: {path}; name another with --calib-path, or remove it")
+    count = len(vars(wanted))
+    found = dict(line.partition(" ")[::2] for line in lines[1 : count + 1])
+    for name, value in vars(wanted).items():
+        if name not in found:
+            raise DemoBertError(f"the calibration cache {path} is damaged: it does not say its {name}; remove it")
+        if value is not None and found[name] != str(value):
+            raise DemoBertError(
+                f"the calibration cache {path} was taken of another {_FACTS[name]}: remove it to calibrate again, or name "
+                "another with --calib-path"
+            )
+    ranges = {}
+    for line in lines[count + 1 :]:
+        name, _, text = line.partition(" ")
+        ranges[name] = _positive(path, name, text)
+    _check_names(path, ranges, quantization.range_names(config))
+    return ranges
+
+
+_FACTS = {
+    "model": "model",
+    "data": "text or vocabulary",
+    "length": "sequence length",
+    "samples": "number of samples",
+    "method": "method",
+}
+
+
+def _tensorrt_ranges(path, lines: list[str], config: BertConfig) -> dict[str, float]:
+    """TensorRT's own format: `tensor: scale`, the scale (amax / 127) as the hexadecimal bits of a float32.
+
+    It names tensors, here those of the plugin network (`quantization.tensor_ranges`); those that are unknown are skipped,
+    as the inputs and constants that TensorRT lists, too, have no range that is of use.
+    """
+    known = quantization.tensor_ranges(config.num_hidden_layers)
+    ranges = {}
+    for line in filter(None, lines):
+        tensor, separator, bits = line.rpartition(": ")
+        if not separator or not re.fullmatch("[0-9a-f]{8}", bits):
+            raise DemoBertError(f"the calibration cache {path} is damaged: {line[:100]!r} is not a tensor and its scale")
+        scale = struct.unpack(">f", bytes.fromhex(bits))[0]
+        for name in known.get(tensor, ()):
+            ranges[name] = _positive(path, name, str(scale * quantization.LARGEST["int8"]))
+    if not ranges:
+        raise DemoBertError(f"the calibration cache {path} names no tensor of this model; calibrate again")
+    return ranges
+
+
+def _check_names(path, ranges: dict, names: list[str]) -> None:
+    for kind, wrong in (("lacks", set(names) - set(ranges)), ("has an unknown tensor,", set(ranges) - set(names))):
+        if wrong:
+            raise DemoBertError(f"the calibration cache {path} {kind} {min(wrong)[:100]}: remove it to calibrate again")
+
+
+def _positive(path, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= np.finfo(np.float32).max:
+        raise DemoBertError(f"the calibration cache {path} is damaged: {name[:100]} has the range {text[:30]!r}; remove it")
+    return value
