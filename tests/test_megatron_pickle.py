@@ -8,7 +8,6 @@ import io
 import operator
 import os
 import pickle
-import pickletools
 import runpy
 import struct
 import subprocess
@@ -146,7 +145,6 @@ def test_ranges(tmp_path, rng, dotted, as_number):
 def test_what_does_not_fit(tmp_path):
     stack = "bert.encoder.layers.0.attention.query_key_value.weight"
     state = demobert_state()
-    assert stack.split(".")[-2] in pickle.dumps(state).decode("latin-1")
     short = error_of(megatron=write(tmp_path / "a.pkl", state | {stack: state[stack][:-1]}))
     assert "no stack of query, key and value" in short
     unknown = error_of(megatron=write(tmp_path / "b.pkl", state | {"bert.encoder.layers.0.swiglu.weight": np.ones(3)}))
@@ -244,7 +242,7 @@ PAYLOADS = {
 #: They run on unpickling in earnest; the others are refused by Python's own unpickler too, or do no harm.
 RUNNING = (
     "os.system", "os.mkdir, protocol 0", "eval", "exec", "open", "subprocess", "codecs.open", "object array",
-    "object scalar", "INST", "OBJ",
+    "INST", "OBJ",
 )  # fmt: skip
 
 
@@ -276,8 +274,7 @@ def laughs(levels: int) -> bytes:
     """Dicts of ten times the same dict, `levels` deep: 10^levels names."""
     content = b"\x80\x04" + pickle.dumps({"a": 1.0}, 4)[11:-1]
     for level in range(levels):
-        content += b"\x94" + struct.pack("<B", 0) * 0
-        content = content + b"r" + struct.pack("<I", level) + b"}"
+        content += b"r" + struct.pack("<I", level) + b"}"
         content += b"".join(b"\x8c\x01" + bytes([97 + n]) + b"j" + struct.pack("<I", level) + b"s" for n in range(10))
     return content + b"."
 
@@ -286,12 +283,11 @@ def torch_claim(count: int, shape: tuple, strides: tuple) -> bytes:
     """A dict of one tensor whose storage claims `count` values, but has two."""
     import torch
 
-    tensor = torch.zeros(2)
-    content = pickle.dumps({"t": tensor}, 4)
+    values = torch.storage.TypedStorage(wrap_storage=torch.zeros(2).untyped_storage(), dtype=torch.float32, _internal=True)
     inner = io.BytesIO()
-    torch.save(tensor.storage(), inner, _use_new_zipfile_serialization=False)
+    torch.save(values, inner, _use_new_zipfile_serialization=False)
     saved = inner.getvalue().replace(b"cpuq\x03K\x02N", b"cpuq\x03\x8a\x08" + struct.pack("<q", count) + b"N")
-    assert content and saved != inner.getvalue()
+    assert saved != inner.getvalue()
     call = Call(torch._utils._rebuild_tensor_v2, Call(torch.storage._load_from_bytes, saved), 0, shape, strides, False, {})
     return pickle.dumps({"a": call})
 

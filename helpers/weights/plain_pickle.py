@@ -24,6 +24,9 @@ from helpers.weights.canonical import StoredTensor, one_line
 #: The checkpoint of a BERT with 48 layers and every range has about 100 thousand; each may cost some hundred bytes.
 _MAX_OPCODES = 1_000_000
 
+#: That BERT has about 3000 tensors and ranges.
+_MAX_NAMES = 20_000
+
 #: Of each of the five pickles in a torch storage, which have some 20.
 _MAX_STORAGE_OPCODES = 100
 
@@ -321,7 +324,7 @@ def _tensors(path: Path, root):
             if not isinstance(key, str):
                 continue
             name = f"{prefix}{key}"
-            if seen > _MAX_OPCODES // 10 or len(name) > 2000:  # a dict within itself, or the same many times over
+            if seen > _MAX_NAMES or len(name) > 2000:  # a dict within itself, or the same many times over
                 raise _Refused("its dicts are nested without end")
             if isinstance(value, dict):
                 todo.append((f"{name}.", value))
