@@ -223,7 +223,8 @@ def build_engine(args) -> None:
 
 def _inputs(args) -> list:
     """The files that a build reads, as far as the arguments name them; of folders, what lies in them."""
-    named = [args.ckpt, args.onnx, args.pytorch, args.config_dir, args.vocab_file, args.squad_json, args.timing_cache_file]
+    named = [args.ckpt, args.onnx, args.pytorch, args.pickle, args.config_dir, args.vocab_file]
+    named += [args.squad_json, args.timing_cache_file]
     paths = [Path(name) for name in named if name is not None]
     return paths + [entry for path in paths if path.is_dir() for entry in path.glob("*") if not is_engine(entry)]
 
@@ -325,10 +326,8 @@ def notes_on_unused_flags(args, backend: str) -> None:
 
 def read_weights(args, config: BertConfig) -> BertWeights:
     """The checkpoint that the arguments name, checked against `config`. Raises DemoBertError."""
-    if args.pickle:
-        raise UsageError("Megatron's pickles can't be read yet: convert the weights to .safetensors and name them with -pt")
-    cli.note(f"Reading {args.ckpt or args.onnx or args.pytorch}")
-    return load_weights(config, tensorflow=args.ckpt, pytorch=args.pytorch, onnx=args.onnx)
+    cli.note(f"Reading {args.ckpt or args.onnx or args.pytorch or args.pickle}")
+    return load_weights(config, tensorflow=args.ckpt, pytorch=args.pytorch, onnx=args.onnx, megatron=args.pickle)
 
 
 def with_ranges(

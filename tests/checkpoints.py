@@ -196,3 +196,31 @@ def _quiet():
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def megatron_state(config, tensors) -> dict[str, np.ndarray]:
+    """`tensors` under NVIDIA Megatron-LM's names: query, key and value stacked, every norm before its layer."""
+    state = {}
+
+    def put(name, *canonicals, kinds=("weight:kernel", "bias:bias")):
+        for theirs, ours in (kind.split(":") for kind in kinds):
+            state[f"{name}.{theirs}"] = np.concatenate([tensors[f"{canonical}_{ours}"] for canonical in canonicals])
+
+    norm = ("weight:gamma", "bias:beta")
+    for theirs, ours in (("word", "word"), ("position", "position"), ("tokentype", "token_type")):
+        name = f"language_model.embedding.{theirs}_embeddings.weight"
+        state[name] = tensors[f"bert_embeddings_{ours}_embeddings"]
+    before = "bert_embeddings_layernorm"
+    for i in range(config.num_hidden_layers):
+        layer, attention = f"language_model.transformer.layers.{i}", f"l{i}_attention_self"
+        put(f"{layer}.input_layernorm", before, kinds=norm)
+        put(f"{layer}.attention.query_key_value", *(f"{attention}_{part}" for part in ("query", "key", "value")))
+        put(f"{layer}.attention.dense", f"l{i}_attention_output_dense")
+        put(f"{layer}.post_attention_layernorm", f"l{i}_attention_output_layernorm", kinds=norm)
+        put(f"{layer}.mlp.dense_h_to_4h", f"l{i}_intermediate_dense")
+        put(f"{layer}.mlp.dense_4h_to_h", f"l{i}_output_dense")
+        before = f"l{i}_output_layernorm"
+    put("language_model.transformer.final_layernorm", before, kinds=norm)
+    state["qa_outputs.weight"] = tensors["cls_squad_output_weights"]
+    state["qa_outputs.bias"] = tensors["cls_squad_output_bias"]
+    return state

@@ -14,7 +14,7 @@ class BertWeights:
     """The tensors of one BERT with a SQuAD head, under their canonical names (`canonical.py`), float32.
 
     `ranges` holds the quantization ranges (`<tensor>_amax`) of QAT checkpoints, float32, scalar or [out, 1].
-    `gelu` is what `hidden_act: gelu` means where the checkpoint came from: "tanh" (Google) or "erf" (PyTorch).
+    `gelu` is what `hidden_act: gelu` means where the checkpoint came from: "tanh" (Google, Megatron) or "erf" (PyTorch).
     `source` names the file, for messages.
     """
 
@@ -27,23 +27,25 @@ class BertWeights:
         return self.tensors[name]
 
 
-def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None) -> BertWeights:
+def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None, megatron=None) -> BertWeights:
     """The weights of one checkpoint, checked against `config`.
 
     One of: `tensorflow`, a checkpoint's prefix (`model.ckpt`); `pytorch`, a .safetensors or .bin/.pt file or a
-    Hugging Face folder; `onnx`, a model file. Arrays are float32, C-contiguous, the caller's own.
+    Hugging Face folder; `onnx`, a model file; `megatron`, a pickle of arrays. Arrays are float32, C-contiguous, the caller's own.
     Raises DemoBertError, in one line, for whatever is wrong with the files; UsageError unless one is named.
     """
-    if sum(path is not None for path in (tensorflow, pytorch, onnx)) != 1:
-        raise UsageError("name one checkpoint: TensorFlow (-m), PyTorch (-pt) or ONNX (-x)")
+    named = [path for path in (tensorflow, pytorch, onnx, megatron) if path is not None]
+    if len(named) != 1:
+        raise UsageError("name one checkpoint: TensorFlow (-m), PyTorch (-pt), ONNX (-x) or Megatron (--pickle)")
     if tensorflow is not None:
         from helpers.weights.tensorflow_checkpoint import load_tensorflow as load
     elif pytorch is not None:
         from helpers.weights.pytorch_checkpoint import load_pytorch as load
-    else:
+    elif onnx is not None:
         from helpers.weights.onnx_model import load_onnx as load
-    path = next(path for path in (tensorflow, pytorch, onnx) if path is not None)
-    return bert_weights(load(path), config)
+    else:
+        from helpers.weights.megatron_pickle import load_megatron as load
+    return bert_weights(load(named[0]), config)
 
 
 def bert_weights(stored: StoredCheckpoint, config: BertConfig) -> BertWeights:

@@ -87,8 +87,9 @@ def _read_pickled(path: Path, is_zip: bool) -> dict[str, StoredTensor]:
     except ImportError as error:
         raise missing_package("torch", "torch==2.13.0", f"reading {path.name}") from error
     state = _torch_load(torch, path, is_zip)
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
+    for key in ("model", "model_state_dict"):  # the second is NVIDIA ModelOpt's
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict):
         raise DemoBertError(f"{path} holds no state dict (name → tensor)")
     return {

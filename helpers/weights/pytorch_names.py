@@ -8,8 +8,9 @@ _LAYER = re.compile(r"^encoder\.layer\.([0-9]{1,6})\.(.+)$")
 #: Not part of the SQuAD network: pooler, pre-training heads, position_ids and such buffers.
 _SKIPPED = re.compile(r"(?:^|\.)(?:pooler|cls|lm_head|position_ids|token_type_ids)(?:\.|$)")
 
-#: A quantizer's state beside its range.
-_QUANTIZER_STATE = re.compile(r"_quantizer\.(?!_amax$)\w+$")
+#: What no network here makes use of: a scale that the range implies; the range of a layer norm's input (NVIDIA ModelOpt
+#: takes it of every norm). Other state of a quantizer, such as ModelOpt's `_pre_quant_scale`, changes what is computed.
+_QUANTIZER_STATE = re.compile(r"_quantizer\._scale$|\.LayerNorm\.input_quantizer\._amax$")
 
 _EMBEDDINGS = ("word_embeddings", "token_type_embeddings", "position_embeddings")
 _DENSE = (
@@ -24,6 +25,8 @@ _LAYER_NORM = ("attention.output.LayerNorm", "output.LayerNorm")
 
 #: Inputs of the attention matmuls, as sparse QAT models name them → as dense ones do.
 _MATMUL_QUANTIZERS = {"matmul_q": "qv_a", "matmul_k": "qv_b", "matmul_v": "av_b", "matmul_a": "av_a"}
+#: NVIDIA ModelOpt's quantizers of the same tensors (its plugins for Hugging Face's attention).
+_MODELOPT_QUANTIZERS = {"q_bmm": "qv_a", "k_bmm": "qv_b", "v_bmm": "av_b", "p_bmm": "av_a"}
 _TENSOR_QUANTIZERS = (
     *(f"attention.self.{name}" for name in _MATMUL_QUANTIZERS.values()),
     "attention.output.add_local",
@@ -47,6 +50,8 @@ def _layer_names() -> dict[str, str]:
         names[f"{module}._weight_quantizer._amax"] = f"{_flat(module)}_kernel_amax"
     for module in _LAYER_NORM:
         names |= _layer_norm_names(module, _flat(module))
+    for theirs, ours in _MODELOPT_QUANTIZERS.items():
+        names[f"attention.self.{theirs}_quantizer._amax"] = f"attention_self_{ours}_input_quantizer_amax"
     for tensor in _TENSOR_QUANTIZERS:
         names[f"{tensor}_input_quantizer._amax"] = f"{_flat(tensor)}_input_quantizer_amax"
     return names
@@ -57,6 +62,9 @@ def _layer_norm_names(module: str, name: str) -> dict[str, str]:
     gammas = {f"{module}.weight": f"{name}_gamma", f"{module}.gamma": f"{name}_gamma"}
     return gammas | {f"{module}.bias": f"{name}_beta", f"{module}.beta": f"{name}_beta"}
 
+
+#: ModelOpt's names of a dense layer's quantizers → those of its forerunner, pytorch-quantization.
+_MODELOPT_MODULE = re.compile(r"\.(input|weight)_quantizer\._amax$")
 
 _LAYER_NAMES = _layer_names()
 _OTHER_NAMES = {
@@ -81,6 +89,7 @@ def canonical_name(name: str) -> str | None:
     `bert.` may be there or not.
     """
     name = _PREFIX.sub("", name, count=1)
+    name = _MODELOPT_MODULE.sub(r"._\1_quantizer._amax", name)
     layer = _LAYER.match(name)
     if layer is None:
         return _OTHER_NAMES.get(name)
