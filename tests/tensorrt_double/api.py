@@ -7,13 +7,13 @@ import weakref
 
 import numpy as np
 
-from tests.tensorrt_double import basics, layers, plan
+from tests.tensorrt_double import basics, implicit, layers, plan
 from tests.tensorrt_double.classes import Native, Recorder, materialise, new, private
 from tests.tensorrt_double.cuda import Gpu
 from tests.tensorrt_double.enums import OrderedEnum, make_enum
 from tests.tensorrt_double.execute import execute
-from tests.tensorrt_double.numerics import FLOATS, STORAGE, from_storage, to_storage
-from tests.tensorrt_double.plugins import FIELDS, creators, int8_inside, output_count, plugin_params, required_flags
+from tests.tensorrt_double.numerics import STORAGE, from_storage, to_storage
+from tests.tensorrt_double.plugins import FIELDS, creators, output_count, plugin_params, required_flags
 from tests.tensorrt_double.versions import TensorRTDoubleError, Version
 
 _TIMING_CACHE = b"TRTDOUBLE-TIMING "
@@ -134,7 +134,6 @@ def _check_build(module, network, config, logger=None) -> dict:
         "name": network._name,
         "flags": flags,
         "profiles": profiles,
-        "precisions": {n.name: network._precisions[id(n)] for n in graph.nodes if id(n) in network._precisions},
         "compute_capability": list(capability) if module.__name__ == "tensorrt" else None,
         "compute_capabilities": [c for c in config._capabilities],
         "verbosity": config._settings.get("profiling_verbosity", "LAYER_NAMES_ONLY"),
@@ -166,7 +165,7 @@ def _check_precisions(network, config) -> None:
         forbidden = flags & {*_PRECISION_FLAGS, "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"}
         if forbidden:
             raise TensorRTDoubleError(f"a strongly typed network takes no flag {', '.join(sorted(forbidden))}")
-    wanted = {network._precisions[id(n)]: n.name for n in graph.nodes if id(n) in network._precisions}
+    wanted = {node.precision: node.name for node in graph.nodes if node.precision}
     wanted |= {tensor.forced_type: tensor.name for tensor in graph.tensors if tensor.forced_type}
     for flag, dtype in _PRECISION_FLAGS.items():
         if not graph.strongly_typed and dtype in wanted and flag not in flags:
@@ -175,21 +174,18 @@ def _check_precisions(network, config) -> None:
         needed = required_flags(node.params) if node.kind == "plugin" and not graph.strongly_typed else []
         if needed and not flags & set(needed):
             raise TensorRTDoubleError(f"{node.name}: its types need the builder flag {' or '.join(needed)}")
-    _check_ranges(graph)
+    implicit.check(graph)
+    _check_masks(graph)
 
 
-def _check_ranges(graph) -> None:
-    """Tensors that implicit quantization stores as int8 need a dynamic range, or there is no kernel for them."""
-    needing = [tensor for tensor in graph.tensors if tensor.forced_type == "INT8"]
+def _check_masks(graph) -> None:
+    """The padded embeddings write the mask in a form that depends on `mha_type_id`: the type of who reads it."""
     for node in graph.nodes:
-        if node.kind == "plugin" and int8_inside(node.params):
-            ids = [i for i in node.inputs + node.outputs if graph.info(i).dtype in FLOATS]
-            needing += [graph.tensors[i] for i in ids]
-    missing = sorted({tensor.name for tensor in needing if tensor.dynamic_range is None})
-    if missing:
-        raise TensorRTDoubleError(f"int8 tensors without a dynamic range: {', '.join(missing[:5])}")
-    if any(graph.tensors[i].forced_type == "INT8" for i in graph.outputs):
-        raise TensorRTDoubleError("implicitly quantized outputs are not played by the double")
+        if node.kind == "plugin" and node.params["family"] == "attention" and node.params.get("has_mask"):
+            producer = graph.tensors[node.inputs[1]].node
+            written = None if producer is None else graph.nodes[producer].params.get("mha_type_id")
+            if written not in (None, node.params["type_id"]):
+                raise TensorRTDoubleError(f"{node.name}: type_id {node.params['type_id']}, its mask is of {written}")
 
 
 def _checked_profile(profile, graph) -> dict:

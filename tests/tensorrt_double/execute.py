@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from tests.tensorrt_double import implicit
 from tests.tensorrt_double.numerics import FLOATS, INTEGERS, from_storage, round_to
 from tests.tensorrt_double.shapes import UNKNOWN, axes_of, slice_dims, softmax_axes
 from tests.tensorrt_double.versions import TensorRTDoubleError
@@ -34,11 +35,11 @@ def execute(graph, feeds: dict[str, np.ndarray], watch=None) -> dict[str, np.nda
     infos = graph.infer({name: value.shape for name, value in feeds.items()})
     values = {i: feeds[graph.tensors[i].name] for i in graph.inputs}
     for node in graph.ordered():
-        inputs = [None if i is None else values[i] for i in node.inputs]
+        inputs = implicit.inputs_of(graph, node, [None if i is None else values[i] for i in node.inputs])
         try:
-            outputs = compute(node.kind, node.params, inputs, [infos[i].shape for i in node.outputs])
-            for output, value in zip(node.outputs, outputs, strict=True):
-                values[output] = _stored(graph, node, graph.tensors[output], infos[output], value)
+            outputs = compute(node.kind, implicit.params_of(node), inputs, [infos[i].shape for i in node.outputs])
+            outputs = [_stored(graph, node, infos[i], value) for i, value in zip(node.outputs, outputs, strict=True)]
+            values |= zip(node.outputs, implicit.outputs_of(graph, node, outputs))
         except TensorRTDoubleError as error:
             raise TensorRTDoubleError(f"layer {node.name!r}: {error}") from None
         for output in node.outputs:
@@ -54,16 +55,10 @@ def compute(kind: str, params: dict, inputs: list, shapes: list) -> list[np.ndar
     return result if isinstance(result, list) else [result]
 
 
-def _stored(graph, node, tensor, info, value: np.ndarray) -> np.ndarray:
-    """The value as its tensor holds it; what the builder may keep wider (weak typing) is not rounded.
-
-    A tensor that was told to be int8 by implicit quantization holds multiples of its range / 127.
-    """
+def _stored(graph, node, info, value: np.ndarray) -> np.ndarray:
+    """The value as its tensor holds it; what the builder may keep wider (weak typing) is not rounded."""
     if value.shape != info.shape:
         raise TensorRTDoubleError(f"computed {value.shape}, inferred {info.shape}")
-    if tensor.forced_type == "INT8" and info.dtype in FLOATS:
-        step = tensor.dynamic_range[1] / 127
-        return np.clip(np.rint(value / step), -128, 127) * step
     if info.dtype in FLOATS and not graph.strongly_typed and node.kind not in ("cast", "constant"):
         return np.asarray(value, np.float64)
     return round_to(value, info.dtype)
@@ -311,12 +306,17 @@ def _normalization(params, inputs, shapes):
     return (data - mean) / np.sqrt(variance + params["epsilon"]) * scale + bias
 
 
-def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, normalise: bool = True) -> np.ndarray:
-    """softmax(Q·Kᵀ + bias)·V over the last two axes; a row with nothing to attend to is an error."""
+def attend(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, normalise: bool = True, rounded=lambda weights: weights
+) -> np.ndarray:
+    """softmax(Q·Kᵀ + bias)·V over the last two axes; a row with nothing to attend to is an error.
+
+    `rounded` is what quantization makes of the weights of V.
+    """
     scores = query @ np.swapaxes(key, -1, -2) + bias
     if normalise and scores.size and np.isneginf(scores.max(-1)).any():
         raise TensorRTDoubleError("attention: a query has no key to attend to")
-    return (softmax(scores, -1) if normalise else scores) @ value
+    return rounded(softmax(scores, -1) if normalise else scores) @ value
 
 
 def sequences(lengths: np.ndarray, tokens: int) -> list[slice]:

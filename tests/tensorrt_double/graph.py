@@ -12,13 +12,17 @@ from tests.tensorrt_double.versions import TensorRTDoubleError
 
 @dataclass
 class Node:
-    """One layer: what kind, its parameters (names, numbers, tuples, arrays), the ids of its inputs and outputs."""
+    """One layer: what kind, its parameters (names, numbers, tuples, arrays), the ids of its inputs and outputs.
+
+    `precision` is the type that it was asked to compute in.
+    """
 
     kind: str
     name: str
     params: dict
     inputs: list[int | None]
     outputs: list[int] = field(default_factory=list)
+    precision: str | None = None
 
 
 @dataclass

@@ -209,21 +209,21 @@ class ILayer(Native):
     @property
     def precision(self):
         """The DataType it is to compute in (weak typing)."""
-        return getattr(self._module.DataType, self._network._precisions.get(id(self._node), "FLOAT"))
+        return getattr(self._module.DataType, self._node.precision or "FLOAT")
 
     @precision.setter
     def precision(self, value: "DataType"):
         self._network._require_weak("a layer's precision")
-        self._network._precisions[id(self._node)] = value.name
+        self._node.precision = value.name
 
     @property
     def precision_is_set(self):
         """Whether `precision` was set."""
-        return id(self._node) in self._network._precisions
+        return self._node.precision is not None
 
     def reset_precision(self):
         """Leaves the precision to the builder."""
-        self._network._precisions.pop(id(self._node), None)
+        self._node.precision = None
 
     def set_output_type(self, index: "int", dtype: "DataType"):
         """The type of an output (weak typing)."""
@@ -842,7 +842,6 @@ def new_network(module, flags: int, strongly_typed: bool, shape_type: str):
         name="",
         layers=[],
         metadata={},
-        precisions={},
         plugins={},
         formats={},
         dimension_names={},

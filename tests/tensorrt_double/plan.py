@@ -30,7 +30,7 @@ def dump(graph: Graph, facts: dict, version: str) -> bytes:
                 arrays[f"{index}.{key}"] = value
                 value = {"array": f"{index}.{key}"}
             params[key] = value
-        nodes.append([node.kind, node.name, params, node.inputs, node.outputs])
+        nodes.append([node.kind, node.name, params, node.inputs, node.outputs, node.precision])
     tensors = [[t.name, t.node, t.info and t.info[:2], t.forced_type, t.dynamic_range] for t in graph.tensors]
     text = json.dumps(
         {
@@ -71,13 +71,13 @@ def load(data, version: str) -> tuple[Graph, dict]:
 
 def _graph(fields: dict, arrays) -> Graph:
     nodes = []
-    for kind, name, params, inputs, outputs in fields["nodes"]:
+    for kind, name, params, inputs, outputs, precision in fields["nodes"]:
         for key, value in params.items():
             if isinstance(value, dict):
                 params[key] = arrays[value["array"]]
             elif isinstance(value, list):
                 params[key] = tuple(value)
-        nodes.append(Node(kind, name, params, inputs, outputs))
+        nodes.append(Node(kind, name, params, inputs, outputs, precision))
     tensors = [
         Tensor(name, node, info and Info(tuple(info[0]), info[1]), forced, span and tuple(span))
         for name, node, info, forced, span in fields["tensors"]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.tensorrt_double.execute import attend, run, sequences
+from tests.tensorrt_double.implicit import is_int8_plugin, to_steps
 from tests.tensorrt_double.numerics import FLOATS
 from tests.tensorrt_double.shapes import require, require_type, rule
 from tests.tensorrt_double.versions import TensorRTDoubleError, Version
@@ -146,16 +147,9 @@ def required_flags(params: dict) -> list[str]:
     """Builder flags of which one must be set for the plugin's types."""
     if params.get("type_id") == 1:
         return ["FP16"]
-    if int8_inside(params):
+    if is_int8_plugin(params):
         return ["INT8"]
     return ["FP16", "INT8"] if params.get("output_fp16") else []
-
-
-def int8_inside(params: dict) -> bool:
-    """Whether the plugin takes and gives int8, so that its tensors need ranges."""
-    if params["family"] == "embeddings":
-        return False
-    return params.get("type_id") == 2 or params["variant"] in ("interleaved", "megatron")
 
 
 def output_count(params: dict) -> int:
@@ -294,6 +288,10 @@ def _checked_sequences(cumulative: np.ndarray, longest: np.ndarray, tokens: int)
     return ranges
 
 
+#: An int8 attention's step of the probabilities where the field `dq_probs` is not given.
+_DQ_PROBS = np.float32(1) / np.float32(127)
+
+
 def _heads(tokens: np.ndarray, params: dict) -> tuple[np.ndarray, ...]:
     """Query, key, value [N, T, H] of one sequence's [T, 3E], heads laid out as the variant wants."""
     heads = params["num_heads"]
@@ -304,9 +302,16 @@ def _heads(tokens: np.ndarray, params: dict) -> tuple[np.ndarray, ...]:
 
 
 def _attend(tokens: np.ndarray, params: dict, valid: int) -> np.ndarray:
-    """[T, 3E] → [T, E]: scaled dot-product attention of one sequence over its first `valid` tokens."""
+    """[T, 3E] → [T, E]: scaled dot-product attention of one sequence over its first `valid` tokens.
+
+    In int8 the probabilities are rounded to multiples of `dq_probs`.
+    """
     query, key, value = _heads(tokens, params)
-    context = attend(query / np.sqrt(query.shape[-1]), key[:, :valid], value[:, :valid])
+
+    def rounded(weights):
+        return to_steps(weights, params.get("dq_probs", _DQ_PROBS)) if is_int8_plugin(params) else weights
+
+    context = attend(query / np.sqrt(query.shape[-1]), key[:, :valid], value[:, :valid], rounded=rounded)
     return np.swapaxes(context, 0, 1).reshape(len(tokens), params["hidden_size"])
 
 

@@ -46,20 +46,44 @@ def normalise(x, gamma, beta):
     return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) * gamma + beta
 
 
-def reference(weights: dict, ids, segments, valid: int, pre_norm_residual: bool = False):
-    """(layer's output [T, E], sum before its norm) of one sequence, attending to its first `valid` tokens."""
+#: The range of every real tensor in the tests of int8, and its step; the step of attention's probabilities.
+RANGE = 9.0
+STEP, PROBABILITY_STEP = np.float64(np.float32(RANGE) / np.float32(127)), np.float64(np.float32(1) / np.float32(127))
+
+
+def int8(values, step=STEP):
+    """Multiples -128 to 127 of `step`."""
+    return np.clip(np.rint(values / step), -128, 127) * step
+
+
+def as_they_are(values, step=None):
+    return values
+
+
+def reference(weights: dict, ids, segments, valid: int, pre_norm_residual: bool = False, **rounding):
+    """(layer's output [T, E], sum before its norm) of one sequence, attending to its first `valid` tokens.
+
+    `attention` and `norm` are `int8` where those plugins are, `dense` too: its inputs, its kernel by rows.
+    """
+    attention, norm, dense = (rounding.get(which, as_they_are) for which in ("attention", "norm", "dense"))
+    probability_step = rounding.get("probability_step", PROBABILITY_STEP)
+
+    def product(x, kernel):
+        return dense(x) @ dense(kernel, np.abs(kernel).max(1, keepdims=True) / 127).T
+
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     total = w["word"][ids] + w["token_type"][segments] + w["position"][: len(ids)]
     hidden = normalise(total, w["gamma0"], w["beta0"])
-    query, key, value = np.split(hidden @ w["qkv_kernel"].T + w["qkv_bias"], 3, -1)
+    query, key, value = np.split(attention(product(hidden, w["qkv_kernel"]) + w["qkv_bias"]), 3, -1)
     context = []
     for head in range(HEADS):
         part = slice(head * HEAD, (head + 1) * HEAD)
         scores = np.exp(query[:, part] @ key[:valid, part].T / np.sqrt(HEAD))
-        context.append(scores / scores.sum(-1, keepdims=True) @ value[:valid, part])
-    branch = np.concatenate(context, -1) @ w["kernel"].T + w["bias"]
-    total = branch + (total if pre_norm_residual else hidden)
-    return normalise(total, w["gamma1"], w["beta1"]), total
+        weights = attention(scores / scores.sum(-1, keepdims=True), probability_step)
+        context.append(weights @ value[:valid, part])
+    branch = product(attention(np.concatenate(context, -1)), w["kernel"]) + w["bias"]
+    total = norm(branch) + norm(total if pre_norm_residual else hidden)
+    return norm(normalise(total, w["gamma1"], w["beta1"])), norm(total)
 
 
 class Block:
@@ -68,6 +92,7 @@ class Block:
     def __init__(self, trt, variant: str, interface: int, weights: dict, **changes):
         self.trt, self.variant, self.interface = trt, variant, interface
         self.weights, self.changes, self.keep = weights, changes, []
+        self.int8_dense = False
         self.versions = VERSIONS[variant][interface - 2]
         trt.init_libnvinfer_plugins(trt.Logger(), "")
         self.builder = trt.Builder(trt.Logger())
@@ -94,6 +119,8 @@ class Block:
     def dense(self, tensor, kernel, bias):
         self.keep += [np.ascontiguousarray(kernel), np.ascontiguousarray(bias)]
         layer = self.network.add_convolution_nd(tensor, len(bias), (1, 1), self.keep[-2], self.keep[-1])
+        if self.int8_dense:
+            layer.precision = self.trt.int8
         return layer.get_output(0)
 
     def transposed(self, tensor, order):
@@ -164,17 +191,18 @@ class Block:
             self.network.mark_output(norm.get_output(index))
 
     def set_ranges(self) -> None:
-        """A range for every real-valued tensor; numbers stay exact unless a tensor is told to be int8."""
+        """A range for every real-valued tensor; numbers stay exact where nothing reads or writes int8."""
         for index in range(self.network.num_layers):
             layer = self.network.get_layer(index)
             for output in (layer.get_output(i) for i in range(layer.num_outputs)):
                 if output.dtype == self.trt.float32:
-                    output.set_dynamic_range(-9.0, 9.0)
+                    output.set_dynamic_range(-RANGE, RANGE)
 
-    def engine(self, feeds: dict, flags=("INT8",)):
-        """Built for exactly these inputs."""
+    def engine(self, feeds: dict, flags=None):
+        """Built for exactly these inputs, with INT8 where the plugins are of no other type."""
+        flags = flags if flags is not None else ("INT8",) if self.interleaved else ()
         trt = self.trt
-        if self.interleaved:
+        if "INT8" in flags:
             self.set_ranges()
         config, profile = self.builder.create_builder_config(), self.builder.create_optimization_profile()
         for flag in flags:
@@ -235,7 +263,8 @@ def test_packed_layer(variant, version, interface, monkeypatch, rng):
     bounds = feeds["cu_seqlens"]
     for begin, end in zip(bounds, bounds[1:]):
         ids, segments = feeds["input_ids"][begin:end], feeds["segment_ids"][begin:end]
-        expected = reference(weights, ids, segments, end - begin, variant == "megatron")
+        rounding = {} if variant == "packed" else {"attention": int8, "norm": int8}
+        expected = reference(weights, ids, segments, end - begin, variant == "megatron", **rounding)
         for name, values in zip(outputs, expected, strict=False):
             out = outputs[name]
             rows = out[:, :, 0, 0] if variant == "packed" else out[0, :, :, 0].T
@@ -251,12 +280,97 @@ def _run_padded(double, rng, changes=None, feeds=None):
     return block, weights, feeds, lambda: execute(double, block.engine(feeds, ()), feeds)["out"]
 
 
-def test_interleaved_tensors_need_ranges(monkeypatch, rng):
-    block = Block(install("8.6.1", monkeypatch).module, "interleaved", 2, make_weights(rng))
+INT8_CASES = [
+    ({ATTENTION: {"type_id": 2}, EMBEDDINGS: {"mha_type_id": 2}}, False, {"attention": int8}),
+    ({ADD_NORM: {"type_id": 2}}, False, {"norm": int8}),
+    ({}, True, {"dense": int8}),
+    (
+        {ATTENTION: {"type_id": 2, "dq_probs": 0.05}, EMBEDDINGS: {"mha_type_id": 2}, ADD_NORM: {"type_id": 2}},
+        True,
+        {"attention": int8, "norm": int8, "dense": int8, "probability_step": np.float64(np.float32(0.05))},
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "int8_dense", "rounding"), INT8_CASES, ids=["attention", "norm", "dense", "all"])
+@pytest.mark.parametrize("variant", ["padded", "packed"])
+@pytest.mark.parametrize(("version", "interface"), CHOICES)
+def test_int8_where_a_type_or_a_precision_says_so(
+    changes, int8_dense, rounding, variant, version, interface, monkeypatch, rng
+):
+    """And nowhere else, though every tensor has a range."""
+    double, weights = install(version, monkeypatch), make_weights(rng)
+    changes = {name: fields for name, fields in changes.items() if variant == "padded" or name != EMBEDDINGS}
+    feeds = padded_feeds(rng, [4], 4) if variant == "padded" else packed_feeds(rng, [4])
+    block = Block(double.module, variant, interface, weights, **changes)
+    block.int8_dense = int8_dense
     block.write()
-    block.set_ranges = lambda: None
-    with pytest.raises(TensorRTDoubleError, match="without a dynamic range"):
-        block.engine(packed_feeds(rng, [3, 2]))
+    out = execute(double, block.engine(feeds, ("INT8",)), feeds)["out"].reshape(4, HIDDEN)
+    ids, segments = (feeds[name].ravel() for name in ("input_ids", "segment_ids"))
+    expected, _ = reference(weights, ids, segments, 4, **rounding)
+    np.testing.assert_allclose(out, expected, TOLERANCE, TOLERANCE)
+    exact, _ = reference(weights, ids, segments, 4)
+    assert np.abs(exact - expected).max() > 100 * TOLERANCE
+
+
+def test_int8_needs_the_flag_and_ranges(monkeypatch, rng):
+    trt, feeds = install("8.6.1", monkeypatch).module, packed_feeds(rng, [3, 2])
+
+    def block(variant, int8_dense, **changes):
+        made = Block(trt, variant, 2, make_weights(rng), **changes)
+        made.int8_dense = int8_dense
+        made.write()
+        made.set_ranges = lambda: None
+        return made
+
+    asking = [("interleaved", False, {}), ("packed", True, {}), ("packed", False, {ATTENTION: {"type_id": 2}})]
+    for variant, int8_dense, changes in asking:
+        with pytest.raises(TensorRTDoubleError, match="Missing scale and zero-point for tensor"):
+            block(variant, int8_dense, **changes).engine(feeds, ("INT8",))
+        with pytest.raises(TensorRTDoubleError, match="the builder flag INT8"):
+            block(variant, int8_dense, **changes).engine(feeds, ())
+
+
+def test_a_kernel_has_a_scale_for_each_channel(monkeypatch, rng):
+    """Of channels of very different size, one of them all zeros, each keeps its 127 steps."""
+    double, sizes = install("10.16.1", monkeypatch), np.float32([1e-3, 1, 0, 50])
+    kernel = rng.uniform(-1, 1, (4, 5)).astype(np.float32) * sizes[:, None]
+    x = rng.uniform(-2, 2, (1, 5, 3, 1)).astype(np.float32)
+
+    def write(trt, network, inputs, keep):
+        keep += [kernel, np.zeros(4, np.float32)]
+        inputs["x"].set_dynamic_range(-1.5, 1.5)
+        layer = network.add_convolution_nd(inputs["x"], 4, (1, 1), *keep)
+        layer.precision = trt.int8
+        return {"out": layer.get_output(0)}
+
+    out = run(double, write, {"x": x}, flags=weak_flags(double.module), builder_flags=["INT8"])["out"]
+    step = np.maximum(np.abs(kernel.astype(np.float64)).max(1, keepdims=True), 1e-9) / 127
+    rounded = int8(x.astype(np.float64), np.float64(np.float32(1.5) / np.float32(127)))
+    expected = np.einsum("oc,bchw->bohw", int8(kernel.astype(np.float64), step), rounded)
+    np.testing.assert_allclose(out, expected, TOLERANCE)
+
+
+def test_layers_that_the_double_does_not_compute_in_int8(monkeypatch, rng):
+    double = install("10.16.1", monkeypatch)
+
+    def write(trt, network, inputs, keep):
+        inputs["x"].set_dynamic_range(-1.0, 1.0)
+        layer = network.add_unary(inputs["x"], trt.UnaryOperation.ABS)
+        layer.precision = trt.int8
+        return {"out": layer.get_output(0)}
+
+    with pytest.raises(TensorRTDoubleError, match="does not compute unary layers in int8"):
+        run(double, write, {"x": np.ones(3, np.float32)}, flags=weak_flags(double.module), builder_flags=["INT8"])
+
+
+@pytest.mark.parametrize("written, read", [(0, 2), (2, 0)])
+def test_a_mask_is_read_as_it_was_written(written, read, monkeypatch, rng):
+    changes = {EMBEDDINGS: {"mha_type_id": written}, ATTENTION: {"type_id": read}}
+    block = Block(install("10.16.1", monkeypatch).module, "padded", 2, make_weights(rng), **changes)
+    block.write()
+    with pytest.raises(TensorRTDoubleError, match=f"type_id {read}, its mask is of {written}"):
+        block.engine(padded_feeds(rng, [3, 2], 4), ("INT8",))
 
 
 def test_a_tensor_told_to_be_int8_is_quantized_by_its_range(monkeypatch, rng):
