@@ -182,10 +182,10 @@ def persistent(marker) -> bytes:
 
 
 def dotted(marker) -> bytes:
-    """Protocol 4's names reach into modules: `numpy`'s `f2py.os.system`, say, or through an allowed class."""
-    command = pickle.dumps(f"mkdir {marker}", 4)[2:-1].partition(b"\x8c")
-    text = b"\x8c" + command[2].removesuffix(b"\x94")
-    return b"\x80\x04}\x8c\x01a\x8c\x0bcollections\x8c\x0a_sys.modules\x93\x85R" + text + b"s."
+    """Protocol 4's names reach through modules, here one that torch's tensors are rebuilt by."""
+    path = str(marker).encode()
+    function = b"\x8c\x0ctorch._utils\x8c\x10logging.os.mkdir\x93"
+    return b"\x80\x04}\x8c\x01a" + function + b"X" + struct.pack("<I", len(path)) + path + b"\x85Rs."
 
 
 def torch_storage(marker) -> bytes:
@@ -242,7 +242,7 @@ PAYLOADS = {
 #: They run on unpickling in earnest; the others are refused by Python's own unpickler too, or do no harm.
 RUNNING = (
     "os.system", "os.mkdir, protocol 0", "eval", "exec", "open", "subprocess", "codecs.open", "object array",
-    "INST", "OBJ",
+    "INST", "OBJ", "dotted name",
 )  # fmt: skip
 
 
@@ -258,12 +258,15 @@ def test_hostile_pickles(tmp_path, payload):
         assert marker.exists()
 
 
-def numpy_claim(shape: tuple, dtype=b"f4", data: bytes = b"\0" * 4) -> bytes:
-    """A dict of one array that claims `shape`."""
-    template = pickle.dumps({"a": np.zeros(1, np.float32)}, 2)
-    state = pickle.dumps((1, shape, np.dtype("f4"), False, data), 2)[2:-1]
-    start = template.index(b"R", template.index(b"_reconstruct") + 30)
-    return template[: template.index(b"q", start)] + state + b"bs."
+def numpy_claim(shape: tuple, data: bytes = b"\0" * 4) -> bytes:
+    """A dict of one array of floats that claims `shape`."""
+
+    class Claim:
+        def __reduce__(self):
+            start = np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b")
+            return *start, (1, shape, np.dtype("f4"), False, data)
+
+    return pickle.dumps({"a": Claim()}, 2)
 
 
 def nested_lists(depth: int) -> bytes:
@@ -279,6 +282,20 @@ def laughs(levels: int) -> bytes:
     return content + b"."
 
 
+def test_the_claims_are_sound_but_for_their_sizes(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(numpy_claim((1, 1)))
+    assert read_plain_pickle(tmp_path / "a.pkl")["a"].read().tolist() == [[0.0]]
+    (tmp_path / "a.pkl").write_bytes(torch_claim(2, (2,), (1,)))
+    assert read_plain_pickle(tmp_path / "a.pkl")["a"].read().tolist() == [0.0, 0.0]
+    assert "array of shape [1048576, 1048576] has 4 bytes" in bomb_error(tmp_path, "array of 4 TB")
+    assert "nested without end" in bomb_error(tmp_path, "laughs")
+
+
+def bomb_error(folder, bomb: str) -> str:
+    (folder / "a.pkl").write_bytes(BOMBS[bomb]())
+    return error_of(megatron=folder / "a.pkl")
+
+
 def torch_claim(count: int, shape: tuple, strides: tuple) -> bytes:
     """A dict of one tensor whose storage claims `count` values, but has two."""
     import torch
@@ -287,7 +304,7 @@ def torch_claim(count: int, shape: tuple, strides: tuple) -> bytes:
     inner = io.BytesIO()
     torch.save(values, inner, _use_new_zipfile_serialization=False)
     saved = inner.getvalue().replace(b"cpuq\x03K\x02N", b"cpuq\x03\x8a\x08" + struct.pack("<q", count) + b"N")
-    assert saved != inner.getvalue()
+    assert count == 2 or saved != inner.getvalue()
     call = Call(torch._utils._rebuild_tensor_v2, Call(torch.storage._load_from_bytes, saved), 0, shape, strides, False, {})
     return pickle.dumps({"a": call})
 
@@ -301,7 +318,7 @@ BOMBS = {
     "BYTEARRAY8 of 1 TB": lambda: b"\x80\x05}\x8c\x01a\x96" + struct.pack("<Q", 1 << 40) + b"xs.",
     "BINUNICODE8 of 2^63": lambda: b"\x80\x04}\x8c\x01a\x8d" + struct.pack("<Q", 1 << 63) + b"xs.",
     "frame of 1 TB": lambda: b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"}\x8c\x01aj\xff\xff\xff\xffs.",
-    "memo of 2^32": lambda: b"\x80\x02}U\x01ar\xff\xff\xff\xff" + numpy_claim((9,))[2:],
+    "memo of 2^32": lambda: b"\x80\x02}U\x01ar\xff\xff\xff\xff0j\xfe\xff\xff\xffs.",
     "long of 2 GB": lambda: b"\x80\x02}U\x01a\x8b\xff\xff\xff\x7f\x01s.",
     "digits": lambda: b"(dS'a'\nI" + b"9" * 100_000 + b"\ns.",
     "nested lists": lambda: nested_lists(50_000) + b"garbage",
