@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 from helpers import cli  # noqa: E402
 from helpers.backends import backend_module, load_engine, write_engine  # noqa: E402
 from helpers.backends.base import BuildOptions  # noqa: E402
+from helpers.batching import PaddedBatch  # noqa: E402
 from helpers.benchmark import random_batch  # noqa: E402
 from helpers.bert_config import BertConfig  # noqa: E402
 from helpers.errors import missing_package  # noqa: E402
@@ -138,15 +139,17 @@ def measure_throughput(args, torch_model, config, folder: Path) -> dict:
         data = replace(data, examples=data.examples[:: max(len(data.examples) // args.questions, 1)][: args.questions])
     tokenizer = BertTokenizer(load_vocabulary(Path(args.model) / "vocab.txt"), do_lower_case=True)
     length = (args.sequence_length or [384])[0]
-    sides = {}
-    for half, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        options = BuildOptions((args.batch_size,), (length,), fp16=half)
-        engine = build_engine(torch_model, config, folder, half, options, throughput=True)
-        answerer = QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size))
-        precision = "bf16" if half else "fp32"
-        model = torch_model if not half else copy.deepcopy(torch_model).to(dtype)
-        sides[f"this engine, {engine.card.precision[0]}"] = partial(answer_with_engine, answerer, data)
+    builder = Builder(args, torch_model, config, folder)
+    engines = {f"this engine, {form}": builder.engine(form, length, args.batch_size, throughput=True) for form in FORMS}
+    engines["NNCF, int8"] = builder.nncf_engine(length, args.batch_size, throughput=True)
+    answerers = {
+        name: QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size)) for name, engine in engines.items()
+    }
+    sides = {name: partial(answer_with_engine, answerer, data) for name, answerer in answerers.items()}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model = copy.deepcopy(torch_model).to(dtype)
         sides[f"Hugging Face, {precision}"] = partial(answer_with_torch, model, Path(args.model) / "vocab.txt", data, length)
+    sides = {name: answer for name, answer in sides.items() if is_wanted(args.peers, name)}
     seconds, f1 = {name: [] for name in sides}, {}
     for round_ in range(args.rounds):
         for name, answer in sides.items():
@@ -225,15 +228,16 @@ def throughput_table(seconds: dict, f1: dict, questions: int) -> dict:
 
 def measure_latency(args, torch_model, config, length: int, folder: Path) -> dict:
     """Medians of every peer at one length, printed as a table and returned."""
-    batch = None
-    peers = {}
-    wanted = partial(is_wanted, args.peers)
-    for half in (False, True):
-        options = BuildOptions((args.batch_size,), (max(length, 384),), fp16=half)
-        engine = build_engine(torch_model, config, folder, half, options)
-        batch = batch or random_batch(engine.card, args.batch_size, length, seed=length)
-        peers[f"this engine, {engine.card.precision[0]}"] = partial(lambda run: run(), engine._timed_run(batch))
-    peers |= {name: run for name, run in peer_runs(torch_model, batch, folder, wanted).items()}
+    builder = Builder(args, torch_model, config, folder)
+    peers, wanted = {}, partial(is_wanted, args.peers)
+    engines = {f"this engine, {form}": builder.engine(form, max(length, 384), args.batch_size) for form in FORMS}
+    batch = random_batch(engines["this engine, fp32"].card, args.batch_size, length, seed=length)
+    if wanted("NNCF, int8"):
+        cli.note("Preparing NNCF, int8")
+        engines["NNCF, int8"] = builder.nncf_engine(max(length, 384), args.batch_size)
+    for name, engine in engines.items():
+        peers[name] = partial(lambda run: run(), engine._timed_run(batch))
+    peers |= peer_runs(torch_model, batch, folder, wanted)
     latencies = in_turn(peers, args.iterations)
     return {"sequence_length": length, "rows": print_table(latencies, args.batch_size, length)}
 
@@ -383,10 +387,11 @@ def print_table(latencies: dict, batch_size: int, length: int) -> list[dict]:
     for name, values in latencies.items():
         median, fifth = float(np.median(values)), float(np.percentile(values, 5))
         precision = name.split(", ")[1]
-        base = ours.get("bf16" if precision in ("bf16", "fp16") else "fp32")
+        base = ours["int8" if "int8" in precision else precision]
         ratio = base / median if base and not name.startswith("this") else None
         print(f"| {name:30} | {median:9.2f} | {fifth:17.2f} | {f'{ratio:.2f} ×' if ratio else '':>23} |")
         rows.append({"engine": name, "median_ms": median, "percentile_5_ms": fifth, "ratio": ratio})
+    print(f"\nint8 takes {ours['int8'] / ours['bf16']:.2f} × this engine's bf16, {ours['int8'] / ours['fp32']:.2f} × its fp32")
     return rows
 
 
@@ -395,7 +400,7 @@ def machine() -> dict:
     import importlib.metadata
     import platform
 
-    packages = ("openvino", "torch", "transformers", "onnxruntime", "numpy")
+    packages = ("openvino", "nncf", "torch", "transformers", "onnxruntime", "numpy")
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
     return {
         "cpu": cpu or platform.processor(),
