@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.web_server import Site, serve
 
-SCRIPTS = ("build", "download_model", "download_squad", "launch", "quickstart", "test")
+SCRIPTS = ("build", "download_model", "download_squad", "inference_benchmark", "launch", "quickstart", "test")
 SQUAD_FILES = ("train-v1.1.json", "dev-v1.1.json", "train-v2.0.json", "dev-v2.0.json")
 
 
