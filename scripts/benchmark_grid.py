@@ -6,6 +6,7 @@ are missing; every point of the grid is timed by a process of its own, so that o
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -84,7 +85,7 @@ class GridEngine:
 
     def path(self, folder: Path) -> Path:
         name = f"{self.model}_{self.precision}_{self.max_length}.engine".lower()
-        return folder / "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+        return folder / re.sub(r"[^a-z0-9.-]+", "_", name)
 
 
 def parse(arguments):
