@@ -2,10 +2,7 @@
 
 import csv
 import importlib
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +16,13 @@ from helpers.weights.canonical import expected_shapes
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config
+from tests.test_shell_scripts import shell
 
-SCRIPT = ROOT / "scripts" / "inference_benchmark.sh"
 GPUS = ("Volta", "Xavier", "Turing", "Ampere", "Hopper")
 
 
-def benchmark(*arguments, cwd="/"):
-    """inference_benchmark.sh with this environment's Python first on the path, as if it were active."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = ["bash", str(SCRIPT), *map(str, arguments)]
-    environment = os.environ | {"PATH": path, "VIRTUAL_ENV": sys.prefix}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+def benchmark(*arguments):
+    return shell(ROOT / "scripts" / "inference_benchmark.sh", *arguments)
 
 
 def dry_run(*arguments) -> list[list[str]]:
