@@ -9,8 +9,8 @@ from tqdm import tqdm
 from helpers.backends.base import Engine, check_batch_size
 from helpers.batching import Batch, PackedBatch, PaddedBatch
 from helpers.engine_card import EngineCard
-from helpers.errors import missing_package
 from helpers.files import atomic_write, check_outputs, write_json
+from helpers.pictures import new_figure
 
 #: Ids to draw from where an engine without a card does not tell its vocabulary: fewer than any BERT has.
 _SAFE_VOCAB_SIZE = 100
@@ -160,14 +160,9 @@ def as_json(engine: Engine, timings: list[Timing]) -> dict:
 
 def plot(timings: list[Timing], title: str, path) -> None:
     """Latency percentiles against batch size, written to `path` as PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_package("matplotlib", "matplotlib", "--plot") from error
     timings = sorted(timings, key=lambda timing: timing.batch_size)
     batch_sizes = [timing.batch_size for timing in timings]
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(7, 4.5, "--plot")
     for name, label in (
         ("percentile_99_ms", "99th percentile"),
         ("percentile_95_ms", "95th percentile"),

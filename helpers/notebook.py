@@ -20,6 +20,7 @@ from helpers.building import add_build_arguments, build_engine
 from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
+from helpers.pictures import new_figure
 from helpers.question_answering import QuestionAnswerer, Reply
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "models" / "bundled" / "bert_mini_squad11"
@@ -100,7 +101,7 @@ class Answered:
     def runners_up(self) -> Picture:
         """The best answers and their probabilities, as bars."""
         answers = self.reply.answers[:_MAX_ANSWERS_SHOWN][::-1]
-        figure, axes = _figure(8, 0.6 + 0.4 * len(answers))
+        figure, axes = new_figure(8, 0.6 + 0.4 * len(answers), "the pictures")
         shares = [100 * answer.probability for answer in answers]
         names = [_shortened(answer.text, 60) for answer in answers]
         bars = axes.barh(range(len(answers)), shares, color=["tab:blue"] * (len(answers) - 1) + ["tab:orange"])
@@ -116,7 +117,7 @@ class Answered:
         probabilities = 100 * _softmax(self.reply.token_logits)[shown]
         passage = self.reply.passage
         names = [_shortened(passage.text[start:end], 14) for start, end in passage.offsets[shown].tolist()]
-        figure, axes = _figure(max(4, 1 + 0.13 * len(names)), 3.4)
+        figure, axes = new_figure(max(4, 1 + 0.13 * len(names)), 3.4, "the pictures")
         places = np.arange(len(names))
         for column, (label, color) in enumerate((("start", "tab:blue"), ("end", "tab:orange"))):
             axes.bar(places + 0.4 * column - 0.2, probabilities[:, column], 0.4, label=label, color=color)
@@ -179,16 +180,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _shortened(text: str, length: int) -> str:
     text = cli.one_line(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _figure(width: float, height: float):
-    """A figure of so many inches and its axes, outside of pyplot: nothing global to clean up."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_package("matplotlib", "matplotlib", "the pictures") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _as_picture(figure) -> Picture:

@@ -16,15 +16,22 @@ import pytest
 from tests.conftest import ROOT
 from tests.web_server import Site, serve
 
-SCRIPTS = ("build", "download_model", "download_squad", "launch", "quickstart", "test")
+SCRIPTS = ("build", "download_model", "download_squad", "inference_benchmark", "launch", "quickstart", "test")
 SQUAD_FILES = ("train-v1.1.json", "dev-v1.1.json", "train-v2.0.json", "dev-v2.0.json")
 
 
 def shell(script: Path, *arguments, cwd="/", **environment):
-    """Run a script by bash from `cwd`; `environment` is added to this process's own."""
+    """Run a script by bash from `cwd`, as if this Python's environment were active; `environment` is added to it."""
+    active = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", str(script), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        command,
+        cwd=cwd,
+        env=os.environ | active | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -67,7 +74,8 @@ def test_help_is_the_script_s_own_and_does_nothing_else(name, flag, tmp_path):
         assert f"scripts/{name}.sh" in result.stdout
 
 
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"test"}))  # test.sh hands what it does not know to pytest
+#: test.sh hands what it does not know to pytest; inference_benchmark.sh's arguments are in test_benchmark_grid.py.
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"test", "inference_benchmark"}))
 def test_unknown_arguments_are_refused(name):
     assert "--nonsense" in error_of(shell(ROOT / "scripts" / f"{name}.sh", "--nonsense"), code=2)
 

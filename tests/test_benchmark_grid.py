@@ -1,0 +1,256 @@
+"""inference_benchmark.sh: its grid, its commands, and a small grid run from end to end."""
+
+import csv
+import importlib
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.benchmark_table import GridRow, markdown, plot
+from helpers.bert_config import BertConfig
+from helpers.random_model import RANDOM_SIZES, random_state, write_random_model
+from helpers.weights import load_weights
+from helpers.weights.canonical import expected_shapes
+from tests import checkpoints
+from tests.conftest import BUNDLED, ROOT
+from tests.reference_bert import random_config
+from tests.test_shell_scripts import shell
+
+GPUS = ("Volta", "Xavier", "Turing", "Ampere", "Hopper")
+
+
+def benchmark(*arguments):
+    return shell(ROOT / "scripts" / "inference_benchmark.sh", *arguments)
+
+
+def dry_run(*arguments) -> list[list[str]]:
+    result = benchmark(*arguments, "--dry-run")
+    assert result.returncode == 0, result
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+def parsed(command: list[str]):
+    """The arguments of a command of one of our Python scripts, as that script reads them."""
+    return importlib.import_module(Path(command[1]).stem).parse(command[2:])
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict:
+    return {gpu: dry_run("--gpu", gpu) for gpu in (*GPUS, "CPU")}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_a_gpu_s_grid(commands, gpu):
+    """Base and large by 128 and 384 by FP16 and INT8, all batch sizes, and Megatron where sparse kernels are."""
+    python = [command for command in commands[gpu] if command[0] != "bash"]
+    builds = [parsed(command) for command in python if "builder" in command[1]]
+    assert all(args.backend == "tensorrt" and args.fp16 for args in builds)
+    padded = [args for args in builds if args.layout == "padded"]
+    points = {(Path(args.output).name, args.sequence_length[0], args.int8) for args in padded}
+    assert points == {
+        (f"bert-{size}_{'int8' if int8 else 'fp16'}_{length}.engine", length, int8)
+        for size in ("base", "large")
+        for length in (128, 384)
+        for int8 in (False, True)
+    }
+    assert all(args.batch_size == [1, 2, 4, 8, 12, 16, 24, 32, 64, 128] for args in builds)
+    flags = {(args.force_int8_skipln, args.force_int8_multihead) for args in padded if args.int8}
+    assert flags == {(gpu != "Volta", gpu not in ("Volta", "Xavier"))}
+    packed = [args for args in builds if args.layout == "packed"]
+    assert len(packed) == (2 if gpu in ("Ampere", "Hopper") else 0)
+    assert all(args.megatron and args.interleaved and args.sparse and args.int8 and args.strict for args in packed)
+    timings = [parsed(command) for command in python if "perf" in command[1]]
+    assert len(timings) == len(builds) * 10
+    assert all((args.iterations, args.warm_up_runs) == (1000, 100) for args in timings)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_everything_that_is_built_from_is_downloaded_before(commands, gpu):
+    """Each path under models/fine-tuned or squad/ in a command is what one of the downloads before it brings."""
+    brought = set()
+    for command in commands[gpu]:
+        if command[0] == "bash":
+            brought.add(tuple([Path(command[1]).name, *command[2:]]))
+            continue
+        text = " ".join(command)
+        for size in ("base", "large"):
+            for length in ("128", "384"):
+                if f"bert_tf_ckpt_{size}_qa_squad2_amp_{length}" in text:
+                    words = ("download_model.sh", size, length, "v2")
+                    assert words in brought or (size == "large" and ("download_model.sh", length, "v2") in brought)
+        if "fake_quant" in text:
+            assert ("download_model.sh", "pyt", "v1_1") in brought
+        if "megatron_sparse" in text:
+            assert ("download_model.sh", "pyt", "megatron-large", "int8-qat", "sparse") in brought
+        if "train-v1.1.json" in text:
+            assert ("download_squad.sh", "v1_1") in brought
+    assert len(brought) >= 5
+
+
+def test_the_cpu_s_grid(commands):
+    builds = [parsed(command) for command in commands["CPU"] if "builder" in command[1]]
+    assert [(args.fp16, args.int8) for args in builds] == 2 * [(False, False), (True, False), (True, True)]
+    assert all(args.backend == "openvino" and args.sequence_length == [384] for args in builds)
+    assert not any(command[0] == "bash" for command in commands["CPU"])  # nothing to download
+    timings = [parsed(command) for command in commands["CPU"] if "perf" in command[1]]
+    assert {(args.batch_size[0], args.sequence_length) for args in timings} == {
+        (batch_size, length) for batch_size in (1, 2, 4, 8) for length in (128, 384)
+    }
+    assert {(args.iterations, args.warm_up_runs) for args in timings} == {(20, 3)}
+
+
+def test_the_built_program_is_preferred_and_replays_graphs_on_gpus(tmp_path):
+    gpu = ["--gpu", "Ampere", "--model", "large", "--precision", "fp16", "-s", 128, "-b", 4, "-i", 2000, "-w", 7]
+    timing = [command for command in dry_run(*gpu, "--perf", tmp_path / "perf") if "perf" in Path(command[0]).name]
+    engine = ROOT / "engines" / "benchmark" / "Ampere" / "bert-large_fp16_128.engine"
+    sizes = ["-b", "4", "-s", "128", "-i", "2000", "-w", "7", "--json", "figures.json"]
+    assert timing == [[str(tmp_path / "perf"), "--enable_graph", "-e", str(engine), *sizes]]
+    cpu = dry_run("--gpu", "CPU", "--model", "bundled", "--precision", "fp32", "--perf", tmp_path / "perf")
+    assert not any("--enable_graph" in command for command in cpu)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "--gpu"),
+        (["--gpu", "Kepler"], "Kepler"),
+        (["--gpu", "CPU", "-b", "0"], "whole number"),
+        (["--gpu", "CPU", "--model", "huge"], "leave nothing to measure"),
+        (["--gpu", "CPU", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, complaint):
+    result = benchmark(*arguments)
+    assert result.returncode == 2 and complaint in result.stderr and len(result.stderr.splitlines()) == 1, result
+    assert result.stderr.startswith("inference_benchmark.sh: error: ")
+
+
+@pytest.fixture(scope="module")
+def small_grid(tmp_path_factory):
+    """A grid of 2 × 2 points of the bundled model: its folder, its arguments, what came of it."""
+    folder = tmp_path_factory.mktemp("grid")
+    arguments = ["--gpu", "CPU", "--model", "bundled", "--precision", "fp32", "--perf", ROOT / "perf.py"]
+    arguments += ["-b", 1, "-b", 3, "-s", 8, "-s", 16, "-i", 4, "-w", 1]
+    arguments += ["-o", folder / "figures", "--engines", folder / "engines"]
+    return folder, arguments, benchmark(*arguments)
+
+
+def test_a_small_grid_gives_table_csv_and_plot(small_grid):
+    folder, _, result = small_grid
+    assert result.returncode == 0, result
+    rows = list(csv.DictReader((folder / "figures.csv").open()))
+    points = [(row["sequence_length"], row["batch_size"]) for row in rows]
+    assert points == [("8", "1"), ("8", "3"), ("16", "1"), ("16", "3")]
+    for row in rows:
+        assert (row["model"], row["precision"], row["iterations"], row["error"]) == ("bundled model", "fp32", "4", "")
+        assert 0 < float(row["median_ms"]) <= float(row["percentile_95_ms"]) <= float(row["percentile_99_ms"])
+        rate = int(row["batch_size"]) * 1e3 / float(row["average_ms"])
+        assert float(row["sentences_per_second"]) == pytest.approx(rate)
+    table = (folder / "figures.md").read_text()
+    assert table in result.stdout and table.count("| bundled model | fp32 |") == 4 and "could not" not in table
+    assert f"{float(rows[0]['median_ms']):.2f}" in table
+    assert (folder / "figures.png").read_bytes().startswith(b"\x89PNG")
+    assert "perf.py -e" in (folder / "figures.log").read_text()
+
+
+def test_engines_are_kept_and_what_fails_is_said(small_grid, tmp_path):
+    """A damaged engine is kept, fails its points and no others, and is built again when that is asked for."""
+    folder, arguments, _ = small_grid
+    engine = folder / "engines" / "bundled_model_fp32_384.engine"
+    sound = engine.read_bytes()
+    damaged = bytearray(sound)
+    damaged[len(damaged) // 2] ^= 1
+    engine.write_bytes(damaged)
+    short = [*arguments[:8], "-b", 1, "-s", 8, "-i", 1, "-w", 0, "-o", tmp_path / "x", "--engines", folder / "engines"]
+    result = benchmark(*short, "--precision", "fp16")
+    assert result.returncode == 0 and engine.read_bytes() == damaged, result
+    failed, timed = csv.DictReader((tmp_path / "x.csv").open())
+    assert "build it again" in failed["error"] and timed["error"] == "" and float(timed["median_ms"]) > 0
+    assert "1 of 2 could not be measured" in result.stdout
+    assert "bundled model, fp32: perf.py: error: " in result.stderr
+    result = benchmark(*short, "--rebuild")
+    assert result.returncode == 0 and "could not" not in result.stdout and engine.read_bytes() != damaged
+
+
+def test_nothing_measured_is_a_failure(small_grid, tmp_path):
+    folder, arguments, _ = small_grid
+    result = benchmark(*arguments, "-s", 513, "-o", tmp_path / "x", "--engines", tmp_path)
+    assert result.returncode == 1 and "6 of 6 could not be measured" in result.stdout, result
+    assert "max_position_embeddings" in result.stdout and not (tmp_path / "x.png").exists()
+
+
+def test_the_table_names_failures_once():
+    point = dict(model="BERT-large", precision="int8", sequence_length=384)
+    rows = [GridRow(**point, batch_size=size).failed("out of memory") for size in (64, 128)]
+    rows.append(GridRow("BERT-large", "fp16", 128, 1, 10, 2.0, 1.5, 3.0, 4.0, 500.0))
+    lines = markdown(rows, "Ampere").splitlines()
+    assert lines[4] == "| BERT-large | fp16 | 128 | 1 | 1.50 | 3.00 | 4.00 | 500.0 |"
+    assert lines[-3:] == [
+        *("2 of 3 could not be measured:", ""),
+        "- BERT-large, int8, 384 tokens, batch size 64, 128: out of memory",
+    ]
+
+
+def test_the_plot_has_a_panel_for_each_model_and_length(tmp_path, monkeypatch):
+    """A line per precision, its points at the medians, whatever the order of the rows."""
+    import helpers.benchmark_table as module
+
+    figures = []
+    real = module.new_figure
+    monkeypatch.setattr(module, "new_figure", lambda *a, **k: figures.append(real(*a, **k)) or figures[-1])
+    rows = [
+        GridRow(model, precision, length, size, 1, 0.0, size * length / 10, 0.0, 0.0, 0.0)
+        for model in ("a", "b")
+        for precision in ("fp32", "int8+bf16")
+        for length in (384, 128)
+        for size in (8, 1, 2)
+    ]
+    plot(rows, "title", tmp_path / "x.png")
+    _, panels = figures[0]
+    assert [[panel.get_title() for panel in line] for line in panels] == [
+        [f"{model}, {length} tokens" for length in (128, 384)] for model in ("a", "b")
+    ]
+    lines = panels[1, 1].lines
+    assert [line.get_label() for line in lines] == ["fp32", "int8+bf16"]
+    np.testing.assert_allclose(lines[0].get_xydata(), [[1, 38.4], [2, 76.8], [8, 307.2]])
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+# The random model.
+
+
+def test_a_random_model_is_a_whole_checkpoint(tmp_path, rng):
+    config = random_config(rng)
+    folder = write_random_model(tmp_path / "random", config, BUNDLED / "vocab.txt", seed=int(rng.integers(1000)))
+    read = BertConfig.from_folder(folder)
+    weights = load_weights(read, pytorch=folder)
+    assert {name: array.shape for name, array in weights.tensors.items()} == expected_shapes(config)
+    kernels = np.concatenate([array.ravel() for name, array in weights.tensors.items() if name.endswith("_kernel")])
+    # The standard error of a deviation from n draws is σ/√(2n); ten of them.
+    assert abs(kernels.std() - 0.02) < 10 * 0.02 / np.sqrt(2 * kernels.size) and kernels.dtype == np.float32
+    assert (folder / "vocab.txt").read_bytes() == (BUNDLED / "vocab.txt").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["random"]
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    write_random_model(folder, config)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_random_names_are_hugging_face_s(rng):
+    """Written out apart, in the tests' own list."""
+    config = random_config(rng)
+    state = random_state(config)
+    assert state.keys() == {name for _, name, _ in checkpoints.names(config)}
+
+
+def test_a_random_model_is_there_whole_or_not_at_all(tmp_path, rng):
+    with pytest.raises(FileNotFoundError):
+        write_random_model(tmp_path / "random", random_config(rng), tmp_path / "missing.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_sizes():
+    """110 and 340 million parameters, the paper says (arXiv:1810.04805); its pooler and MLM head are not in these."""
+    count = {size: sum(np.prod(shape) for shape in expected_shapes(config).values()) for size, config in RANDOM_SIZES.items()}
+    assert 108e6 < count["base"] < 110e6 and 333e6 < count["large"] < 340e6
