@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Time this project's CPU engine beside its peers: one checkpoint, the same inputs, in turn, in one process.
 
-Latency (default): this engine, Hugging Face (eager, torch.compile; fp32, bf16), ONNX Runtime on the Hugging Face
-export (fp32, dynamic INT8), OpenVINO on the same export with static shapes (f32, bf16).
-Throughput (--squad FILE): questions per second over a SQuAD file, this engine beside Hugging Face's recipe for it
-(windows padded to -s, in batches, torch).
+Latency (default): this engine (fp32, bf16, int8 with bf16), Hugging Face (eager, torch.compile; fp32, bf16), ONNX
+Runtime on the Hugging Face export (fp32, dynamic INT8), OpenVINO on the same export with static shapes (f32, bf16),
+NNCF's post-training quantization of this engine's float network (int8 with bf16).
+Throughput (--squad FILE): questions per second and F1 over a SQuAD file, this engine beside Hugging Face's recipe for
+it (windows padded to -s, in batches, torch) and beside NNCF's model.
 
 Needs requirements-bench.txt.
 """
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
-from helpers import cli  # noqa: E402
+from helpers import calibrator, cli  # noqa: E402
 from helpers.backends import backend_module, load_engine, write_engine  # noqa: E402
 from helpers.backends.base import BuildOptions  # noqa: E402
 from helpers.batching import PaddedBatch  # noqa: E402
@@ -40,6 +41,13 @@ RANDOM_SIZES = {
     "base": {},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
+
+#: What int8 is calibrated on, ours and NNCF's alike: windows of --calibration, or, without it, random ones.
+CALIBRATION_WINDOWS = 100
+RANDOM_CALIBRATION_WINDOWS = 8
+
+#: This engine's forms: what the tables call them → BuildOptions.
+FORMS = {"fp32": {}, "bf16": {"fp16": True}, "int8": {"fp16": True, "int8": True}}
 
 #: Each peer runs this often in its turn, after one run that only wakes its threads.
 RUNS_PER_TURN = 2
@@ -62,6 +70,7 @@ def parse(arguments):
     parser.add_argument("--squad", metavar="FILE", help="measure throughput on this SQuAD file instead")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, metavar="N", help="with --squad: how often each side runs")
     parser.add_argument("--questions", type=cli.positive_int, metavar="N", help="with --squad: only N of the questions, evenly spread")
+    parser.add_argument("--calibration", metavar="FILE", help="SQuAD-format text to calibrate int8 on (default: random ids)")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
@@ -108,21 +117,63 @@ def config_file(folder) -> Path:
     return next(path for path in (Path(folder) / "bert_config.json", Path(folder) / "config.json") if path.exists())
 
 
-def build_engine(torch_model, config, folder, fp16: bool, options: BuildOptions, throughput: bool = False):
-    """This project's engine from the peers' own weights, built, written, loaded."""
-    from safetensors.torch import save_file
+class Builder:
+    """This project's engines of the peers' own weights, and NNCF's of the same network."""
 
-    from helpers.weights import load_weights
+    def __init__(self, args, torch_model, config, folder: Path):
+        from safetensors.torch import save_file
 
-    checkpoint = Path(folder) / "model.safetensors"
-    if not checkpoint.exists():
+        from helpers.weights import load_weights
+
+        self.config, self.folder = config, folder
+        checkpoint = folder / "model.safetensors"
         save_file({key: value.contiguous() for key, value in torch_model.state_dict().items()}, checkpoint)
-    path = Path(folder) / f"{'half' if fp16 else 'fp32'}.engine"
-    if not path.exists():
-        weights = load_weights(config, pytorch=checkpoint)
-        built = backend_module("openvino").build(config, weights, "erf", options)
-        write_engine(path, built, "openvino", options, config, True, None)
-    return load_engine(path, options.layout, throughput)
+        self.weights = load_weights(config, pytorch=checkpoint)
+        self.calibration = calibration_batches(args, config)
+
+    def engine(self, form: str, length: int, batch_size: int, throughput: bool = False):
+        """One of FORMS, built, written, loaded."""
+        options = BuildOptions((batch_size,), (length,), **FORMS[form])
+        weights = self.weights
+        if options.int8:
+            method = calibrator.METHODS[0]
+            ranges = calibrator.calibrate(self.config, weights, "erf", False, self.calibration, method)
+            weights = replace(weights, ranges={name: np.float32(amax) for name, amax in ranges.items()})
+        built = backend_module("openvino").build(self.config, weights, "erf", options)
+        path = self.folder / f"{form}_{length}.engine"
+        write_engine(path, built, "openvino", options, self.config, True, None)
+        return load_engine(path, options.layout, throughput)
+
+    def nncf_engine(self, length: int, batch_size: int, throughput: bool = False):
+        """NNCF's quantization (its preset for transformers, SmoothQuant among it) of the float network, rest in bf16."""
+        import nncf
+        import openvino
+
+        from helpers.backends.openvino.engine import OpenVINOEngine, half_precision
+        from helpers.backends.openvino.layers import PaddedLayers
+        from helpers.bert_network import build_bert
+
+        layers = PaddedLayers(self.config, batch_size, length)
+        build_bert(layers, self.config, self.weights, "erf")
+        windows = nncf.Dataset([batch.inputs() for batch in self.calibration])
+        model = nncf.quantize(
+            layers.model(), windows, subset_size=len(self.calibration), model_type=nncf.ModelType.TRANSFORMER
+        )
+        core, hint = openvino.Core(), "THROUGHPUT" if throughput else "LATENCY"
+        settings = {"INFERENCE_PRECISION_HINT": half_precision(core), "PERFORMANCE_HINT": hint}
+        return OpenVINOEngine(self.engine("bf16", length, batch_size).card, core.compile_model(model, "CPU", settings))
+
+
+def calibration_batches(args, config) -> list:
+    if args.calibration is None:
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, (RANDOM_CALIBRATION_WINDOWS, 1, 128), np.int32)
+        return [PaddedBatch(row, np.zeros_like(row), np.ones_like(row)) for row in ids]
+    from helpers.squad import read_squad
+    from helpers.tokenization import BertTokenizer, load_vocabulary
+
+    tokenizer = BertTokenizer(load_vocabulary(Path(args.model) / "vocab.txt"), do_lower_case=True)
+    length = max(args.sequence_length or [384])
+    return calibrator.calibration_batches(read_squad(args.calibration).examples, tokenizer, length, CALIBRATION_WINDOWS)
 
 
 def measure_throughput(args, torch_model, config, folder: Path) -> dict:
@@ -257,6 +308,7 @@ def in_turn(peers: dict, iterations: int) -> dict:
     latencies = {name: [] for name in peers}
     order, shuffle = list(peers.items()), random.Random(0).shuffle
     turns = -(-iterations // RUNS_PER_TURN)
+    cli.note(f"Timing {len(peers)} engines in turn")
     for _ in tqdm(range(turns), unit="turn", leave=False, disable=None):
         shuffle(order)
         for name, run in order:
