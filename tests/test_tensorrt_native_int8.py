@@ -29,7 +29,7 @@ KINDS = [(version, kind) for version in VERSIONS for kind in ("int8", "fp8") if 
 TOLERANCE = 1e-6
 
 #: With the rest in half precision some values fall to the next step, of amax / 127, in fp8 of a sixteenth of the value.
-#: That is rounding as random as quantization's own, which moves logits by 0.1 (int8) and 0.3 (fp8): no more than that.
+#: That is rounding as random as quantization's own, which moves logits by up to 0.05 (int8) and 0.15 (fp8), and adds to it; seen were 0.07 and 0.16.
 HALF_TOLERANCE = {"int8": 0.15, "fp8": 0.4}
 
 ATTENTION_INPUTS = tuple(f"{which}_input_quantizer_amax" for which in ("qv_a", "qv_b", "av_a", "av_b"))
