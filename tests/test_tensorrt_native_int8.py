@@ -29,7 +29,8 @@ KINDS = [(version, kind) for version in VERSIONS for kind in ("int8", "fp8") if 
 TOLERANCE = 1e-6
 
 #: With the rest in half precision some values fall to the next step, of amax / 127, in fp8 of a sixteenth of the value.
-#: That is rounding as random as quantization's own, which moves logits by up to 0.05 (int8) and 0.15 (fp8), and adds to it; seen were 0.07 and 0.16.
+#: That is rounding as random as quantization's own, which moves logits by up to 0.05 (int8) and 0.15 (fp8), and adds to
+#: it; seen were 0.07 and 0.16.
 HALF_TOLERANCE = {"int8": 0.15, "fp8": 0.4}
 
 ATTENTION_INPUTS = tuple(f"{which}_input_quantizer_amax" for which in ("qv_a", "qv_b", "av_a", "av_b"))
@@ -48,7 +49,7 @@ def is_multiplied(name: str) -> bool:
 
 @pytest.fixture
 def model(rng):
-    """(tensors, inputs, ranges): a random BERT, three rows, and each tensor's largest value on them, but the kernels'."""
+    """(tensors, inputs, ranges): a random BERT, three rows, and each activation's largest value on them."""
     tensors, inputs = random_weights(CONFIG, rng), random_inputs(CONFIG, rng, 3, LENGTH)
     ranges = {}
 

@@ -172,7 +172,8 @@ def test_bert_base_builds_quantized(kind, layout):
 def test_int8_attention_builds(bundled, layout):
     config, weights = bundled
     weights = with_ranges(config, weights)
-    check_size(build(config, weights, fp16=True, int8=True, force_int8_multihead=True, **LAYOUTS[layout]), weights, "fp16")
+    built = build(config, weights, fp16=True, int8=True, force_int8_multihead=True, **LAYOUTS[layout])
+    check_size(built, weights, "fp16")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -307,7 +307,7 @@ def _normalization(params, inputs, shapes):
 
 
 def attend(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, normalise: bool = True, rounded=lambda weights: weights
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, normalise: bool = True, rounded=lambda x: x
 ) -> np.ndarray:
     """softmax(Q·Kᵀ + bias)·V over the last two axes; a row with nothing to attend to is an error.
 
