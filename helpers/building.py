@@ -209,6 +209,9 @@ def build_engine(args) -> None:
     built = backend_module(backend).build(config, weights, gelu, options)
     if args.fp16 and backend == "openvino":
         cli.note(f"--fp16: this CPU's half type is {built.precision[-1]}")
+    if args.force_int8_skipln and args.int8 and built.network == "native":
+        # Only the build tells: without plugins that suit the model, --network auto ends in a native network.
+        cli.note("Note: --force-int8-skipln has no effect on this engine: native networks add and normalise in float")
     do_lower_case = lower_cases(config, vocabulary)
     config = replace(config, gelu=gelu)
     card = write_engine(args.output, built, backend, options, config, do_lower_case, vocabulary)

@@ -14,16 +14,20 @@ from helpers.bert_config import BertConfig
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
+#: Every finite E4M3 number, ascending: ml_dtypes itself would round float64 to float32 first, and ties after that.
+_E4M3 = np.unique(np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64))
+_E4M3 = _E4M3[np.isfinite(_E4M3)]
+
 
 def reference_logits(
-    config, tensors, gelu, input_ids, segment_ids, input_mask, pre_normalised=False, quantize=lambda name, values: values
+    config, tensors, gelu, input_ids, segment_ids, input_mask, pre_normalised=False, quantize=lambda name, value: value
 ) -> np.ndarray:
     """Start and end logits, float64 [B, S, 2].
 
     `tensors` are canonical, `gelu` is "tanh" or "erf", the other three int [B, S]. Keys where the mask is 0 get
-    exactly no weight; the logits at such positions are computed like any other. `pre_normalised`: Megatron's BERT, whose
-    sub-layers read a layer norm of the stream, and add what they find to the stream itself. `quantize(name, values)`
-    replaces the values at each place that has a range, by the range's name; kernels are [out, in].
+    exactly no weight; the logits at such positions are computed like any other. `pre_normalised`: Megatron's BERT,
+    whose sub-layers read a layer norm of the stream, and add what they find to the stream itself. `quantize(name,
+    value)` replaces the values at each place that has a range, by the range's name; kernels are [out, in].
     """
     weight = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
     batch, length = input_ids.shape
@@ -83,7 +87,11 @@ def fake_int8(values: np.ndarray, amax, lowest: int = -128) -> np.ndarray:
 def fake_fp8(values: np.ndarray, amax) -> np.ndarray:
     """The nearest E4M3 multiple of amax / 448; what is beyond amax becomes amax."""
     step = np.float64(np.float32(amax) / np.float32(448))
-    return np.clip(values / step, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * step
+    scaled = values / step
+    between = (_E4M3[1:] + _E4M3[:-1]) / 2
+    # In the middle of two the even one: zero has the even index 126, and neighbours' mantissas differ by one.
+    below, above = (np.searchsorted(between, scaled, side) for side in ("left", "right"))
+    return _E4M3[np.where(below % 2 == 0, below, above)] * step
 
 
 def fake_quantizer(kind: str, ranges: dict, places=lambda name: True):

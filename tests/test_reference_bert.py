@@ -135,6 +135,7 @@ def test_quantization_of_the_reference():
     assert fake_int8(np.array([2.5, 3.5, -2.5]), 127).tolist() == [2.0, 4.0, -2.0]
     torches = torch.tensor(np.clip(values * 10, -448, 448)).to(torch.float8_e4m3fn).double().numpy() / 10
     np.testing.assert_allclose(fake_fp8(values, 44.8), torches, rtol=1e-6)
+    assert fake_fp8(np.array([17.0, 19.0, -17.0, 17 + 1e-9, 9e9]), 448).tolist() == [16.0, 20.0, -16.0, 18.0, 448.0]
 
 
 def test_every_range_of_the_reference_counts(rng):

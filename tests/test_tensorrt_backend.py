@@ -284,8 +284,6 @@ def test_an_engine_that_can_not_be_read(fake):
         ((7, 2), {"int8": True, "force_int8_multihead": True}, "-imh needs compute capability 7.5"),
         ((7, 0), {"int8": True, "force_int8_skipln": True}, "-iln needs compute capability 7.2"),
         ((8, 6), {"fp8": True}, "--fp8 needs compute capability 8.9"),
-        ((8, 6), {"int8": True}, "--int8 is not on the tensorrt backend yet"),
-        ((8, 9), {"fp8": True}, "--fp8 is not on the tensorrt backend yet"),
         ((8, 6), {"compute_capabilities": ("8.6",)}, "--compute-capability is TensorRT-RTX's"),
         ((8, 6), {"fp16": True, "bf16": True}, "--fp16 and --bf16 exclude each other"),
         ((8, 6), {"distributive_independence": True}, "TensorRT 10.16.1 has no --distributive_independence"),

@@ -591,6 +591,23 @@ def refuse_variable_scale(trt):
     return network.add_quantize(x, network.add_input("s", trt.float32, ()), trt.int8).get_output(0).shape
 
 
+def refuse_quantization_without_flag(trt):
+    builder, network = new_network(trt, weak_flags(trt))
+    step = np.float32([0.1])
+    scale = network.add_constant((1,), trt.Weights(step)).get_output(0)
+    network.mark_output(network.add_quantize(network.add_input("x", trt.float32, (2, 4)), scale).get_output(0))
+    build(trt, builder, network)
+
+
+def refuse_probabilities_without_scale(trt):
+    builder, network = new_network(trt)
+    heads = network.add_input("heads", trt.float32, (1, 2, 3, 4))
+    layer = network.add_attention(heads, heads, heads, trt.AttentionNormalizationOp.SOFTMAX, False)
+    layer.normalization_quantize_to_type = trt.int8
+    network.mark_output(layer.get_output(0))
+    build(trt, builder, network)
+
+
 def refuse_implicit_batch(trt):
     trt.Builder(trt.Logger()).create_network(0)
 
@@ -673,6 +690,8 @@ REFUSALS = [
     ("11.4.0", TensorRTDoubleError, "lengths", refuse_mask_and_packed),
     ("11.4.0", TypeError, "output_type", refuse_missing_quantize_type),
     ("11.4.0", TensorRTDoubleError, "constant", refuse_variable_scale),
+    ("8.6.1", TensorRTDoubleError, "INT8", refuse_quantization_without_flag),
+    ("10.16.1", TensorRTDoubleError, "a type and a scale", refuse_probabilities_without_scale),
     ("8.6.1", TensorRTDoubleError, "EXPLICIT_BATCH", refuse_implicit_batch),
     ("10.0.1", TensorRTDoubleError, "flags", refuse_unknown_network_flag),
     ("10.16.1", TensorRTDoubleError, "FP16", refuse_fp16_flag_when_strong),

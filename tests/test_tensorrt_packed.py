@@ -255,7 +255,6 @@ def test_what_packed_plugins_can_not_do(changes, options, capability, message, e
     "options, message",
     [
         ({"interleaved": True}, "--interleaved needs --int8"),
-        ({"megatron": True}, "--megatron needs --int8"),
         ({"interleaved": True, "int8": True, "network": "native"}, "no plugins; leave --interleaved out"),
         ({"megatron": True, "int8": True, "network": "plugin"}, "interleaved ones: add --interleaved; use --network"),
     ],

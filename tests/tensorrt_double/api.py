@@ -174,8 +174,18 @@ def _check_precisions(network, config) -> None:
         needed = required_flags(node.params) if node.kind == "plugin" and not graph.strongly_typed else []
         if needed and not flags & set(needed):
             raise TensorRTDoubleError(f"{node.name}: its types need the builder flag {' or '.join(needed)}")
+    _check_quantization(graph, flags)
     implicit.check(graph)
     _check_masks(graph)
+
+
+def _check_quantization(graph, flags: set) -> None:
+    """Explicit quantization needs its builder flag where typing is weak; quantized probabilities, both that make them."""
+    for node in graph.nodes:
+        if node.kind == "quantize" and not graph.strongly_typed and node.params["to_type"] not in flags:
+            raise TensorRTDoubleError(f"{node.name} needs the builder flag {node.params['to_type']}")
+        if node.kind == "attention" and (node.params["quantize_to"] is None) != (node.inputs[6:] in ([], [None])):
+            raise TensorRTDoubleError(f"{node.name}: quantized probabilities need a type and a scale")
 
 
 def _check_masks(graph) -> None:

@@ -307,7 +307,7 @@ def _normalization(params, inputs, shapes):
 
 
 def attend(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, normalise: bool = True, rounded=lambda weights: weights
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, normalise: bool = True, rounded=lambda x: x
 ) -> np.ndarray:
     """softmax(Q·Kᵀ + bias)·V over the last two axes; a row with nothing to attend to is an error.
 
@@ -331,8 +331,12 @@ def sequences(lengths: np.ndarray, tokens: int) -> list[slice]:
 @run("attention")
 def _attention(params, inputs, shapes):
     query, key, value = inputs[:3]
-    mask, query_lengths, key_lengths = (inputs[3:] + [None] * 3)[:3]
+    mask, query_lengths, key_lengths, scale = (inputs[3:] + [None] * 4)[:4]
     normalise = params["norm_op"] == "SOFTMAX"
+
+    def rounded(weights):
+        return weights if scale is None else quantized(weights, scale, params["quantize_to"]) * scale
+
     if params["causal"] != "NONE":
         raise TensorRTDoubleError("causal attention is not played by the double")
     if params["query_form"] == "PACKED_NHD":
@@ -340,7 +344,7 @@ def _attention(params, inputs, shapes):
         queries, keys = sequences(query_lengths, len(query)), sequences(key_lengths, len(key))
         for ours, theirs in zip(queries, keys, strict=True):
             parts = (np.swapaxes(part, 0, 1) for part in (query[ours], key[theirs], value[theirs]))
-            result[ours] = np.swapaxes(attend(*parts, normalise=normalise), 0, 1)
+            result[ours] = np.swapaxes(attend(*parts, normalise=normalise, rounded=rounded), 0, 1)
         return result
     bias = 0.0
     if mask is not None:
@@ -348,7 +352,7 @@ def _attention(params, inputs, shapes):
     if key_lengths is not None:
         valid = np.arange(key.shape[2]) < np.asarray(key_lengths)[:, None, None, None]
         bias = bias + np.where(valid, 0.0, -np.inf)
-    return attend(query, key, value, bias, normalise)
+    return attend(query, key, value, bias, normalise, rounded)
 
 
 def _spread(scale: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
@@ -359,10 +363,15 @@ def _spread(scale: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
     return scale.reshape([-1 if dimension == axis else 1 for dimension in range(rank)])
 
 
+def quantized(values: np.ndarray, scale: np.ndarray, dtype: str) -> np.ndarray:
+    """values / scale as the nearest value of INT8 or FP8, ties to even; what is beyond the type's range saturates."""
+    scaled = values / scale
+    return np.clip(np.rint(scaled), -128, 127) if dtype == "INT8" else round_to(scaled, dtype)
+
+
 @run("quantize")
 def _quantize(params, inputs, shapes):
-    scaled = inputs[0] / _spread(inputs[1], params["axis"], inputs[0].ndim)
-    return np.clip(np.rint(scaled), -128, 127) if params["to_type"] == "INT8" else scaled
+    return quantized(inputs[0], _spread(inputs[1], params["axis"], inputs[0].ndim), params["to_type"])
 
 
 @run("dequantize")

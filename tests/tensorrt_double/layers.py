@@ -512,6 +512,24 @@ class IAttention(Native):
     def key_value_lengths(self, value: "ITensor|None"):
         self._set_optional(5, value)
 
+    @property
+    def normalization_quantize_scale(self):
+        """The step of the probabilities, where they are quantized: a constant."""
+        return self._optional(6)
+
+    @normalization_quantize_scale.setter
+    def normalization_quantize_scale(self, value: "ITensor|None"):
+        self._set_optional(6, value)
+
+    @property
+    def normalization_quantize_to_type(self):
+        """The DataType that the probabilities are quantized to; FLOAT where they are not."""
+        return getattr(self._module.DataType, self._node.params["quantize_to"] or "FLOAT")
+
+    @normalization_quantize_to_type.setter
+    def normalization_quantize_to_type(self, value: "DataType"):
+        self._set("quantize_to", value.name)
+
     norm_op = _Param.enum("norm_op", "AttentionNormalizationOp", "Softmax or none.")
     decomposable = _Param.plain("decomposable", "bool", "Whether unfused layers will do.")
     causal_kind = _Param.enum("causal", "CausalMaskKind", "Causal masking.")
@@ -734,7 +752,7 @@ class INetworkDefinition(Native):
         return self._add("INormalizationLayer", "normalization", [input, scale, bias], **params)
 
     def _add_attention(self, tensors: list, norm_op, causal: str):
-        params = {"norm_op": norm_op.name, "decomposable": False, "causal": causal}
+        params = {"norm_op": norm_op.name, "decomposable": False, "causal": causal, "quantize_to": None}
         params |= {"query_form": "PADDED_BHND", "key_value_form": "PADDED_BHND"}
         node = self._add("IAttentionOutputLayer", "attention", tensors, **params)._node
         return new(self._module.IAttention, network=self, node=node)

@@ -139,6 +139,11 @@ def _attention(trt, network, inputs, constant):
     cumulative = constant(np.int32([0, 3, 5]))
     packed.query_form = packed.key_value_form = trt.AttentionIOForm.PACKED_NHD
     packed.query_lengths = packed.key_value_lengths = cumulative
+    for kind in (trt.int8, trt.fp8):
+        rounded = network.add_attention_v2(heads, heads, heads, norm, trt.CausalMaskKind.NONE)
+        rounded.decomposable = True
+        rounded.normalization_quantize_to_type = kind
+        rounded.normalization_quantize_scale = constant(np.float16(0.01))
 
 
 def packed_attention(trt, network, heads: int = 2, size: int = 4) -> list:

@@ -305,7 +305,8 @@ def _normalization(params, inputs, graph):
 @rule("attention")
 def _attention(params, inputs, graph):
     query, key, value = inputs[:3]
-    mask, query_lengths, key_lengths = (inputs[3:] + [None] * 3)[:3]
+    mask, query_lengths, key_lengths, scale = (inputs[3:] + [None] * 4)[:4]
+    _quantized_probabilities(params, scale)
     packed = params["query_form"] == "PACKED_NHD"
     require(packed == (params["key_value_form"] == "PACKED_NHD"), "query and key/value forms differ")
     dtype = common_type([query, key, value], graph, "attention")
@@ -335,6 +336,16 @@ def _attention(params, inputs, graph):
         require_type(key_lengths, ("INT32",), "key/value lengths")
         require(key_lengths.rank == 1, "key/value lengths must have rank 1")
     return [(query.shape[:3] + value.shape[-1:], dtype)]
+
+
+def _quantized_probabilities(params: dict, scale: Info | None) -> None:
+    kind = params["quantize_to"]
+    # The two are set one after the other, and shapes may be asked for between; the builder asks for both.
+    if kind is None or scale is None:
+        return
+    require(kind in QUANTIZED, f"attention's probabilities can't be quantized to {kind}")
+    require(scale.constant and scale.shape in ((), (1,)), "the probabilities' scale must be one build-time constant")
+    require_type(scale, FLOATS, "the probabilities' scale")
 
 
 def _same(first: int, second: int, what: str) -> None:

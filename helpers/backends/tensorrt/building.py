@@ -97,9 +97,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     device, capability = _device(options, flavour)
     _refuse_what_is_missing(trt, options, flavour)
     plugins = _plugins(trt, logger, config, options, capability)
-    if options.int8 and plugins is None:
-        raise UsageError(f"--int8 is not on the {flavour.backend} backend yet; take --fp16 or fp32")
-    quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
+    quantization = _quantization(options, weights)
     precision = _precision(options)
 
     weakly_typed = plugins is not None or not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
@@ -130,10 +128,10 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
 
 
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
-    if options.fp8:
-        raise UsageError(f"--fp8 is not on the {flavour.backend} backend yet; take --fp16 or fp32")
-    if (options.interleaved or options.megatron) and not options.int8:
-        raise UsageError(f"{'--interleaved' if options.interleaved else '--megatron'} needs --int8")
+    if options.fp8 and not hasattr(trt.IQuantizeLayer, "to_type"):
+        raise UsageError(f"TensorRT {trt.__version__} quantizes to int8 only; --fp8 takes TensorRT 10 or newer")
+    if options.interleaved and not options.int8:
+        raise UsageError("--interleaved needs --int8")
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
@@ -149,6 +147,9 @@ def _device(options: BuildOptions, flavour: Flavour) -> tuple[str, tuple]:
         targets = options.compute_capabilities
         for target in targets:
             _check_capability(options, _capability(target), f"--compute-capability {target} is older")
+        if not targets:
+            can = "TensorRT-RTX builds for 8.0 too unless --compute-capability names the GPUs, such as 8.9"
+            _check_capability(options, RTX_CAPABILITY, can)
         text = f"NVIDIA GPUs of compute capability {', '.join(targets)}" if targets else RTX_DEVICE
         return text, min(map(_capability, targets), default=RTX_CAPABILITY)
     if options.compute_capabilities:
@@ -178,8 +179,14 @@ def _precision(options: BuildOptions) -> str:
 
 def _precisions(options: BuildOptions, weakly_typed: bool) -> list[str]:
     """The precisions that the engine may compute in, the lowest first."""
-    found = ["int8"] * options.int8 + [_precision(options)]
+    found = ["int8"] * options.int8 + ["fp8"] * options.fp8 + [_precision(options)]
     return found + ["fp32"] if weakly_typed and found[-1] != "fp32" else found
+
+
+def _quantization(options: BuildOptions, weights: BertWeights) -> Quantization | None:
+    if not (options.int8 or options.fp8):
+        return None
+    return Quantization("int8" if options.int8 else "fp8", weights.ranges, weights.source)
 
 
 def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability: tuple) -> BertPlugins | None:
@@ -212,6 +219,8 @@ def _plugin_versions(options: BuildOptions) -> dict:
 
 def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tuple) -> str | None:
     """What of the model or the GPU the BERT plugins can't do; None: nothing."""
+    if options.fp8:
+        return "the BERT plugins do not compute in FP8"
     if config.layer_norm_eps > MAX_PLUGIN_EPSILON:
         return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
     if options.megatron and not options.interleaved:
@@ -251,13 +260,14 @@ def _forms(trt, logger, config, options, plugins, precision, quantization, weakl
         return [lambda network: _plugin_layers(trt, network, *common, options, plugins, precision, quantization)]
     if weakly_typed and precision == "fp16":
         precision = "fp32"  # the network's own type; BuilderFlag.FP16 lets the builder choose half kernels
+    quantized = (quantization, options.int8 and options.force_int8_multihead)
     if not packed:
-        return [lambda network: NativeLayers(trt, network, *common, precision, *input_shape(options))]
+        return [lambda network: NativeLayers(trt, network, *common, precision, *input_shape(options), *quantized)]
     longest = options.max_sequence_length
     sizes = (options.max_batch_size * longest, longest)
 
     def native(fused: bool):
-        return lambda network: PackedNativeLayers(trt, network, *common, precision, *sizes, fused)
+        return lambda network: PackedNativeLayers(trt, network, *common, precision, *sizes, fused, *quantized)
 
     # Whether there is a kernel for packed attention only the builder knows: it is asked first, where it can be.
     return [native(fused=True), native(fused=False)] if has_packed_attention(trt) else [native(fused=False)]

@@ -13,6 +13,7 @@ from helpers.backends.base import NetworkLayers, Normalised, Tensor
 from helpers.backends.tensorrt.network_writer import PADDED_INPUTS, NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
+from helpers.quantization import MATMUL_INPUTS, PROBABILITIES, Quantization, matmul_input_name
 
 #: Added to the scores of padding: e^-10000 is 0 in every type, and -10000 fits float16.
 _MASKED_SCORE = -10000.0
@@ -40,18 +41,33 @@ class NativeWriter(NetworkWriter, NetworkLayers):
     """What the padded and the packed native network have in common.
 
     `precision` is "fp32", "fp16" or "bf16": the type of weights, constants and activations, which have rank `rank`.
+    With `quantization` the encoder's dense layers multiply int8 or fp8: both sides of each product pass a quantize and
+    a dequantize layer, activations by one scale, kernels by one for each output channel, and the builder takes the
+    product to where it can be computed in that type. `quantize_attention`: so do both products of attention.
+
     A subclass adds the inputs, `input_mask` [B, S] (int32 or bool) among them, and says where a token stands.
     """
 
     rank: int
 
-    def __init__(self, trt, network, logger, config: BertConfig, precision: str):
+    def __init__(
+        self,
+        trt,
+        network,
+        logger,
+        config: BertConfig,
+        precision: str,
+        quantization: Quantization | None = None,
+        quantize_attention: bool = False,
+    ):
         NetworkWriter.__init__(self, trt, network, logger)
         if precision == "bf16" and not hasattr(trt, "bfloat16"):
             raise UsageError(f"TensorRT {trt.__version__} has no bfloat16; use --fp16")
         self.config = config
         self.precision = precision
         self.type = {"fp32": trt.float32, "fp16": trt.float16, "bf16": getattr(trt, "bfloat16", None)}[precision]
+        self.quantization = quantization
+        self.quantize_attention = quantize_attention
         self._attention_mask = None
 
     @abstractmethod
@@ -100,22 +116,17 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return Normalised(self._layer_norm(total, gamma, beta, f"{name}/layernorm"), total)
 
     def query_key_value(self, hidden, kernel, bias, name):
-        return self._split_heads(self.dense(hidden, kernel, bias, f"{name}/query_key_value"), name)
+        return self._split_heads(self._stacked(hidden, kernel, bias, name), name)
 
     def attention(self, query_key_value, name):
-        query = self._scaled(query_key_value.query, 4, name)
+        query, key, value = self._attention_inputs(query_key_value, 4, name)
         attend = self._fused_attention if hasattr(self.trt, "IAttention") else self._plain_attention
-        context = attend(query, query_key_value.key, query_key_value.value, f"{name}/attention")
+        context = attend(query, key, value, name)
         shape = (0, 0, self.config.hidden_size)
         return self.reshaped(context, f"{name}/context", before=(0, 2, 1, 3), shape=shape)
 
     def dense(self, hidden, kernel, bias, name):
-        outputs, inputs = kernel.shape
-        none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
-        weight = self._constant(kernel, (*(1,) * (self.rank - 2), outputs, inputs), f"{name}/kernel")
-        product = self.network.add_matrix_multiply(hidden, none, weight, transpose)
-        product = self.output(product, f"{name}/matmul")
-        return self.elementwise(product, self._row(bias, f"{name}/bias"), "SUM", name)
+        return self._dense(hidden, kernel, bias, name, ranges=name)
 
     def gelu(self, hidden, formula, name):
         kind = f"GELU_{formula.upper()}"
@@ -128,13 +139,54 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return Normalised(self._layer_norm(total, gamma, beta, name), total)
 
     def squad_output(self, hidden, kernel, bias, name):
-        logits = self.dense(hidden, kernel, bias, name)
+        logits = self._dense(hidden, kernel, bias, name, ranges=None)
         if self.precision != "fp32":
             logits = self.output(self.network.add_cast(logits, self.trt.float32), f"{name}/float32")
         logits.name = "logits_out"
         self.network.mark_output(logits)
 
     # Parts
+
+    def _stacked(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
+        """Query, key and value side by side, [B, S, 3E]."""
+        return self._dense(hidden, kernel, bias, f"{name}/query_key_value", ranges=name)
+
+    def _dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str, ranges: str | None) -> Tensor:
+        """hidden · kernelᵀ + bias; in a quantized network by the ranges of `ranges`, None: in the network's type."""
+        outputs, inputs = kernel.shape
+        weight = self._constant(kernel, (*(1,) * (self.rank - 2), outputs, inputs), f"{name}/kernel")
+        if self.quantization is not None and ranges is not None:
+            hidden = self._quantized(hidden, self.quantization.dense_input(ranges), f"{name}/input")
+            channels = self.quantization.kernel(ranges, kernel)
+            weight = self._quantized(weight, channels, f"{name}/kernel", axis=self.rank - 2)
+        none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
+        product = self.network.add_matrix_multiply(hidden, none, weight, transpose)
+        product = self.output(product, f"{name}/matmul")
+        return self.elementwise(product, self._row(bias, f"{name}/bias"), "SUM", name)
+
+    def _quantized(self, tensor: Tensor, amax, name: str, axis: int | None = None) -> Tensor:
+        """`tensor` rounded to the quantized type and back; `amax` is one range, or one for each entry of `axis`."""
+        scale = self._scale(amax, f"{name}/scale")
+        # Before TensorRT 10 the layers knew int8 and float32 only, and took no type.
+        typed = hasattr(self.trt.IQuantizeLayer, "to_type")
+        down = (getattr(self.trt, self.quantization.kind),) if typed else ()
+        up = (self.type,) if typed else ()
+        layer = self._along(self.network.add_quantize(tensor, scale, *down), axis)
+        rounded = self.output(layer, f"{name}/quantized")
+        return self.output(self._along(self.network.add_dequantize(rounded, scale, *up), axis), f"{name}/dequantized")
+
+    def _along(self, layer, axis: int | None):
+        if layer is not None and axis is not None:
+            layer.axis = axis
+        return layer
+
+    def _scale(self, amax, name: str) -> Tensor:
+        """The steps of ranges, a constant in the network's type, which is the one that the layers take."""
+        steps = np.float32(amax) / np.float32(self.quantization.largest)
+        if self.precision == "fp16":
+            # A kernel's channel of next to nothing; finer steps than this its weights do not have in float16 either.
+            steps = np.maximum(steps, np.float32(np.finfo(np.float16).smallest_subnormal))
+        return self._constant(steps, np.shape(steps), name)
 
     def _gather(self, table: np.ndarray, ids: Tensor, name: str) -> Tensor:
         """Rows of `table` [V, E] by `ids` ([B, S], say): [B, S, E]."""
@@ -160,6 +212,25 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         scale = self._scalar(self.config.attention_scale, rank, f"{name}/scale")
         return self.elementwise(query, scale, "PROD", f"{name}/scaled_query")
 
+    def _attention_inputs(self, query_key_value: QueryKeyValue, rank: int, name: str) -> list[Tensor]:
+        """The scaled query, key and value, quantized where attention is."""
+        parts = self._scaled(query_key_value.query, rank, name), query_key_value.key, query_key_value.value
+        if not self.quantize_attention:
+            return list(parts)
+        factors = (self.config.attention_scale, 1, 1)  # the range is that of the query before it is scaled
+        return [
+            self._quantized(part, factor * self.quantization.amax(matmul_input_name(name, which)), f"{name}/{which}")
+            for part, factor, which in zip(parts, factors, MATMUL_INPUTS)
+        ]
+
+    def _probability_range(self, name: str) -> float:
+        return self.quantization.amax(matmul_input_name(name, PROBABILITIES))
+
+    def _quantize_probabilities(self, layer, name: str) -> None:
+        """Tell an attention layer to quantize its probabilities."""
+        layer.normalization_quantize_to_type = getattr(self.trt, self.quantization.kind)
+        layer.normalization_quantize_scale = self._scale(self._probability_range(name), f"{name}/{PROBABILITIES}/scale")
+
     def _fused_attention(self, query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:
         """softmax(query · keyᵀ over the tokens of the mask) · value by TensorRT's attention layer: [B, N, S, H]."""
         trt, network = self.trt, self.network
@@ -171,19 +242,25 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         if layer is not None:
             layer.mask = self._mask(lambda: self._boolean_mask("attention_mask"))
             layer.decomposable = True  # head sizes without a fused kernel fall back to matmul and softmax
-        return self.output(layer, name)
+            if self.quantize_attention:
+                self._quantize_probabilities(layer, name)
+        return self.output(layer, f"{name}/attention")
 
     def _plain_attention(self, query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:
         """The same in matmul, softmax, matmul, which the builder fuses where it can."""
         none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
-        scores = self.output(self.network.add_matrix_multiply(query, none, key, transpose), f"{name}/scores")
+        scores = self.network.add_matrix_multiply(query, none, key, transpose)
+        scores = self.output(scores, f"{name}/attention/scores")
         mask = self._mask(lambda: self._additive_mask("attention_mask"))
-        masked = self.elementwise(scores, mask, "SUM", f"{name}/masked_scores")
+        masked = self.elementwise(scores, mask, "SUM", f"{name}/attention/masked_scores")
         layer = self.network.add_softmax(masked)
         if layer is not None:
             layer.axes = 1 << 3
-        probabilities = self.output(layer, f"{name}/probabilities")
-        return self.output(self.network.add_matrix_multiply(probabilities, none, value, none), name)
+        probabilities = self.output(layer, f"{name}/attention/probabilities")
+        if self.quantize_attention:
+            probabilities = self._quantized(probabilities, self._probability_range(name), f"{name}/{PROBABILITIES}")
+        context = self.network.add_matrix_multiply(probabilities, none, value, none)
+        return self.output(context, f"{name}/attention")
 
     def _mask(self, make) -> Tensor:
         """The attention mask: made once, shared by all layers."""
@@ -222,8 +299,19 @@ class NativeLayers(NativeWriter):
 
     rank = 3
 
-    def __init__(self, trt, network, logger, config: BertConfig, precision: str, batch_size: int, sequence_length: int):
-        super().__init__(trt, network, logger, config, precision)
+    def __init__(
+        self,
+        trt,
+        network,
+        logger,
+        config: BertConfig,
+        precision: str,
+        batch_size: int,
+        sequence_length: int,
+        quantization: Quantization | None = None,
+        quantize_attention: bool = False,
+    ):
+        super().__init__(trt, network, logger, config, precision, quantization, quantize_attention)
         self.sequence_length = sequence_length
         inputs = [network.add_input(name, trt.int32, (batch_size, sequence_length)) for name in PADDED_INPUTS]
         self.input_ids, self.segment_ids, self.input_mask = inputs

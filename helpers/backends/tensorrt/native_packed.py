@@ -10,6 +10,7 @@ from helpers.backends.base import Tensor
 from helpers.backends.tensorrt.native_layers import NativeWriter
 from helpers.backends.tensorrt.network_writer import PACKED_INPUTS
 from helpers.bert_config import BertConfig
+from helpers.quantization import Quantization
 
 
 def has_packed_attention(trt) -> bool:
@@ -36,8 +37,10 @@ class PackedNativeLayers(NativeWriter):
         max_tokens: int,
         max_length: int,
         fused: bool,
+        quantization: Quantization | None = None,
+        quantize_attention: bool = False,
     ):
-        super().__init__(trt, network, logger, config, precision)
+        super().__init__(trt, network, logger, config, precision, quantization, quantize_attention)
         self.fused = fused
         inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
         self.input_ids, self.segment_ids, self.cu_seqlens, self.max_seqlen = inputs
@@ -49,7 +52,7 @@ class PackedNativeLayers(NativeWriter):
     # Words of NetworkLayers that are not the padded network's
 
     def query_key_value(self, hidden, kernel, bias, name):
-        stacked = self.dense(hidden, kernel, bias, f"{name}/query_key_value")
+        stacked = self._stacked(hidden, kernel, bias, name)
         if self.fused:
             shape = (0, 3, self.config.num_attention_heads, self.config.head_size)
             return self._parts(self.reshaped(stacked, f"{name}/heads", shape=shape), 1, name)
@@ -69,13 +72,14 @@ class PackedNativeLayers(NativeWriter):
 
     def _packed_attention(self, query_key_value, name: str) -> Tensor:
         """softmax(query · keyᵀ) · value within each sequence, [T, N, H] each → [T, E]."""
-        trt, (query, key, value) = self.trt, (query_key_value.query, query_key_value.key, query_key_value.value)
-        query = self._scaled(query, 3, name)
+        trt, (query, key, value) = self.trt, self._attention_inputs(query_key_value, 3, name)
         softmax, not_causal = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
         layer = self.network.add_attention_v2(query, key, value, softmax, not_causal)
         if layer is not None:
             layer.query_form = layer.key_value_form = trt.AttentionIOForm.PACKED_NHD
             layer.query_lengths = layer.key_value_lengths = self.cu_seqlens
+            if self.quantize_attention:
+                self._quantize_probabilities(layer, name)
         context = self.output(layer, f"{name}/attention")
         return self.reshaped(context, f"{name}/context", shape=(0, self.config.hidden_size))
 
