@@ -1,0 +1,207 @@
+"""README.md's commands: those for the CPU are run, in order, in one copy of the repository; the others are checked.
+
+A ```bash block is run unless a comment right above it says that it is not:
+
+    <!-- gpu -->        it needs a GPU, or TensorRT
+    <!-- network -->    it installs or downloads
+    <!-- slow -->       it takes minutes, or data that is not here
+
+Of those the scripts must exist and the flags must be the scripts' own. In the copy, the small files of tests/data stand
+where download_squad.sh puts SQuAD, and what times engines runs a few times only.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_shell_scripts import download_model, error_of, scratch_tree, shell
+from tests.web_server import Site, serve
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MARKS = ("gpu", "network", "slow")
+
+#: Programs whose arguments are not ours to check.
+FOREIGN = {"mkdir", "cd", "pushd", "popd", "source", "export", "pip", "cmake", "make", "jupyter", "git", "docker", "apt-get"}
+
+#: Appended where a script times or measures, so that it ends soon: the last of two equal flags counts.
+SHORTER = {
+    "perf.py": ("-i", "2", "-w", "1"),
+    "perf_varseqlen.py": ("-i", "2", "-w", "1"),
+    "benchmark_grid.py": ("-i", "1", "-w", "0", "--model", "bundled", "-s", "16"),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A ```bash block: the line it begins at, the mark above it (None: it is run), its text."""
+
+    line: int
+    mark: str | None
+    text: str
+
+
+def blocks() -> list[Block]:
+    found = []
+    pattern = re.compile(r"(?:^ *<!-- *(\w+)[^>]*-->\n\s*)?^( *)```(?:bash|sh|shell|console)\n(.*?)^ *```", re.M | re.S)
+    for match in pattern.finditer(README):
+        text = re.sub(f"^{match[2]}", "", match[3], flags=re.M)
+        found.append(Block(README[: match.start(3)].count("\n"), match[1], text))
+    return found
+
+
+BLOCKS = blocks()
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of a block, each as its words."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word in ("&&", "||", ";", "|", "&"):
+                found += [words] if words else []
+                words = []
+            else:
+                words.append(word)
+    return found
+
+
+def test_the_reader_sees_all_blocks_and_commands():
+    assert len(BLOCKS) == len(re.findall(r"^ *```(?:bash|sh|shell|console)$", README, re.M)) >= 5
+    assert {block.mark for block in BLOCKS} <= {None, *MARKS}, "an unknown comment above a block"
+    assert sum(block.mark is None for block in BLOCKS) >= 3
+    text = "# note\nmkdir -p a && A=1 python3 x.py -p 'b && c' \\\n  -q d  # end\nmake $(which e); f"
+    assert commands(text) == [
+        *(["mkdir", "-p", "a"], ["A=1", "python3", "x.py", "-p", "b && c", "-q", "d"]),
+        *(["make", "$(which", "e)"], ["f"]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def site():
+    with serve(Site()) as site:
+        yield site
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line {block.line}")
+def test_commands_exist_and_have_these_flags(block, tmp_path, site):
+    for words in commands(block.text):
+        while words and re.match(r"\w+=", words[0]):
+            words = words[1:]
+        if words:
+            check_command(words, tmp_path, site)
+
+
+def check_command(words: list[str], tmp_path: Path, site: Site) -> None:
+    program, *arguments = words
+    if program in ("python3", "python") and arguments[0] in ("-m", "-c"):
+        return
+    if program in ("python3", "python"):
+        parse_arguments(ROOT / arguments[0], arguments[1:])
+    elif program == "bash":
+        check_shell_script(Path(arguments[0]).name, arguments[1:], tmp_path, site)
+    elif program == "build/perf":
+        parse_arguments(ROOT / "perf.py", [word for word in arguments if word != "--enable_graph"])
+    elif program == "pip":
+        files = [after for flag, after in zip(arguments, arguments[1:]) if flag in ("-r", "--requirement")]
+        assert arguments[0] == "install" and all((ROOT / name).is_file() for name in files)
+    else:
+        assert program in FOREIGN, f"nobody here knows how to check {program}"
+
+
+def parse_arguments(script: Path, arguments: list[str]) -> None:
+    """Let the script read its arguments; what it complains of fails the test."""
+    spec = importlib.util.spec_from_file_location(f"readme_{script.stem.replace('-', '_')}", script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    try:
+        module.parse(arguments)
+    except SystemExit as error:
+        assert error.code == 0, f"{script.name} refuses {arguments}"  # its line is in the captured stderr
+
+
+def check_shell_script(name: str, arguments: list[str], tmp_path: Path, site: Site) -> None:
+    if name in ("build.sh", "launch.sh", "inference_benchmark.sh"):
+        arguments = ["Ampere" if word == "<arch>" else word for word in arguments]
+        result = shell(ROOT / "scripts" / name, "--dry-run", *arguments)
+        assert result.returncode == 0, result
+    elif name in ("download_model.sh", "download_squad.sh") and "-h" not in arguments:
+        tree = tmp_path / "a tree" if (tmp_path / "a tree").exists() else scratch_tree(tmp_path)
+        if name == "download_model.sh":
+            result = download_model(tree, site, " ".join(arguments))
+        else:
+            result = shell(tree / "scripts" / name, *arguments, DEMOBERT_SQUAD_URL=site.url)
+        assert "is not there" in error_of(result)  # the words mean something; the site has nothing
+    else:
+        assert shell(ROOT / "scripts" / name, "-h").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The repository without what git does not have, SQuAD's small stand-ins, and a python3 that shortens timings."""
+    tree = tmp_path_factory.mktemp("readme") / "demobert"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            if name.startswith("models/"):
+                (tree / name).symlink_to(ROOT / name)
+            else:
+                shutil.copy(ROOT / name, tree / name)
+    for name, version in (("dev-v1.1", "1.1"), ("train-v1.1", "1.1"), ("dev-v2.0", "2.0"), ("train-v2.0", "2.0")):
+        shutil.copy(ROOT / "tests" / "data" / f"squad_v{version}.json", tree / "squad" / f"{name}.json")
+    programs = tree.parent / "bin"
+    programs.mkdir()
+    cases = "".join(f"    *{name}) set -- \"$@\" {' '.join(more)} ;;\n" for name, more in SHORTER.items())
+    for name in ("python3", "python"):
+        shim = programs / name
+        shim.write_text(f'#!/bin/sh\ncase ${{1-}} in\n{cases}esac\nexec {shlex.quote(sys.executable)} "$@"\n')
+        shim.chmod(0o755)
+    return tree
+
+
+def test_cpu_commands_run(copy):
+    """All in one shell, from the first to the last: what one makes, the next ones use."""
+    script = ["set -euo pipefail"]
+    for block in BLOCKS:
+        if block.mark is None:
+            script += [f"echo '=== README.md, line {block.line}' >&2", block.text]
+    path = f"{copy.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "VIRTUAL_ENV": sys.prefix}
+    result = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=copy,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    print(result.stdout)
+
+
+def test_links_and_pictures_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#\s]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_files_that_are_named_exist():
+    """In `code`: our scripts and helpers, by their paths."""
+    named = set(re.findall(r"`((?:scripts|helpers|squad|tests|infer_c)/[\w./-]+\.(?:py|sh|cpp|h))`", README))
+    assert named and all((ROOT / name).exists() for name in named), sorted(named)
