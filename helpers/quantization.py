@@ -138,8 +138,7 @@ class Quantization:
         """`amax`, or None where none of the named ranges is there; a GELU's output has one in any case."""
         if any(name in self.ranges for name in names):
             return self.amax(*names)
-        gelus = [name for name in names if name.endswith("_output_dense_input_amax") and "_attention_" not in name]
-        return GELU_RANGE if gelus else None
+        return GELU_RANGE if any(is_gelu_output(name.removesuffix("_input_amax")) for name in names) else None
 
     def dense_input(self, dense: str) -> float:
         """amax of a dense layer's input (`dense_input_names`)."""

@@ -8,6 +8,7 @@ mistake would show in all of them.
 """
 
 import itertools
+import pickle
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ import pytest
 from helpers import quantization
 from helpers.backends import load_engine
 from helpers.backends.tensorrt import bert_plugins, plugin_layers
-from helpers.batching import PaddedBatch
+from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import BertWeights
+from tests.checkpoints import megatron_state, pytorch_state, write_config, write_folder
+from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install
 from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, write
@@ -531,6 +534,61 @@ def test_a_mistake_would_be_seen(mistake, form, engine_path, monkeypatch):
     except (DemoBertError, TensorRTDoubleError, TypeError):
         return  # refused, by the backend, by the double, or by pybind11: seen as well
     assert not found < 10 * TOLERANCE["fp32"]
+
+
+# Through the scripts
+
+
+def test_megatron_s_pickle_with_ranges_of_training(script, tmp_path, engine_path, monkeypatch, rng):
+    install("8.6.1", monkeypatch)
+    case = Case(rng, MEGATRON)
+    ranges = dict(case.ranges)
+    ranges["l1_output_layernorm_output_quantizer_amax"] = ranges.pop(quantization.FINAL_NAME)
+    (tmp_path / "bert.pickle").write_bytes(pickle.dumps(megatron_state(case.config, case.tensors) | ranges))
+    write_config(tmp_path, case.config)
+    files = ("--pickle", tmp_path / "bert.pickle", "-c", tmp_path, "-o", engine_path)
+    flags = ("--int8", "--megatron", "-il", "--gelu", case.gelu, "-b", 3, "-s", 12)
+    result = script("builder_varseqlen.py", *files, *flags)
+    assert result.code == 0, result.err
+    assert "int8+fp32 on TensorRT double" in result.out
+    assert case.distance(load_engine(engine_path, "packed").run) < TOLERANCE["fp32"]
+
+
+def test_one_calibration_serves_every_network_and_tensorrt_s_own_cache_does_too(
+    script, tmp_path, engine_path, built, monkeypatch, rng
+):
+    install("10.16.1", monkeypatch)
+    vocabulary = (BUNDLED / "vocab.txt").read_bytes()
+    config = replace(CONFIG, vocab_size=len(vocabulary.splitlines()), max_position_embeddings=32)
+    folder = write_folder(tmp_path / "model", config, pytorch_state(config, random_weights(config, rng)))
+    (folder / "vocab.txt").write_bytes(vocabulary)
+    common = ("-pt", folder, "-o", engine_path, "-b", 2, "-s", 32, "--int8")
+    text = ("-j", ROOT / "tests" / "data" / "squad_v1.1.json", "-n", 3)
+    cache = tmp_path / "calibration.cache"
+    assert script("builder.py", *common, *text, "-p", cache, "-iln", "-imh").code == 0
+    padded_ranges, engine = dynamic_ranges(built.graph), load_engine(engine_path, "padded")
+    inputs = [random_inputs(config, rng, 2, 32) for _ in range(3)]
+    padded = [engine.run(PaddedBatch(*each))[each[2].astype(bool)] for each in inputs]
+
+    assert script("builder_varseqlen.py", *common, *text, "-p", cache, "-il").code == 0
+    interleaved = dynamic_ranges(built.graph)
+    assert {name: amax for name, amax in interleaved.items() if not name.endswith("/interleaved")} == {
+        name: amax for name, amax in padded_ranges.items() if not name.endswith("/mask")
+    }
+    engine = load_engine(engine_path, "packed")
+    differences = []
+    for (ids, segments, mask), logits in zip(inputs, padded):
+        tokens = mask.astype(bool)
+        bounds, longest = np.cumsum([0, *mask.sum(1)], dtype=np.int32), np.zeros(mask.sum(1).max(), np.int32)
+        found = engine.run(PackedBatch(ids[tokens], segments[tokens], bounds, longest))
+        differences.append(np.abs(found - logits).max())
+    assert np.median(differences) < TOLERANCE["fp32"]
+
+    scales = {name: np.array(amax / 127, ">f4").tobytes().hex() for name, amax in padded_ranges.items()}
+    lines = ["TRT-8601-EntropyCalibration2", *(f"{name}: {scale}" for name, scale in scales.items())]
+    (tmp_path / "tensorrt.cache").write_text("\n".join(lines) + "\n")
+    assert script("builder.py", *common, *text, "-p", tmp_path / "tensorrt.cache", "-iln", "-imh").code == 0
+    assert dynamic_ranges(built.graph) == pytest.approx(padded_ranges, rel=1e-6)
 
 
 # What the backend uses, held to NVIDIA's bindings
