@@ -192,12 +192,9 @@ def test_packed(version, interface, form, fp16, engine_path, built, monkeypatch,
     assert plugins[0]["output_fp16"] == 1
     typed, interleaved = ("packed", 2), ("interleaved", None)
     attention, norm = (typed, typed) if form == "packed" else (interleaved, interleaved)
-    norms = [("megatron", None)] * 3 + [interleaved] if form == "Megatron" else [norm] * 4
-    assert others == [
-        (family, *kind)
-        for layer in (0, 1)
-        for family, kind in (("attention", attention), ("add_norm", norms[2 * layer]), ("add_norm", norms[2 * layer + 1]))
-    ]
+    norms = [("add_norm", *kind) for kind in ([("megatron", None)] * 3 + [norm] if form == "Megatron" else [norm] * 4)]
+    attention = "attention", *attention
+    assert others == [attention, *norms[:2], attention, *norms[2:]]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -253,7 +250,8 @@ RANGES = sorted(
         [f"attention_self_{part}_input_amax" for part in ("query", "key", "value")]
         + [f"attention_self_{part}_input_quantizer_amax" for part in ("qv_a", "qv_b", "av_b", "av_a")]
         + ["attention_output_dense_input_amax", "intermediate_dense_input_amax", "output_dense_input_amax"]
-        + [f"{norm}_add_{which}_input_quantizer_amax" for norm in ("attention_output", "output") for which in ("local", "residual")],
+        + [f"{part}_add_local_input_quantizer_amax" for part in ("attention_output", "output")]
+        + [f"{part}_add_residual_input_quantizer_amax" for part in ("attention_output", "output")],
     )
 ) + ["bert_encoder_final_input_quantizer_amax"]
 
@@ -422,7 +420,10 @@ def test_the_card_says_what_it_computes_in(form, version, engine_path, monkeypat
 
 
 def smallest_of_the_fused(monkeypatch):
-    monkeypatch.setattr(quantization.Quantization, "amax", lambda self, *names: min(float(self.ranges[n]) for n in names))
+    def amax(self, *names):
+        return min(float(self.ranges[name]) for name in names)
+
+    monkeypatch.setattr(quantization.Quantization, "amax", amax)
 
 
 def names_of_another(monkeypatch, change):

@@ -107,7 +107,10 @@ class PluginWriter(NetworkWriter, NetworkLayers):
             scale = self.int8.quantization.amax(probabilities) / self.int8.quantization.largest
             fields.append(self._floats("dq_probs", np.array([scale])))
         layer = self._plugin(ATTENTION, name, fields, [query_key_value, *self._attention_inputs()])
-        return self._checked(int8, query_key_value, self.output(layer, name))
+        context = self.output(layer, name)
+        if int8:
+            self._require_ranges(query_key_value, context)
+        return context
 
     def dense(self, hidden, kernel, bias, name):
         consumer = self.norm_type if name.endswith("_output_dense") else None  # add + norm, or GELU
@@ -133,8 +136,8 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         layer = self._plugin(plugin, name, fields, [branch, residual])
         output = self.output(layer, name)
         total = self.output(layer, f"{name}/sum", index=1) if layer.num_outputs > 1 else None
-        int8 = self.norm_type == TYPE_IDS["int8"]
-        self._checked(int8, branch, residual, *([total] if total else []), output)
+        if self.norm_type == TYPE_IDS["int8"]:
+            self._require_ranges(branch, residual, output, *([] if total is None else [total]))
         return Normalised(output, total)
 
     def squad_output(self, hidden, kernel, bias, name):
@@ -158,12 +161,11 @@ class PluginWriter(NetworkWriter, NetworkLayers):
                 tensor.set_dynamic_range(-amax, amax)
         return tensor
 
-    def _checked(self, int8: bool, *tensors):
-        """The last of `tensors`; raises DemoBertError where `int8` is meant and one has no range."""
-        for tensor in tensors if int8 else ():
+    def _require_ranges(self, *tensors) -> None:
+        """Raises DemoBertError where one of the tensors of an int8 layer has no range."""
+        for tensor in tensors:
             if tensor.dynamic_range is None:
-                self.int8.quantization.amax(*self.ranges_of[tensor.name])
-        return tensors[-1]
+                self.int8.quantization.amax(*self.ranges_of[tensor.name])  # names what is missing
 
     def _convolution(self, hidden, kernel, bias):
         return self.network.add_convolution_nd(
@@ -171,11 +173,11 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         )
 
     def _dense(self, hidden, kernel, bias, name, consumer: int | None):
-        """A dense layer, in int8 where the network is; `consumer`: the type id of the plugin that reads it, if one does."""
+        """A dense layer, in int8 where the network is; `consumer`: the type id of the plugin that reads it, or None."""
         layer = self._convolution(hidden, kernel, bias)
         tensor = self.output(layer, name)
         if self.int8:
-            self._checked(True, hidden)
+            self._require_ranges(hidden)
             layer.precision = self.trt.int8
             if consumer not in (None, TYPE_IDS["int8"]):  # the plugin would not read int8: the output need not be
                 layer.set_output_type(0, self.float_type)
