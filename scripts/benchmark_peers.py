@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,12 +35,7 @@ from helpers.benchmark import random_batch  # noqa: E402
 from helpers.bert_config import BertConfig  # noqa: E402
 from helpers.errors import missing_package  # noqa: E402
 from helpers.files import check_writable, write_json  # noqa: E402
-
-#: Google's two published sizes, for random weights: speed does not depend on their values.
-RANDOM_SIZES = {
-    "base": {},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-}
+from helpers.random_model import RANDOM_SIZES, random_state  # noqa: E402
 
 #: What int8 is calibrated on, ours and NNCF's alike: windows of --calibration, or, without it, random ones.
 CALIBRATION_WINDOWS = 100
@@ -100,15 +95,18 @@ def load_model(name: str):
         raise missing_package(error.name, "-r requirements-bench.txt", "scripts/benchmark_peers.py") from error
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
     if name in RANDOM_SIZES:
-        model = transformers.BertForQuestionAnswering(transformers.BertConfig(**RANDOM_SIZES[name]))
-        return model.eval(), BertConfig.from_dict(model.config.to_dict())
-    config = BertConfig.from_folder(name)
-    model = transformers.BertForQuestionAnswering(transformers.BertConfig.from_pretrained(str(config_file(name))))
-    from safetensors.torch import load_file
+        config = RANDOM_SIZES[name]
+        sizes = {key: value for key, value in asdict(config).items() if key not in ("gelu", "do_lower_case")}
+        peer_config = transformers.BertConfig(**sizes)
+        state = {key: torch.from_numpy(value) for key, value in random_state(config).items()}
+    else:
+        from safetensors.torch import load_file
 
-    state = {key: value.float() for key, value in load_file(Path(name) / "model.safetensors").items()}
+        config = BertConfig.from_folder(name)
+        peer_config = transformers.BertConfig.from_pretrained(str(config_file(name)))
+        state = {key: value.float() for key, value in load_file(Path(name) / "model.safetensors").items()}
+    model = transformers.BertForQuestionAnswering(peer_config)
     model.load_state_dict(state, strict=False)
     return model.eval(), config
 

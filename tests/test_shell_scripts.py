@@ -261,6 +261,22 @@ def test_a_user_s_own_file_is_not_replaced(tree, site, squad_pages):
     assert own.read_text() == "my own"
 
 
+def test_a_server_out_of_order_is_asked_again(tree, site, squad_pages):
+    site.errors = [503, 429]
+    assert download_squad(tree, site).returncode == 0
+    assert (tree / "squad" / "train-v1.1.json").read_bytes() == squad_pages["train-v1.1.json"]
+
+
+def test_what_arrived_survives_a_server_out_of_order(tree, site, squad_pages):
+    (tree / "squad").mkdir()
+    part = tree / "squad" / ".train-v1.1.json.part"
+    part.write_bytes(squad_pages["train-v1.1.json"][:500])
+    site.errors = [503] * 3
+    assert "can't answer now (HTTP status 503)" in error_of(download_squad(tree, site))
+    assert part.stat().st_size == 500
+    assert download_squad(tree, site).returncode == 0
+
+
 def test_what_is_not_there_is_one_line(tree, site):
     assert "is not there, or may not be downloaded" in error_of(download_squad(tree, site))
     assert listing(tree / "squad") == []

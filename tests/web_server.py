@@ -12,12 +12,14 @@ class Site:
 
     pages       path → content; a path that is not here gets a 404
     breaks      how many of the next answers end in the middle of what they should have sent
+    errors      HTTP statuses of the next answers, before any page is given
     ranges      whether it can begin in the middle
     requests    (path, Range header or None), in order
     """
 
     pages: dict = field(default_factory=dict)
     breaks: int = 0
+    errors: list = field(default_factory=list)
     ranges: bool = True
     requests: list = field(default_factory=list)
     url: str = ""
@@ -44,6 +46,9 @@ def _handler(site: Site):
             asked = self.headers.get("Range")
             site.requests.append((self.path, asked))
             content = site.pages.get(self.path)
+            if site.errors:
+                self.send_error(site.errors.pop(0))
+                return
             if content is None:
                 self.send_error(404)
                 return
