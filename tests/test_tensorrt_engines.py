@@ -408,9 +408,9 @@ def test_shapes_and_types_are_those_that_tensorrt_rtx_infers(precision, gelu, si
 # The scripts, end to end, on the bundled model
 
 
-def run_script(version, *arguments):
+def run_script(version, *arguments, capability="8.6"):
     command = [sys.executable, "-m", "tests.tensorrt_double", version, *map(str, arguments)]
-    environment = dict(os.environ, TENSORRT_DOUBLE_COMPUTE_CAPABILITY="8.6")
+    environment = dict(os.environ, TENSORRT_DOUBLE_COMPUTE_CAPABILITY=capability)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 

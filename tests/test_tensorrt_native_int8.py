@@ -9,12 +9,13 @@ import pytest
 from helpers.backends import load_engine
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
+from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import GELU_RANGE
 from helpers.weights import BertWeights
 from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import VERSIONS, bindings, install, rtx
-from tests.test_tensorrt_engines import RTX, backend_of, write
+from tests.test_tensorrt_engines import BUNDLED, ROOT, RTX, run_script, write
 from tests.test_tensorrt_packed import built_graphs
 
 #: Heads of 16, so that 1/√H is exact: where it is not, a query in the middle of two steps may fall to either side.
@@ -313,6 +314,26 @@ def test_fp8_is_refused_where_it_is_not(model, engine_path, installed, monkeypat
     install("11.4.0", monkeypatch, (8, 6))
     with pytest.raises(UsageError, match="--fp8 needs compute capability 8.9; this GPU is"):
         engine_of(engine_path, "11.4.0", model, fp8=True)
+
+
+# The scripts, end to end, on the bundled model
+
+
+@pytest.mark.parametrize(
+    "version, suffix, flags",
+    [("10.16.1", "", ("--fp8", "--fp16")), ("11.4.0", "_varseqlen", ("--int8", "--fp16"))],
+)
+def test_a_calibrated_engine_answers(version, suffix, flags, engine_path):
+    data = ROOT / "tests" / "data" / "squad_v1.1.json"
+    common = ("-o", engine_path, "-s", 64, "-j", data, "-n", 4)
+    built = run_script(version, f"builder{suffix}.py", "-pt", BUNDLED, *common, *flags, capability="8.9")
+    assert built.returncode == 0, built.stderr
+    card = EngineCard.read(EngineCard.path_for(engine_path))
+    assert (card.network, card.precision[0]) == ("native", flags[0][2:])
+    passage = "TensorRT is a high performance deep learning inference platform"
+    question = ("-p", passage, "-q", "What is TensorRT?")
+    asked = run_script(version, f"inference{suffix}.py", "-e", engine_path, *question, capability="8.9")
+    assert "deep learning inference platform" in asked.stdout.split("Answer:")[-1], asked.stderr
 
 
 # What the backend uses, held to NVIDIA's bindings; shapes and types, to TensorRT-RTX.

@@ -183,6 +183,23 @@ def test_megatron_s_residual_builds_in_int8(bundled, layout):
     check_size(build(config, weights, fp16=True, int8=True, megatron=True, **LAYOUTS[layout]), weights, "fp16")
 
 
+def test_builders_calibrate_and_build(script, tmp_path):
+    """One calibration serves int8 and fp8, padded and packed."""
+    data = Path(__file__).parent / "data" / "squad_v1.1.json"
+    common = ("-pt", BUNDLED, "--backend", "tensorrt_rtx", "-s", 64, "-j", data, "-n", 4, "--fp16")
+    engine, fp8 = tmp_path / "bert.engine", ("--fp8", "--compute-capability", "8.9")
+    first = script("builder.py", *common, "--int8", "-iln", "-o", engine)
+    assert first.code == 0 and "int8+fp16 on NVIDIA GPUs" in first.out, first.err
+    assert "Note: --force-int8-skipln has no effect on this engine: native networks" in first.err
+    (cache,) = tmp_path.glob("*.calibration")
+    for name, flags in (("builder.py", fp8), ("builder_varseqlen.py", ("--int8",)), ("builder_varseqlen.py", fp8)):
+        again = script(name, *common, *flags, "-p", cache, "-o", engine)
+        assert again.code == 0 and f"Ranges: calibration cache {cache}\n" in again.err, again.err
+        assert f"{flags[0][2:]}+fp16 on NVIDIA GPUs" in again.out
+    refused = script("builder.py", *common, "--fp8", "-p", cache, "-o", tmp_path / "no.engine")
+    assert refused.code == 2 and "--fp8 needs compute capability 8.9" in refused.error
+
+
 @pytest.mark.parametrize("targets", [("8.6",), ("8.9",), ("12.0",), ("8.6", "8.9", "12.0")], ids=" ".join)
 def test_the_targets_are_those_asked_for(targets):
     built = build(SMALL, shaped_weights(SMALL), sequence_lengths=(64,), compute_capabilities=targets)

@@ -16,7 +16,7 @@ from helpers.backends.tensorrt.bert_plugins import (
     find_plugins,
 )
 from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, plugin_registry
-from helpers.backends.tensorrt.native_layers import NativeLayers
+from helpers.backends.tensorrt.native_layers import NativeLayers, knows_fp8
 from helpers.backends.tensorrt.native_packed import PackedNativeLayers, has_packed_attention
 from helpers.backends.tensorrt.network_writer import INPUTS
 from helpers.backends.tensorrt.plugin_layers import Int8, InterleavedPluginLayers, PackedPluginLayers, PluginLayers
@@ -128,7 +128,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
 
 
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
-    if options.fp8 and not hasattr(trt.IQuantizeLayer, "to_type"):
+    if options.fp8 and not knows_fp8(trt):
         raise UsageError(f"TensorRT {trt.__version__} quantizes to int8 only; --fp8 takes TensorRT 10 or newer")
     if options.interleaved and not options.int8:
         raise UsageError("--interleaved needs --int8")

@@ -28,6 +28,11 @@ def bfloat16_bits(array: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
 
 
+def knows_fp8(trt) -> bool:
+    """Whether quantize layers have a type to choose: from TensorRT 10 on, int8 or fp8; before, int8 is the only one."""
+    return hasattr(trt.IQuantizeLayer, "to_type")
+
+
 @dataclass(frozen=True)
 class QueryKeyValue:
     """Query, key and value, each [B, N, S, H]; for the fused attention of packed networks [T, N, H]."""
@@ -167,18 +172,16 @@ class NativeWriter(NetworkWriter, NetworkLayers):
     def _quantized(self, tensor: Tensor, amax, name: str, axis: int | None = None) -> Tensor:
         """`tensor` rounded to the quantized type and back; `amax` is one range, or one for each entry of `axis`."""
         scale = self._scale(amax, f"{name}/scale")
-        # Before TensorRT 10 the layers knew int8 and float32 only, and took no type.
-        typed = hasattr(self.trt.IQuantizeLayer, "to_type")
-        down = (getattr(self.trt, self.quantization.kind),) if typed else ()
-        up = (self.type,) if typed else ()
-        layer = self._along(self.network.add_quantize(tensor, scale, *down), axis)
-        rounded = self.output(layer, f"{name}/quantized")
-        return self.output(self._along(self.network.add_dequantize(rounded, scale, *up), axis), f"{name}/dequantized")
-
-    def _along(self, layer, axis: int | None):
-        if layer is not None and axis is not None:
-            layer.axis = axis
-        return layer
+        down, up = (getattr(self.trt, self.quantization.kind),), (self.type,)
+        if not knows_fp8(self.trt):
+            down = up = ()  # before there was more than int8 and float32, the layers took no types
+        layers = self.network.add_quantize, self.network.add_dequantize
+        for add, types, part in zip(layers, (down, up), ("quantized", "dequantized")):
+            layer = add(tensor, scale, *types)
+            if layer is not None and axis is not None:
+                layer.axis = axis
+            tensor = self.output(layer, f"{name}/{part}")
+        return tensor
 
     def _scale(self, amax, name: str) -> Tensor:
         """The steps of ranges, a constant in the network's type, which is the one that the layers take."""
