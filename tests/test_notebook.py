@@ -4,7 +4,6 @@ import html
 import io
 import json
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,9 @@ from helpers import notebook
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.question_answering import QuestionAnswerer
+from helpers.random_model import write_random_model
 from helpers.tokenization import load_vocabulary
-from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
-from tests.reference_bert import random_weights
 from tests.test_scripts import README_PASSAGE
 
 NOTEBOOK = ROOT / "inference.ipynb"
@@ -95,8 +93,7 @@ def test_the_same_cells_run_on_tensorrt(monkeypatch, tmp_path, rng):
     install("10.16.1", monkeypatch)
     monkeypatch.chdir(tmp_path)
     config = BertConfig(64, 1, 2, 128, load_vocabulary(BUNDLED / "vocab.txt").size)
-    checkpoints.write_folder("model", config, checkpoints.pytorch_state(config, random_weights(config, rng)))
-    shutil.copy(BUNDLED / "vocab.txt", "model")
+    write_random_model("model", config, BUNDLED / "vocab.txt", seed=int(rng.integers(1 << 30)))
     builder.main(["-pt", "model", "-o", "bert.engine", "-s", "64", "--backend", "tensorrt"])
     monkeypatch.setattr(notebook, "BUNDLED_ENGINE", "bert.engine")
     shown = []
