@@ -16,7 +16,7 @@ from helpers.weights.canonical import expected_shapes
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config
-from tests.test_shell_scripts import shell
+from tests.test_shell_scripts import scratch_tree, shell
 
 GPUS = ("Volta", "Xavier", "Turing", "Ampere", "Hopper")
 
@@ -38,7 +38,7 @@ def parsed(command: list[str]):
 
 @pytest.fixture(scope="module")
 def commands() -> dict:
-    return {gpu: dry_run("--gpu", gpu) for gpu in (*GPUS, "CPU")}
+    return {gpu: dry_run("--gpu", gpu, "--perf", ROOT / "perf.py") for gpu in (*GPUS, "CPU")}
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -109,6 +109,19 @@ def test_the_built_program_is_preferred_and_replays_graphs_on_gpus(tmp_path):
     assert timing == [[str(tmp_path / "perf"), "--enable_graph", "-e", str(engine), *sizes]]
     cpu = dry_run("--gpu", "CPU", "--model", "bundled", "--precision", "fp32", "--perf", tmp_path / "perf")
     assert not any("--enable_graph" in command for command in cpu)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_what_times_is_the_built_program_where_it_is_built(tmp_path, built):
+    tree = scratch_tree(tmp_path)
+    (tree / "build").mkdir()
+    (tree / "build" / "perf").write_text("")
+    (tree / "build" / "perf").chmod(0o755 if built else 0o644)
+    arguments = ["--gpu", "CPU", "--model", "bundled", "--precision", "fp32", "--dry-run"]
+    result = shell(tree / "scripts" / "inference_benchmark.sh", *arguments)
+    timings = [shlex.split(line) for line in result.stdout.splitlines() if "figures.json" in line]
+    assert len(timings) == 8, result
+    assert all((words[0] if built else words[1]) == str(tree / ("build/perf" if built else "perf.py")) for words in timings)
 
 
 @pytest.mark.parametrize(
