@@ -199,8 +199,11 @@ void check_sizes(const EngineCard& card, std::int64_t batch_size, std::int64_t s
 void check_batch(const EngineCard& card, const Batch& batch) {
     const Shape& shape = batch.shape;
     check_sizes(card, shape.batch_size, shape.sequence_length);
-    if (shape.tokens < 1 || shape.tokens > card.max_tokens()) {
-        throw Error(text(shape.tokens) + " tokens are not 1 to this engine's most, " + text(card.max_tokens()));
+    if (shape.tokens < 1) {
+        throw Error("there are no tokens");
+    }
+    if (shape.tokens > card.max_tokens()) {
+        throw Error(text(shape.tokens) + " tokens are over this engine's most, " + text(card.max_tokens()));
     }
     if (card.layout == Layout::padded) {
         check_mask(batch.inputs[2], shape);

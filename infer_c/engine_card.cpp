@@ -146,6 +146,9 @@ EngineCard read_card(const std::string& path) {
     }
     try {
         return from_json(Json::parse(file));
+    } catch (const Json::parse_error& error) {
+        throw Error("the engine card " + path + " can't be used: it is not JSON (byte " + std::to_string(error.byte) +
+                    "); build the engine again");
     } catch (const std::exception& error) {
         throw Error("the engine card " + path + " can't be used: " + one_line(error.what()) + "; build the engine again");
     }

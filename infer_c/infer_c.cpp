@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,7 +27,7 @@ std::string shape_of(const py::array& array) {
     return py::str(array.attr("shape")).cast<std::string>();
 }
 
-// An input as a contiguous, aligned int32 array: itself where it is one, else a copy.
+// An input, int32 and of `rank` dimensions, as it was given.
 py::array as_input(const py::handle& given, const std::string& name, py::ssize_t rank) {
     if (!py::isinstance<py::array>(given)) {
         throw py::type_error(name + " must be a numpy array");
@@ -34,16 +35,22 @@ py::array as_input(const py::handle& given, const std::string& name, py::ssize_t
     if (!py::isinstance<py::array_t<std::int32_t>>(given)) {
         throw py::type_error(name + " must be int32, not " + py::str(given.attr("dtype")).cast<std::string>());
     }
-    constexpr int kAsGiven = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-    const py::array array = py::array::ensure(given, kAsGiven);
-    if (!array) {
-        throw py::value_error(name + " can't be made contiguous");
-    }
+    const auto array = py::reinterpret_borrow<py::array>(given);
     if (array.ndim() != rank || array.size() == 0) {
         throw py::value_error(name + " must have " + std::to_string(rank) + " dimensions, none of them 0, and has the shape " +
                               shape_of(array));
     }
     return array;
+}
+
+// The array itself where its elements lie one after the other, and where int32 may lie; else a copy.
+py::array contiguous(const py::array& array) {
+    constexpr int kAsGiven = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    py::array result = py::array::ensure(array, kAsGiven);
+    if (!result) {
+        throw std::bad_alloc();
+    }
+    return result;
 }
 
 class BertInf {
@@ -59,7 +66,7 @@ public:
     }
 
     void prepare(std::int64_t batch_size, std::int64_t sequence_length) {
-        check_limits({batch_size, sequence_length, batch_size * sequence_length});
+        check_limits({batch_size, sequence_length, 0});
         const py::gil_scoped_release unlocked;
         engine_->prepare(batch_size, sequence_length);
     }
@@ -72,18 +79,21 @@ public:
                                  std::to_string(names.size()) + " arrays, not " + std::to_string(arrays.size()));
         }
         std::vector<py::array> inputs;  // keeps copies until the run is over
-        Batch batch;
         for (std::size_t i = 0; i < names.size(); ++i) {
             inputs.push_back(as_input(arrays[i], names[i], layout == Layout::padded ? 2 : 1));
-            batch.inputs.push_back(static_cast<const std::int32_t*>(inputs.back().data()));
         }
+        Batch batch;
         if (layout == Layout::padded) {
             batch.shape = {inputs[0].shape(0), inputs[0].shape(1), inputs[0].size()};
         } else {
             batch.shape = {inputs[2].size() - 1, inputs[3].size(), inputs[0].size()};
         }
         check_shapes(inputs, batch.shape.inputs(layout));
-        check_limits(batch.shape);
+        check_limits(batch.shape);  // before anything of this size is allocated
+        for (py::array& input : inputs) {
+            input = contiguous(input);
+            batch.inputs.push_back(static_cast<const std::int32_t*>(input.data()));
+        }
         std::vector<py::ssize_t> output = {batch.shape.tokens, demobert::kLogits};
         if (layout == Layout::padded) {
             output = {batch.shape.batch_size, batch.shape.sequence_length, demobert::kLogits};
@@ -115,6 +125,10 @@ private:
                         " is over what this bert_inf was made for, " + std::to_string(max_batch_) + " x " +
                         std::to_string(max_length_));
         }
+        if (shape.tokens > engine_->card().max_tokens()) {
+            throw Error(std::to_string(shape.tokens) + " tokens are over this engine's most, " +
+                        std::to_string(engine_->card().max_tokens()));
+        }
     }
 
     std::unique_ptr<demobert::Engine> engine_;
@@ -126,8 +140,19 @@ private:
 
 PYBIND11_MODULE(infer_c, module) {
     module.doc() = "BERT engines (OpenVINO, TensorRT, TensorRT-RTX) from C++: the class bert_inf.";
-    py::register_exception<Error>(module, "Error", PyExc_RuntimeError)
-        .attr("__doc__") = "An engine or array that can't be used: one line that says what is wrong and what to do.";
+    static PyObject* const error_type = py::exception<Error>(module, "Error", PyExc_RuntimeError).release().ptr();
+    module.attr("Error").attr("__doc__") = "An engine or array that can't be used: one line that says what is wrong.";
+    py::register_exception_translator([](std::exception_ptr raised) {
+        try {
+            std::rethrow_exception(raised);
+        } catch (const Error& error) {
+            // A path need not be UTF-8; pybind11's own translation would fail on it.
+            const std::string text = error.what();
+            const auto message = py::reinterpret_steal<py::object>(
+                PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
+            PyErr_SetObject(error_type, message.ptr());
+        }
+    });
 
     py::class_<BertInf>(module, "bert_inf",
                         "A loaded engine. Its methods may be called from several threads at once.")

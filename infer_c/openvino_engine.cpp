@@ -48,7 +48,9 @@ std::string blob_fact(const std::vector<char>& bytes, const std::string& key) {
         return "";
     }
     const std::size_t value = at + begin.size();
-    return facts.substr(value, facts.find(';', value) - value);
+    std::string fact = facts.substr(value, facts.find(';', value) - value);
+    std::replace_if(fact.begin(), fact.end(), [](char byte) { return byte < ' ' || byte > '~'; }, '?');
+    return fact;
 }
 
 void check_version(const EngineFile& file) {
@@ -90,7 +92,7 @@ ov::CompiledModel import(const EngineFile& file) {
     } catch (const std::exception&) {  // a damaged blob: OpenVINO's own, or std::length_error and the like
         const std::string isa = blob_fact(*file.bytes, "isa");
         throw Error("OpenVINO can't load the engine " + file.path + ": it is damaged, or built for another CPU (" +
-                    (isa.empty() ? "another machine" : one_line(isa)) + "); build it again");
+                    (isa.empty() ? "another machine" : isa) + "); build it again");
     }
 }
 
