@@ -15,7 +15,9 @@ def parse(arguments):
     )
     add_inference_arguments(parser, layout=None)
     parser.add_argument(
-        "--enable-graph", action="store_true", help="replay a CUDA graph of each shape that comes again (TensorRT engines)"
+        "--enable-graph",
+        action="store_true",
+        help="replay a CUDA graph of each shape that comes again (TensorRT engines)",
     )
     cli.add_verbose(parser)
     return parser.parse_args(arguments)

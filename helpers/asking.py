@@ -37,7 +37,7 @@ _BATCH_SIZE_HELP = {
 
 
 def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
-    """All flags of inference.py ("padded"), inference_varseqlen.py ("packed") or inference_c.py (None), but --verbose."""
+    """All flags but --verbose of inference.py ("padded"), inference_varseqlen.py ("packed"), inference_c.py (None)."""
     cli.add_engine(parser)
     parser.add_argument("-p", "--passage", nargs="+", metavar="WORD", help="passage to look for answers in")
     parser.add_argument("-pf", "--passage-file", metavar="FILE", help="file with the passage, UTF-8")

@@ -17,14 +17,18 @@ namespace {
 
 constexpr int kRunsToPrepare = 2;  // the second run of a shape captures its CUDA graph
 
-std::string text(std::int64_t number) { return std::to_string(number); }
+std::string text(std::int64_t number) {
+    return std::to_string(number);
+}
 
 struct Backend {
     const char* name;
     bool (*recognises)(std::string_view first_bytes);  // of an engine without a card
 };
 
-bool ends_with_trt(std::string_view magic) { return magic.substr(1, 3) == "trt"; }
+bool ends_with_trt(std::string_view magic) {
+    return magic.substr(1, 3) == "trt";
+}
 
 // The first bytes are those of helpers/backends/: OpenVINO's blobs since 2026; TensorRT's plans, whose first letter
 // differs by release, TensorRT-RTX's being v.
@@ -92,14 +96,15 @@ std::string backend_of(const std::string& path, const std::vector<char>& bytes) 
             return backend.name;
         }
     }
-    throw Error(path + " is not an engine of any backend here (openvino, tensorrt, tensorrt_rtx); build one with builder.py");
+    throw Error(path +
+                " is not an engine of any backend here (openvino, tensorrt, tensorrt_rtx); build one with builder.py");
 }
 
 void check_ids(const std::int32_t* ids, std::int64_t count, const char* kind, std::int64_t table_size) {
     const auto [smallest, largest] = std::minmax_element(ids, ids + count);
     if (*smallest < 0 || *largest >= table_size) {
-        throw Error(std::string("a ") + kind + " id is outside the model's " + text(table_size) + ": " + text(*smallest) +
-                    " to " + text(*largest));
+        throw Error(std::string("a ") + kind + " id is outside the model's " + text(table_size) + ": " +
+                    text(*smallest) + " to " + text(*largest));
     }
 }
 
@@ -191,8 +196,8 @@ void check_sizes(const EngineCard& card, std::int64_t batch_size, std::int64_t s
                     text(card.max_sequence_length()) + "; rebuild it with -s " + text(sequence_length));
     }
     if (batch_size > card.max_batch_size()) {
-        throw Error("batch size " + text(batch_size) + " is over this engine's largest, " + text(card.max_batch_size()) +
-                    "; rebuild it with -b " + text(batch_size));
+        throw Error("batch size " + text(batch_size) + " is over this engine's largest, " +
+                    text(card.max_batch_size()) + "; rebuild it with -b " + text(batch_size));
     }
 }
 
@@ -232,8 +237,8 @@ void Engine::run(const Batch& batch, float* logits) {
     infer(batch, logits);
 }
 
-std::vector<double> Engine::time(const Batch& batch, std::int64_t iterations, std::int64_t warm_up_runs, double duration,
-                                 const std::function<void()>& on_run) {
+std::vector<double> Engine::time(const Batch& batch, std::int64_t iterations, std::int64_t warm_up_runs,
+                                 double duration, const std::function<void()>& on_run) {
     using Clock = std::chrono::steady_clock;
     check_batch(card_, batch);
     const auto run_once = timed_run(batch);
@@ -260,7 +265,8 @@ std::unique_ptr<Engine> load_engine(const std::string& path, const LoadOptions& 
         const auto known = std::any_of(kBackends.begin(), kBackends.end(),
                                        [&](const Backend& backend) { return card->backend == backend.name; });
         if (!known) {
-            throw Error("there is no backend '" + card->backend + "' here (there is: openvino, tensorrt, tensorrt_rtx)");
+            throw Error("there is no backend '" + card->backend +
+                        "' here (there is: openvino, tensorrt, tensorrt_rtx)");
         }
     }
     const LoadFunction load = backend_loader(card ? card->backend : backend_of(path, *bytes));

@@ -11,7 +11,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::int64_t kLargest = 1 << 24;  // of a size, a length or a table: far over any BERT's, and no product overflows
+constexpr std::int64_t kLargest =
+    1 << 24;  // of a size, a length or a table: far over any BERT's, and no product overflows
 
 std::int64_t whole(const Json& value, const std::string& name) {
     if (!value.is_number_integer() || value < 1 || value > kLargest) {
@@ -104,7 +105,9 @@ const std::vector<std::string>& input_names(Layout layout) {
     return layout == Layout::padded ? padded : packed;
 }
 
-const char* name_of(Layout layout) { return layout == Layout::padded ? "padded" : "packed"; }
+const char* name_of(Layout layout) {
+    return layout == Layout::padded ? "padded" : "packed";
+}
 
 std::string EngineCard::precisions() const {
     std::string joined;
@@ -150,7 +153,8 @@ EngineCard read_card(const std::string& path) {
         throw Error("the engine card " + path + " can't be used: it is not JSON (byte " + std::to_string(error.byte) +
                     "); build the engine again");
     } catch (const std::exception& error) {
-        throw Error("the engine card " + path + " can't be used: " + one_line(error.what()) + "; build the engine again");
+        throw Error("the engine card " + path + " can't be used: " + one_line(error.what()) +
+                    "; build the engine again");
     }
 }
 

@@ -33,8 +33,8 @@ struct EngineCard {
     std::string engine_sha256;
     std::int64_t engine_bytes = 0;
     std::map<std::string, std::string> settings;
-    std::string config = "null";                    // the model's configuration, as JSON
-    std::optional<std::int64_t> vocab_size;         // of the configuration; none: not known
+    std::string config = "null";             // the model's configuration, as JSON
+    std::optional<std::int64_t> vocab_size;  // of the configuration; none: not known
     std::optional<std::int64_t> type_vocab_size;
 
     std::int64_t max_batch_size() const { return batch_sizes.back(); }

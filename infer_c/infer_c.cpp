@@ -37,8 +37,8 @@ py::array as_input(const py::handle& given, const std::string& name, py::ssize_t
     }
     const auto array = py::reinterpret_borrow<py::array>(given);
     if (array.ndim() != rank || array.size() == 0) {
-        throw py::value_error(name + " must have " + std::to_string(rank) + " dimensions, none of them 0, and has the shape " +
-                              shape_of(array));
+        throw py::value_error(name + " must have " + std::to_string(rank) +
+                              " dimensions, none of them 0, and has the shape " + shape_of(array));
     }
     return array;
 }
@@ -55,8 +55,8 @@ py::array contiguous(const py::array& array) {
 
 class BertInf {
 public:
-    BertInf(const std::filesystem::path& engine, std::optional<std::int64_t> max_batch, std::optional<std::int64_t> max_seq,
-            bool enable_graph, bool throughput) {
+    BertInf(const std::filesystem::path& engine, std::optional<std::int64_t> max_batch,
+            std::optional<std::int64_t> max_seq, bool enable_graph, bool throughput) {
         const py::gil_scoped_release unlocked;
         engine_ = demobert::load_engine(engine.string(), {throughput, enable_graph});
         const auto& card = engine_->card();
@@ -108,7 +108,8 @@ public:
     const demobert::Engine& engine() const { return *engine_; }
 
 private:
-    static void check_shapes(const std::vector<py::array>& inputs, const std::vector<std::vector<std::int64_t>>& wanted) {
+    static void check_shapes(const std::vector<py::array>& inputs,
+                             const std::vector<std::vector<std::int64_t>>& wanted) {
         for (std::size_t i = 0; i < inputs.size(); ++i) {
             for (std::size_t axis = 0; axis < wanted[i].size(); ++axis) {
                 if (inputs[i].shape(static_cast<py::ssize_t>(axis)) != wanted[i][axis]) {
@@ -154,28 +155,35 @@ PYBIND11_MODULE(infer_c, module) {
         }
     });
 
-    py::class_<BertInf>(module, "bert_inf",
-                        "A loaded engine. Its methods may be called from several threads at once.")
-        .def(py::init<const std::filesystem::path&, std::optional<std::int64_t>, std::optional<std::int64_t>, bool, bool>(),
+    py::class_<BertInf>(module, "bert_inf", "A loaded engine. Its methods may be called from several threads at once.")
+        .def(py::init<const std::filesystem::path&, std::optional<std::int64_t>, std::optional<std::int64_t>, bool,
+                      bool>(),
              "engine"_a, "max_batch"_a = py::none(), "max_seq"_a = py::none(), "enable_graph"_a = false,
              "throughput"_a = false,
              "Load the file `engine` for at most `max_batch` sequences of `max_seq` tokens (default: the engine's\n"
-             "largest). `enable_graph` replays a CUDA graph per shape (TensorRT); `throughput` prefers the rate of many\n"
+             "largest). `enable_graph` replays a CUDA graph per shape (TensorRT); `throughput` prefers the rate of "
+             "many\n"
              "runs at once to the latency of one (OpenVINO). Raises Error.")
         .def("prepare", &BertInf::prepare, "batch_size"_a, "sequence_length"_a,
              "Do now what the first run of this shape would have to: select the optimization profile, load kernels,\n"
              "capture the CUDA graph. Raises Error.")
         .def("run", &BertInf::run,
-             "Start and end logits, float32: run(input_ids, segment_ids, input_mask), each int32 [B, S], gives [B, S, 2];\n"
+             "Start and end logits, float32: run(input_ids, segment_ids, input_mask), each int32 [B, S], gives [B, S, "
+             "2];\n"
              "with a packed engine run(input_ids [T], segment_ids [T], cu_seqlens [B + 1], max_seqlen [Smax]) gives\n"
-             "[T, 2]. Python's lock is released meanwhile; the arrays must not change. Raises TypeError, ValueError, Error.")
-        .def("padded_length",
-             [](const BertInf& self, std::int64_t length) { return self.engine().padded_length(length); }, "length"_a,
-             "The length to pad a batch to whose longest sequence has `length` tokens.")
-        .def("describe", [](const BertInf& self) { return self.engine().describe(); },
-             "One line for people: backend, device, precision, sizes.")
-        .def_property_readonly("parallel_runs", [](const BertInf& self) { return self.engine().parallel_runs(); },
-                               "How many calls of run() at once use the device best.")
-        .def_property_readonly("card", [](const BertInf& self) { return self.engine().card().json(); },
-                               "The engine's card, read or guessed, as JSON.");
+             "[T, 2]. Python's lock is released meanwhile; the arrays must not change. Raises TypeError, ValueError, "
+             "Error.")
+        .def(
+            "padded_length",
+            [](const BertInf& self, std::int64_t length) { return self.engine().padded_length(length); }, "length"_a,
+            "The length to pad a batch to whose longest sequence has `length` tokens.")
+        .def(
+            "describe", [](const BertInf& self) { return self.engine().describe(); },
+            "One line for people: backend, device, precision, sizes.")
+        .def_property_readonly(
+            "parallel_runs", [](const BertInf& self) { return self.engine().parallel_runs(); },
+            "How many calls of run() at once use the device best.")
+        .def_property_readonly(
+            "card", [](const BertInf& self) { return self.engine().card().json(); },
+            "The engine's card, read or guessed, as JSON.");
 }

@@ -56,15 +56,16 @@ std::string blob_fact(const std::vector<char>& bytes, const std::string& key) {
 void check_version(const EngineFile& file) {
     for (const std::string& built_with : {file.card ? file.card->backend_version : "", blob_fact(*file.bytes, "ov")}) {
         if (!built_with.empty() && built_with != version()) {
-            throw Error(file.path + " was built with OpenVINO " + built_with + ", this is " + version() + "; build it again");
+            throw Error(file.path + " was built with OpenVINO " + built_with + ", this is " + version() +
+                        "; build it again");
         }
     }
 }
 
 ov::AnyMap settings_for(const EngineFile& file) {
     using ov::hint::PerformanceMode;
-    ov::AnyMap settings{ov::hint::performance_mode(file.options.throughput ? PerformanceMode::THROUGHPUT
-                                                                           : PerformanceMode::LATENCY)};
+    ov::AnyMap settings{
+        ov::hint::performance_mode(file.options.throughput ? PerformanceMode::THROUGHPUT : PerformanceMode::LATENCY)};
     if (file.card != nullptr) {
         const auto type = kTypes.find(file.card->precision.back());
         if (type == kTypes.end()) {
@@ -96,8 +97,8 @@ ov::CompiledModel import(const EngineFile& file) {
     }
 }
 
-// A card from what the blob itself tells: layout, largest batch size and longest sequence by its inputs. Text is guessed
-// to be lower-cased. Throws Error for others' blobs.
+// A card from what the blob itself tells: layout, largest batch size and longest sequence by its inputs. Text is
+// guessed to be lower-cased. Throws Error for others' blobs.
 EngineCard guess_card(const EngineFile& file, const ov::CompiledModel& model) {
     EngineCard card;
     std::vector<std::string> names;
@@ -126,7 +127,8 @@ EngineCard guess_card(const EngineFile& file, const ov::CompiledModel& model) {
     card.device = model.get_property(ov::execution_devices).at(0);
     card.network = "layers";
     const ov::element::Type type = model.get_property(ov::hint::inference_precision);
-    const auto known = std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& item) { return item.second == type; });
+    const auto known =
+        std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& item) { return item.second == type; });
     card.precision = {known == kTypes.end() ? "fp32" : known->first};
     card.engine_bytes = static_cast<std::int64_t>(file.bytes->size());
     return card;
@@ -140,8 +142,8 @@ EngineCard card_for(const EngineFile& file, const ov::CompiledModel& model) {
     const EngineCard& card = *file.card;
     if (card.layout != guessed.layout || card.max_batch_size() != guessed.max_batch_size() ||
         card.max_sequence_length() != guessed.max_sequence_length()) {
-        throw Error(file.path + " serves " + name_of(guessed.layout) + " batches" + guessed.sizes() + "; its card says " +
-                    name_of(card.layout) + card.sizes() + "; build it again");
+        throw Error(file.path + " serves " + name_of(guessed.layout) + " batches" + guessed.sizes() +
+                    "; its card says " + name_of(card.layout) + card.sizes() + "; build it again");
     }
     return card;
 }

@@ -78,24 +78,42 @@ struct Flag {
 const std::vector<Flag>& flags() {
     static const std::vector<Flag> all = {
         {{"-h", "--help"}, nullptr, "show this and end", [](Arguments& a, const std::string&) { a.help = true; }},
-        {{"-e", "--engine"}, "FILE", "engine file, written by builder.py or builder_varseqlen.py (required)",
+        {{"-e", "--engine"},
+         "FILE",
+         "engine file, written by builder.py or builder_varseqlen.py (required)",
          [](Arguments& a, const std::string& value) { a.engine = value; }},
-        {{"-b", "--batch-size"}, "N", "batch size; repeat for more (default: 1)",
+        {{"-b", "--batch-size"},
+         "N",
+         "batch size; repeat for more (default: 1)",
          [](Arguments& a, const std::string& value) { a.batch_sizes.push_back(whole_number(value, 1)); }},
-        {{"-s", "--sequence-length"}, "N",
+        {{"-s", "--sequence-length"},
+         "N",
          "sequence length in tokens (default: 128, or the engine's longest if that is shorter)",
          [](Arguments& a, const std::string& value) { a.sequence_length = whole_number(value, 1); }},
-        {{"-i", "--iterations"}, "N", "runs to time (default: 200)",
+        {{"-i", "--iterations"},
+         "N",
+         "runs to time (default: 200)",
          [](Arguments& a, const std::string& value) { a.iterations = whole_number(value, 1); }},
-        {{"-w", "--warm-up-runs"}, "N", "runs before that (default: 10)",
+        {{"-w", "--warm-up-runs"},
+         "N",
+         "runs before that (default: 10)",
          [](Arguments& a, const std::string& value) { a.warm_up_runs = whole_number(value, 0); }},
-        {{"-d", "--duration"}, "S", "go on for at least so many seconds (default: 0)",
+        {{"-d", "--duration"},
+         "S",
+         "go on for at least so many seconds (default: 0)",
          [](Arguments& a, const std::string& value) { a.duration = seconds(value); }},
-        {{"-r", "--random-seed"}, "N", "seed of the random inputs (default: 12345)",
+        {{"-r", "--random-seed"},
+         "N",
+         "seed of the random inputs (default: 12345)",
          [](Arguments& a, const std::string& value) { a.seed = static_cast<std::uint64_t>(whole_number(value, 0)); }},
-        {{"--enable_graph", "--enable-graph"}, nullptr, "replay a CUDA graph (TensorRT engines)",
+        {{"--enable_graph", "--enable-graph"},
+         nullptr,
+         "replay a CUDA graph (TensorRT engines)",
          [](Arguments& a, const std::string&) { a.enable_graph = true; }},
-        {{"--json"}, "FILE", "write the figures as JSON", [](Arguments& a, const std::string& value) { a.json = value; }},
+        {{"--json"},
+         "FILE",
+         "write the figures as JSON",
+         [](Arguments& a, const std::string& value) { a.json = value; }},
     };
     return all;
 }
@@ -210,7 +228,8 @@ Timing timing_of(std::vector<double> latencies, const Shape& shape) {
 }
 
 void report(const Timing& timing, Layout layout) {
-    std::printf("    Total Time: %.3f ms for %lld iterations\n", timing.total_ms, static_cast<long long>(timing.iterations));
+    std::printf("    Total Time: %.3f ms for %lld iterations\n", timing.total_ms,
+                static_cast<long long>(timing.iterations));
     std::printf("    Average Time: %.3f ms    Median Time: %.3f ms\n", timing.average_ms, timing.median_ms);
     std::printf("    95th Percentile Time: %.3f ms    99th Percentile Time: %.3f ms\n", timing.percentile_95_ms,
                 timing.percentile_99_ms);
@@ -277,8 +296,8 @@ void write_file(const std::string& path, const std::string& content) {
     std::error_code failed;
     if (written && flushed && closed) {
         using std::filesystem::perms;  // mkstemp's 0600 would hide the file from others who may read the folder
-        std::filesystem::permissions(name, perms::owner_read | perms::owner_write | perms::group_read | perms::others_read,
-                                     failed);
+        std::filesystem::permissions(
+            name, perms::owner_read | perms::owner_write | perms::group_read | perms::others_read, failed);
         std::filesystem::rename(name, path, failed);
     }
     if (!written || !flushed || !closed || failed) {

@@ -26,7 +26,9 @@ using State = std::array<std::uint32_t, 8>;
 constexpr State kStart = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                           0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 
-constexpr std::uint32_t rotate(std::uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
+constexpr std::uint32_t rotate(std::uint32_t x, int n) {
+    return (x >> n) | (x << (32 - n));
+}
 
 // 6.2.2: one block of 64 bytes.
 void add_block(State& state, const unsigned char* block) {

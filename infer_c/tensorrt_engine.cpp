@@ -90,8 +90,8 @@ std::string release_of(const std::string& text) {
 
 void check_version(const EngineFile& file) {
     if (file.card != nullptr && release_of(file.card->backend_version) != version()) {
-        throw Error(file.path + " was built with " + kBackend + " " + file.card->backend_version + ", this is " + version() +
-                    "; plans fit their own version only: build it again");
+        throw Error(file.path + " was built with " + kBackend + " " + file.card->backend_version + ", this is " +
+                    version() + "; plans fit their own version only: build it again");
     }
 }
 
@@ -114,13 +114,16 @@ void check_device(const EngineFile& file, const cuda::Gpu& gpu) {
         }
     }
     if (!fits) {
-        throw Error(file.path + " was built for " + file.card->device + ", this GPU is " + gpu.describe() + "; build it again");
+        throw Error(file.path + " was built for " + file.card->device + ", this GPU is " + gpu.describe() +
+                    "; build it again");
     }
 }
 
 using Sizes = std::vector<std::int64_t>;
 
-Sizes sizes_of(const nvinfer1::Dims& dims) { return Sizes(dims.d, dims.d + std::max(dims.nbDims, 0)); }
+Sizes sizes_of(const nvinfer1::Dims& dims) {
+    return Sizes(dims.d, dims.d + std::max(dims.nbDims, 0));
+}
 
 std::int64_t product(const Sizes& sizes) {
     std::int64_t count = 1;
@@ -412,7 +415,8 @@ private:
         for (std::size_t i = 0; i < names.size(); ++i) {
             const char* name = names[i].c_str();
             require(slot.context->setInputShape(name, dims_of(inputs[i])), "TensorRT refused the shape of " + names[i]);
-            require(slot.context->setTensorAddress(name, device_[i].get()), "TensorRT refused the address of " + names[i]);
+            require(slot.context->setTensorAddress(name, device_[i].get()),
+                    "TensorRT refused the address of " + names[i]);
         }
         require(slot.context->setTensorAddress(kOutput, device_.back().get()), "TensorRT refused the output's address");
         slot.profile = profile;
@@ -427,8 +431,8 @@ private:
         for (std::size_t i = 0; i < given.size(); ++i) {
             auto* pinned = static_cast<std::int32_t*>(pinned_[i].get());
             const bool is_padded = plan_.layout == Layout::padded;
-            copy_padded(batch.inputs[i], is_padded ? given[i][0] : 1, given[i].back(), pinned, is_padded ? taken[i][0] : 1,
-                        taken[i].back());
+            copy_padded(batch.inputs[i], is_padded ? given[i][0] : 1, given[i].back(), pinned,
+                        is_padded ? taken[i][0] : 1, taken[i].back());
             const std::size_t bytes = static_cast<std::size_t>(product(taken[i])) * sizeof(std::int32_t);
             cuda::check(cudaMemcpyAsync(device_[i].get(), pinned, bytes, cudaMemcpyHostToDevice, stream_.get()),
                         "take the inputs");
@@ -474,8 +478,9 @@ private:
     void download(const Shape& asked, const Shape& shape, float* logits) {
         const auto* pinned = static_cast<const float*>(pinned_.back().get());
         const std::size_t bytes = static_cast<std::size_t>(shape.tokens * kLogits) * sizeof(float);
-        cuda::check(cudaMemcpyAsync(pinned_.back().get(), device_.back().get(), bytes, cudaMemcpyDeviceToHost, stream_.get()),
-                    "give the logits");
+        cuda::check(
+            cudaMemcpyAsync(pinned_.back().get(), device_.back().get(), bytes, cudaMemcpyDeviceToHost, stream_.get()),
+            "give the logits");
         cuda::check(cudaStreamSynchronize(stream_.get()), "finish a run");
         if (plan_.layout == Layout::padded) {
             const std::int64_t from = shape.sequence_length * kLogits, to = asked.sequence_length * kLogits;
@@ -529,7 +534,8 @@ Engine* demobert_load(const EngineFile& file) {
     initLibNvInferPlugins(&logger(), "");
 #endif
     logger().clear();
-    std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(file.bytes->data(), file.bytes->size()));
+    std::unique_ptr<nvinfer1::ICudaEngine> engine(
+        runtime->deserializeCudaEngine(file.bytes->data(), file.bytes->size()));
     if (!engine) {
         throw logger().explain(std::string(kBackend) + " " + version() + " can't load " + file.path +
                                ": it is damaged, or the plan of another version or GPU; build it again");
@@ -537,8 +543,9 @@ Engine* demobert_load(const EngineFile& file) {
     Plan plan = read_plan(std::move(engine), file.path);
     if (kIsRtx && file.options.enable_graph && !plan.is_static) {
         // It compiles kernels for each shape in the background and swaps them in: a graph would keep the old ones.
-        throw Error(file.path + " serves several shapes, for which TensorRT-RTX changes kernels while it runs; for a CUDA "
-                                "graph, build an engine with a single -b and -s");
+        throw Error(file.path +
+                    " serves several shapes, for which TensorRT-RTX changes kernels while it runs; for a CUDA "
+                    "graph, build an engine with a single -b and -s");
     }
     return new TensorRTEngine(file, std::move(runtime), std::move(plan), gpu);
 }

@@ -16,7 +16,10 @@ if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
 fi
 cuda="${CUDA_INCLUDE:-}"
 if [ -z "$cuda" ]; then
-    command -v nvcc >/dev/null || { echo "nvcc is not on PATH: name CUDA's headers, CUDA_INCLUDE=/usr/local/cuda/include" >&2; exit 1; }
+    if ! command -v nvcc >/dev/null; then
+        echo "nvcc is not on PATH: name CUDA's headers, CUDA_INCLUDE=/usr/local/cuda/include" >&2
+        exit 1
+    fi
     # nvcc itself says where it looks: it may be a wrapper script in another folder.
     cuda="$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ INCLUDES="-I\([^"]*\)".*/\1/p')"
 fi

@@ -14,8 +14,8 @@ build="$PWD/build-sanitized"
 cmake -S . -B "$build" "-DPYTHON_EXECUTABLE=$(command -v "$python")" -DSANITIZE=address,undefined >/dev/null
 make -C "$build" -j2 | grep -E 'warning|error|Built' || true
 
-# Python comes first in the process and has no sanitizer of its own. What it and OpenVINO keep to the end are no leaks of
-# ours: leaks are looked for in perf alone. ASan's dlopen does not see who calls, so the folder of the backends is named.
+# Python has no sanitizer of its own, so they are loaded before it. What it and OpenVINO keep to the end are no leaks of
+# ours: leaks are looked for in perf alone. ASan's dlopen does not see who calls it: the backends' folder is named.
 export DEMOBERT_CPP_BUILD="$build" LD_LIBRARY_PATH="$build"
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 preloaded="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)"

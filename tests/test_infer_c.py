@@ -148,7 +148,9 @@ def test_all_of_xquad_gives_the_same_predictions(built, script, bundled_half_eng
         assert script(name, "-e", bundled_half_engine, "-sq", xquad(), "-b", 8, *outputs).code == 0
     assert (tmp_path / "inference_c.py.json").read_bytes() == (tmp_path / "inference.py.json").read_bytes()
     assert len(json.loads((tmp_path / "inference_c.py.json").read_text())) == 1190
-    assert (tmp_path / "inference_c.py.n_best.json").read_bytes() == (tmp_path / "inference.py.n_best.json").read_bytes()
+    assert (tmp_path / "inference_c.py.n_best.json").read_bytes() == (
+        tmp_path / "inference.py.n_best.json"
+    ).read_bytes()
 
 
 def test_a_packed_engine_answers_a_squad_file(built, script, bundled_packed, tmp_path):
@@ -158,7 +160,9 @@ def test_a_packed_engine_answers_a_squad_file(built, script, bundled_packed, tmp
     for name in ("inference_varseqlen.py", "inference_c.py"):
         flags = ["-sq", tmp_path / "squad.json", "-o", tmp_path / f"{name}.json"]
         assert script(name, "-e", bundled_packed, *flags).code == 0
-    cpp, python = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("inference_c.py", "inference_varseqlen.py"))
+    cpp, python = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("inference_c.py", "inference_varseqlen.py")
+    )
     assert cpp == python and cpp
 
 
@@ -167,11 +171,17 @@ def test_random_models_equal_the_reference(built, rng, tmp_path, round_):
     config, tensors, path = build_tiny(tmp_path, rng)
     bert = built.module.bert_inf(path)
     python = load_engine(path, "padded")
-    for batch, length in ((1, 1), (5, config.max_position_embeddings), (int(rng.integers(1, 6)), int(rng.integers(1, 9)))):
+    for batch, length in (
+        (1, 1),
+        (5, config.max_position_embeddings),
+        (int(rng.integers(1, 6)), int(rng.integers(1, 9))),
+    ):
         inputs = random_inputs(config, rng, batch, length)
         logits = bert.run(*inputs)
         assert logits.shape == (batch, length, 2) and logits.dtype == np.float32
-        np.testing.assert_allclose(logits, reference_logits(config, tensors, "erf", *inputs), atol=FLOAT32_TOLERANCE, rtol=0)
+        np.testing.assert_allclose(
+            logits, reference_logits(config, tensors, "erf", *inputs), atol=FLOAT32_TOLERANCE, rtol=0
+        )
         np.testing.assert_array_equal(logits, python.run(PaddedBatch(*inputs)))
         assert bert.padded_length(length) == python.padded_length(length)
     assert json.loads(bert.card) == json.loads(EngineCard.path_for(path).read_text())
@@ -293,7 +303,11 @@ PACKED = {"input_ids": [1] * 5, "segment_ids": [0] * 5, "cu_seqlens": [0, 2, 5],
         ({"cu_seqlens": [0, 5]}, "Error", "max_seqlen has the length 3, a sequence has 5 tokens"),
         ({"max_seqlen": [0] * 257}, "Error", "2 x 257 is over what this bert_inf was made for, 4 x 256"),
         ({"cu_seqlens": [0, 1, 2, 3, 4, 5]}, "Error", "5 x 3 is over what this bert_inf was made for"),
-        ({"input_ids": [1] * 1025, "segment_ids": [0] * 1025}, "Error", "1025 tokens are over this engine's most, 1024"),
+        (
+            {"input_ids": [1] * 1025, "segment_ids": [0] * 1025},
+            "Error",
+            "1025 tokens are over this engine's most, 1024",
+        ),
     ],
 )
 def test_what_a_packed_engine_refuses(built, bundled_packed, changes, error, message):
@@ -307,7 +321,9 @@ def test_calls_from_many_threads_at_once(built, rng, tiny):
     config, _, path = tiny
     for throughput in (False, True):
         bert = built.module.bert_inf(path, throughput=throughput)
-        shapes = [(int(rng.integers(1, 6)), int(rng.integers(1, config.max_position_embeddings + 1))) for _ in range(60)]
+        shapes = [
+            (int(rng.integers(1, 6)), int(rng.integers(1, config.max_position_embeddings + 1))) for _ in range(60)
+        ]
         batches = [random_inputs(config, rng, *shape) for shape in shapes]
         wanted = [bert.run(*inputs) for inputs in batches]
         with ThreadPoolExecutor(8) as pool:
@@ -527,7 +543,9 @@ def test_engines_without_a_card(built, script, tiny, bundled_engine, tmp_path):
         built.module.bert_inf(tmp_path / "other.engine")
     for magic, backend in ((b"ptrt", "tensorrt"), (b"vtrt", "tensorrt_rtx")):
         (tmp_path / "plan.engine").write_bytes(magic + bytes(100))
-        with pytest.raises(built.module.Error, match=f"the {backend} backend of infer_c is not built|no NVIDIA GPU answers"):
+        with pytest.raises(
+            built.module.Error, match=f"the {backend} backend of infer_c is not built|no NVIDIA GPU answers"
+        ):
             built.module.bert_inf(tmp_path / "plan.engine")
     shutil.copy(bundled_engine, path)
     vocabulary = ["-v", BUNDLED / "vocab.txt"]

@@ -63,7 +63,9 @@ def _module():
     try:
         return _imported(found[0])
     except ImportError as error:
-        raise DemoBertError(f"the C++ module {found[0]} can't be loaded ({error}); build it again: {commands}") from error
+        raise DemoBertError(
+            f"the C++ module {found[0]} can't be loaded ({error}); build it again: {commands}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=None)  # a process can hold its types once only
