@@ -6,6 +6,7 @@ Shared with inference_varseqlen.py and inference_c.py, which differ only in the 
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 from tqdm import tqdm
 
@@ -27,8 +28,16 @@ DEFAULT_PREDICTIONS = "./predictions.json"
 _SECONDS_WITHOUT_A_BAR = 1.0
 
 
-def add_inference_arguments(parser: cli.Parser, layout: str) -> None:
-    """All flags of inference.py, or, with layout "packed", inference_varseqlen.py, but --verbose."""
+#: What -b does, by the layout that a script serves; None: either.
+_BATCH_SIZE_HELP = {
+    "padded": "how many windows run at once (default: 1)",
+    "packed": "run at once as many windows as have the tokens of N full ones (default: the engine's largest)",
+    None: "how many windows run at once (default: 1, of a packed engine its largest)",
+}
+
+
+def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
+    """All flags but --verbose of inference.py ("padded"), inference_varseqlen.py ("packed"), inference_c.py (None)."""
     cli.add_engine(parser)
     parser.add_argument("-p", "--passage", nargs="+", metavar="WORD", help="passage to look for answers in")
     parser.add_argument("-pf", "--passage-file", metavar="FILE", help="file with the passage, UTF-8")
@@ -61,11 +70,8 @@ def add_inference_arguments(parser: cli.Parser, layout: str) -> None:
         "-b",
         "--batch-size",
         type=cli.positive_int,
-        default=1 if layout == "padded" else None,
         metavar="N",
-        help="how many windows run at once"
-        if layout == "padded"
-        else "run at once as many windows as have the tokens of N full ones (default: the engine's largest)",
+        help=_BATCH_SIZE_HELP[layout],
     )
     for flag, default, text in (
         ("--max-query-length", AnswerOptions.max_query_length, "tokens of the question that are read"),
@@ -101,10 +107,13 @@ def _squad_outputs(args) -> dict:
     }
 
 
-def answer(args, layout: str) -> None:
-    """Load the engine, which must have `layout`, and answer what `args` ask for. Raises DemoBertError."""
+def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) -> None:
+    """Load the engine, which must have `layout`, and answer what `args` ask for. Raises DemoBertError.
+
+    `load` takes the arguments of `helpers.backends.load_engine`.
+    """
     check_inference_arguments(args)
-    engine = load_engine(args.engine, layout, throughput=args.squad_json is not None, say=cli.note)
+    engine = load(args.engine, layout, throughput=args.squad_json is not None, say=cli.note)
     answerer = question_answerer(args, engine)
     if args.verbose:
         cli.note(engine.describe())
@@ -123,7 +132,7 @@ def question_answerer(args, engine: Engine) -> QuestionAnswerer:
         tokenizer,
         AnswerOptions(
             sequence_length=args.sequence_length,
-            batch_size=args.batch_size or card.max_batch_size,
+            batch_size=args.batch_size or (1 if card.layout == "padded" else card.max_batch_size),
             max_query_length=args.max_query_length,
             doc_stride=args.doc_stride,
             max_answer_length=args.max_answer_length,

@@ -104,7 +104,7 @@ def load_engine(path, layout: str, throughput: bool = False, say=lambda message:
         engine = backend_module(card.backend).load(path, card, throughput)
     else:
         engine = _load_without_card(path, throughput)
-        say(f"no engine card {card_path}; read from the engine or guessed: {_guesses(engine.card)}")
+        say(without_card(card_path, engine.card))
     if engine.card.layout != layout:
         script = "inference_varseqlen.py or perf_varseqlen.py" if layout == "padded" else "inference.py or perf.py"
         raise DemoBertError(f"{path} is a {engine.card.layout} engine, run it with {script}")
@@ -130,9 +130,10 @@ def _load_without_card(path: Path, throughput: bool) -> Engine:
     raise DemoBertError(f"{path} is not an engine of any backend here ({', '.join(_MODULES)}); build one with builder.py")
 
 
-def _guesses(card: EngineCard) -> str:
+def without_card(card_path: Path, card: EngineCard) -> str:
+    """What had to be guessed of an engine without a card file, in one line."""
     case = "lower-cased text" if card.do_lower_case else "cased text"
     return (
-        f"backend {card.backend}, {card.layout}, {'+'.join(card.precision)}, batch size up to {card.max_batch_size}, "
+        f"no engine card {card_path}; read from the engine or guessed: backend {card.backend}, {card.layout}, {'+'.join(card.precision)}, batch size up to {card.max_batch_size}, "
         f"sequence length up to {card.max_sequence_length}, {case}"
     )

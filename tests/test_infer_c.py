@@ -1,0 +1,569 @@
+"""The C++ side on the CPU: built from a clean tree with cmake and make, then held against the Python scripts.
+
+DEMOBERT_CPP_BUILD=FOLDER takes a build that is there, such as one with sanitizers (scripts/check_sanitizers.sh).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import builder
+import builder_varseqlen
+from helpers.backends import infer_c, load_engine
+from helpers.batching import PaddedBatch
+from helpers.benchmark import random_batch, random_packed_batch
+from helpers.bert_config import BertConfig
+from helpers.engine_card import EngineCard
+from tests import checkpoints
+from tests.conftest import BUNDLED, ROOT
+from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+from tests.test_scripts import README_PASSAGE, xquad
+
+#: How often an engine is loaded, run and freed; a check by hand takes 1000.
+CYCLES = int(os.environ.get("DEMOBERT_CYCLES", "60"))
+
+#: As in test_openvino_engine.py: float32 engines against numpy float64.
+FLOAT32_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Built:
+    """A build: its folder, and the module."""
+
+    folder: Path
+    module: object
+
+    def perf(self, *arguments, code: int = 0) -> subprocess.CompletedProcess:
+        command = [self.folder / "perf", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == code, result
+        return result
+
+
+def build_clean_tree(folder: Path) -> Path:
+    """The README's two commands in a copy of the sources alone."""
+    if missing := [tool for tool in ("g++", "make") if shutil.which(tool) is None]:
+        pytest.skip(f"the C++ side needs {' and '.join(missing)}: apt-get install g++ make")
+    shutil.copy(ROOT / "CMakeLists.txt", folder)
+    shutil.copytree(ROOT / "infer_c", folder / "infer_c")
+    build = folder / "build"
+    build.mkdir()
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert cmake, "requirements-cpp.txt installs cmake"
+    for command in ([cmake, "..", f"-DPYTHON_EXECUTABLE={sys.executable}"], ["make", "-j2"]):
+        result = subprocess.run(command, cwd=build, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        assert "warning" not in result.stderr
+    return build
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = os.environ.get("DEMOBERT_CPP_BUILD")
+    folder = Path(folder) if folder else build_clean_tree(tmp_path_factory.mktemp("tree"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer_c, "BUILD_FOLDER", folder)
+        yield Built(folder, infer_c._module())
+
+
+@pytest.fixture(scope="module")
+def bundled_packed(tmp_path_factory) -> Path:
+    engine = tmp_path_factory.mktemp("packed") / "packed.engine"
+    builder_varseqlen.main(["-pt", str(BUNDLED), "-o", str(engine), "-b", "4", "-s", "256", "--backend", "openvino"])
+    return engine
+
+
+def build_tiny(folder: Path, rng, config: BertConfig | None = None):
+    """A random model's engine: config, tensors, path; up to 5 × its longest sequence."""
+    config = config or random_config(rng)
+    tensors = random_weights(config, rng)
+    checkpoints.write_config(folder, config)
+    weights = checkpoints.write_safetensors(folder / "weights.safetensors", checkpoints.pytorch_state(config, tensors))
+    engine = folder / "tiny.engine"
+    flags = ["-pt", str(weights), "-c", str(folder), "-o", str(engine), "-b", "5", "--backend", "openvino"]
+    builder.main([*flags, "-s", str(config.max_position_embeddings)])
+    return config, tensors, engine
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("tiny"), np.random.default_rng(int.from_bytes(os.urandom(4), "little")))
+
+
+def damaged_copy(engine: Path, folder: Path, change=lambda data: data, **card_changes) -> Path:
+    """A copy of an engine, changed, with a card that fits what is now in it but for `card_changes`."""
+    path = folder / "damaged.engine"
+    data = change(engine.read_bytes())
+    path.write_bytes(data)
+    card = EngineCard.read(EngineCard.path_for(engine))
+    fitting = {"engine_sha256": hashlib.sha256(data).hexdigest(), "engine_bytes": len(data)}
+    replace(card, **{**fitting, **card_changes}).write(EngineCard.path_for(path))
+    return path
+
+
+def without_rate(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("Running inference in")]
+
+
+QUESTION = ["-p", *README_PASSAGE.split(), "-q", "What is TensorRT?"]
+
+
+def test_the_same_answer_and_probability(built, script, bundled_engine, bundled_packed):
+    for name, engine in (("inference.py", bundled_engine), ("inference_varseqlen.py", bundled_packed)):
+        python = script(name, "-e", engine, *QUESTION)
+        cpp = script("inference_c.py", "-e", engine, *QUESTION)
+        assert python.code == cpp.code == 0
+        assert without_rate(cpp.out) == without_rate(python.out) and "With probability: " in cpp.out
+
+
+def test_a_question_as_the_shell_asks_it(built, bundled_engine):
+    """In a process of its own, where the module is the first to load OpenVINO."""
+    code = (
+        "import sys; from pathlib import Path; from helpers import cli; from helpers.backends import infer_c; "
+        "import inference_c; infer_c.BUILD_FOLDER = Path(sys.argv.pop(1)); cli.run(inference_c.main)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(built.folder), "-e", str(bundled_engine), *QUESTION, "--verbose"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Answer: 'deep learning inference platform'" in result.stdout, result
+    assert result.stderr.startswith("infer_c, OpenVINO ")
+
+
+def test_all_of_xquad_gives_the_same_predictions(built, script, bundled_half_engine, tmp_path):
+    for name in ("inference.py", "inference_c.py"):
+        outputs = ["-o", tmp_path / f"{name}.json", "--n-best-output", tmp_path / f"{name}.n_best.json"]
+        assert script(name, "-e", bundled_half_engine, "-sq", xquad(), "-b", 8, *outputs).code == 0
+    assert (tmp_path / "inference_c.py.json").read_bytes() == (tmp_path / "inference.py.json").read_bytes()
+    assert len(json.loads((tmp_path / "inference_c.py.json").read_text())) == 1190
+    assert (tmp_path / "inference_c.py.n_best.json").read_bytes() == (
+        tmp_path / "inference.py.n_best.json"
+    ).read_bytes()
+
+
+def test_a_packed_engine_answers_a_squad_file(built, script, bundled_packed, tmp_path):
+    data = json.loads(xquad().read_text())
+    some = {**data, "data": [{**data["data"][0], "paragraphs": data["data"][0]["paragraphs"][:2]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(some))
+    for name in ("inference_varseqlen.py", "inference_c.py"):
+        flags = ["-sq", tmp_path / "squad.json", "-o", tmp_path / f"{name}.json"]
+        assert script(name, "-e", bundled_packed, *flags).code == 0
+    cpp, python = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("inference_c.py", "inference_varseqlen.py")
+    )
+    assert cpp == python and cpp
+
+
+@pytest.mark.parametrize("round_", range(2))
+def test_random_models_equal_the_reference(built, rng, tmp_path, round_):
+    config, tensors, path = build_tiny(tmp_path, rng)
+    bert = built.module.bert_inf(path)
+    python = load_engine(path, "padded")
+    for batch, length in (
+        (1, 1),
+        (5, config.max_position_embeddings),
+        (int(rng.integers(1, 6)), int(rng.integers(1, 9))),
+    ):
+        inputs = random_inputs(config, rng, batch, length)
+        logits = bert.run(*inputs)
+        assert logits.shape == (batch, length, 2) and logits.dtype == np.float32
+        np.testing.assert_allclose(
+            logits, reference_logits(config, tensors, "erf", *inputs), atol=FLOAT32_TOLERANCE, rtol=0
+        )
+        np.testing.assert_array_equal(logits, python.run(PaddedBatch(*inputs)))
+        assert bert.padded_length(length) == python.padded_length(length)
+    assert json.loads(bert.card) == json.loads(EngineCard.path_for(path).read_text())
+
+
+def test_packed_equals_python(built, rng, bundled_packed):
+    bert, python = built.module.bert_inf(bundled_packed), load_engine(bundled_packed, "packed")
+    for count in (1, 4):
+        batch = random_packed_batch(python.card, rng.integers(1, 257, count).tolist(), int(rng.integers(1 << 30)))
+        logits = bert.run(*batch.inputs().values())
+        assert logits.shape == (batch.token_count, 2)
+        np.testing.assert_array_equal(logits, python.run(batch))
+
+
+def test_prepare_and_limits(built, tiny):
+    config, _, path = tiny
+    longest = config.max_position_embeddings
+    bert = built.module.bert_inf(str(path), max_batch=2, max_seq=longest - 1)
+    bert.prepare(2, longest - 1)
+    bert.prepare(batch_size=1, sequence_length=1)
+    for batch, length in ((3, 1), (1, longest), (0, 1), (1, -1), (1 << 62, 1 << 62)):
+        with pytest.raises(built.module.Error):
+            bert.prepare(batch, length)
+    with pytest.raises(built.module.Error, match=f"3 x 4 is over what this bert_inf was made for, 2 x {longest - 1}"):
+        bert.run(*[np.ones((3, 4), np.int32)] * 3)
+    for limits in ({"max_batch": 6}, {"max_seq": longest + 1}, {"max_batch": 0}, {"max_seq": -1}):
+        with pytest.raises(built.module.Error):
+            built.module.bert_inf(path, **limits)
+    with pytest.raises(TypeError):
+        built.module.bert_inf(path, max_batch="2")
+
+
+def test_arrays_in_every_memory_layout(built, rng, tiny):
+    config, _, path = tiny
+    bert = built.module.bert_inf(path)
+    inputs = random_inputs(config, rng, 4, 6)
+    wanted = bert.run(*inputs)
+
+    def strided(array):
+        wide = np.full((8, 18), 77, np.int32)
+        wide[::2, ::3] = array
+        return wide[::2, ::3]
+
+    def backwards(array):
+        return np.ascontiguousarray(array[::-1, ::-1])[::-1, ::-1]
+
+    def misaligned(array):
+        memory = np.empty(array.nbytes + 1, np.uint8)[1:]
+        memory[:] = np.frombuffer(array.tobytes(), np.uint8)
+        return memory.view(np.int32).reshape(array.shape)
+
+    def read_only(array):
+        return np.frombuffer(array.tobytes(), np.int32).reshape(array.shape)
+
+    class Subclass(np.ndarray):
+        pass
+
+    for form in (strided, backwards, misaligned, read_only, np.asfortranarray, lambda array: array.view(Subclass)):
+        np.testing.assert_array_equal(bert.run(*[form(array.astype(np.int32)) for array in inputs]), wanted)
+    again = bert.run(*inputs)
+    np.testing.assert_array_equal(wanted, again)
+    assert not np.shares_memory(wanted, again)
+
+
+ONES = np.ones((2, 3), np.int32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error", "message"),
+    [
+        ([], TypeError, "a padded engine: it takes 3 arrays, not 0"),
+        ([ONES] * 4, TypeError, "it takes 3 arrays, not 4"),
+        ([[[1]], ONES, ONES], TypeError, "input_ids must be a numpy array"),
+        ([None, ONES, ONES], TypeError, "input_ids must be a numpy array"),
+        ([ONES, ONES.astype(np.int64), ONES], TypeError, "segment_ids must be int32, not int64"),
+        ([ONES, ONES, ONES.astype(bool)], TypeError, "input_mask must be int32, not bool"),
+        ([ONES.astype(">i4"), ONES, ONES], TypeError, "input_ids must be int32, not >i4"),
+        ([ONES.astype(np.uint32), ONES, ONES], TypeError, "input_ids must be int32, not uint32"),
+        ([ONES.astype(object), ONES, ONES], TypeError, "input_ids must be int32, not object"),
+        ([ONES[0]] * 3, ValueError, r"input_ids must have 2 dimensions.*shape \(3,\)"),
+        ([ONES[None]] * 3, ValueError, r"input_ids must have 2 dimensions.*shape \(1, 2, 3\)"),
+        ([ONES[:0]] * 3, ValueError, r"none of them 0, and has the shape \(0, 3\)"),
+        ([np.array(1, np.int32)] * 3, ValueError, "input_ids must have 2 dimensions"),
+        ([ONES, ONES[:, :2], ONES], ValueError, r"the shapes of the inputs differ: \(2, 3\) and \(2, 2\)"),
+        ([ONES, ONES, ONES[:1]], ValueError, r"differ: \(2, 3\) and \(1, 3\)"),
+        ([ONES, ONES, ONES * 2], "Error", "the input mask must be ones"),
+        ([ONES, ONES, ONES * 0], "Error", "the input mask must be ones"),
+        ([ONES, ONES, np.array([[1, 1, 0], [1, 0, 1]], np.int32)], "Error", "the input mask must be ones"),
+        ([ONES * -1, ONES, ONES], "Error", "a token id is outside the model's"),
+        ([ONES * (2**31 - 1), ONES, ONES], "Error", "a token id is outside the model's"),
+        ([ONES, ONES * -1, ONES], "Error", "a segment id is outside the model's"),
+        ([np.ones((6, 1), np.int32)] * 3, "Error", "6 x 1 is over what this bert_inf was made for"),
+        ([np.ones((1, 4000), np.int32)] * 3, "Error", "1 x 4000 is over what this bert_inf was made for"),
+        # One element's memory, seen as 4 TB: nothing may be allocated for it.
+        ([np.broadcast_to(np.int32(1), (1 << 40, 1))] * 3, "Error", "is over what this bert_inf was made for"),
+    ],
+)
+def test_what_a_padded_engine_refuses(built, tiny, arrays, error, message):
+    bert = built.module.bert_inf(tiny[2])
+    with pytest.raises(built.module.Error if error == "Error" else error, match=message):
+        bert.run(*arrays)
+
+
+PACKED = {"input_ids": [1] * 5, "segment_ids": [0] * 5, "cu_seqlens": [0, 2, 5], "max_seqlen": [0] * 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"segment_ids": [0] * 4}, ValueError, r"the shapes of the inputs differ: \(5,\) and \(4,\)"),
+        ({"cu_seqlens": [0]}, "Error", "must be at least 1"),
+        ({"cu_seqlens": []}, ValueError, "cu_seqlens must have 1 dimensions, none of them 0"),
+        ({"cu_seqlens": [1, 2, 5]}, "Error", "cu_seqlens must start at 0, not at 1"),
+        ({"cu_seqlens": [0, 2, 2, 5]}, "Error", "cu_seqlens must ascend: 2 is followed by 2"),
+        ({"cu_seqlens": [0, 4, 2, 5], "max_seqlen": [0] * 5}, "Error", "cu_seqlens must ascend: 4 is followed by 2"),
+        ({"cu_seqlens": [0, -(2**31), 5]}, "Error", "cu_seqlens must ascend"),
+        ({"cu_seqlens": [0, 2, 4]}, "Error", "cu_seqlens must end at the number of tokens, 5, not at 4"),
+        ({"cu_seqlens": [0, 2**31 - 1]}, "Error", "max_seqlen has the length 3"),
+        ({"cu_seqlens": [0, 5]}, "Error", "max_seqlen has the length 3, a sequence has 5 tokens"),
+        ({"max_seqlen": [0] * 257}, "Error", "2 x 257 is over what this bert_inf was made for, 4 x 256"),
+        ({"cu_seqlens": [0, 1, 2, 3, 4, 5]}, "Error", "5 x 3 is over what this bert_inf was made for"),
+        (
+            {"input_ids": [1] * 1025, "segment_ids": [0] * 1025},
+            "Error",
+            "1025 tokens are over this engine's most, 1024",
+        ),
+    ],
+)
+def test_what_a_packed_engine_refuses(built, bundled_packed, changes, error, message):
+    bert = built.module.bert_inf(bundled_packed)
+    with pytest.raises(built.module.Error if error == "Error" else error, match=message):
+        bert.run(*[np.array(values, np.int32) for values in (PACKED | changes).values()])
+    assert np.isfinite(bert.run(*[np.array(values, np.int32) for values in PACKED.values()])).all()
+
+
+def test_calls_from_many_threads_at_once(built, rng, tiny):
+    config, _, path = tiny
+    for throughput in (False, True):
+        bert = built.module.bert_inf(path, throughput=throughput)
+        shapes = [
+            (int(rng.integers(1, 6)), int(rng.integers(1, config.max_position_embeddings + 1))) for _ in range(60)
+        ]
+        batches = [random_inputs(config, rng, *shape) for shape in shapes]
+        wanted = [bert.run(*inputs) for inputs in batches]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda inputs: bert.run(*inputs), batches * 3))
+        for got, one_by_one in zip(together, wanted * 3):
+            # Streams have other numbers of threads, which add in another order.
+            np.testing.assert_allclose(got, one_by_one, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_python_goes_on_while_the_engine_runs(built, bundled_engine):
+    """Were Python's lock held, this thread would stand still for all of the run; free, it never does for half of it."""
+    bert = built.module.bert_inf(bundled_engine)
+    batch = random_batch(load_engine(bundled_engine, "padded").card, 4, 384, seed=1)
+    shares = []
+    for _ in range(3):  # a machine that pauses this process looks like a held lock, once
+        thread = threading.Thread(target=lambda: bert.run(*batch.inputs().values()))
+        moments = [time.perf_counter()]
+        thread.start()
+        while thread.is_alive():
+            moments.append(time.perf_counter())
+        shares.append(np.diff(moments).max() / (moments[-1] - moments[0]))
+        if shares[-1] < 0.5:
+            return
+    raise AssertionError(shares)
+
+
+def test_loading_and_freeing_again_and_again_does_not_grow_memory(built, tmp_path, rng):
+    """In a process of its own. Allocators need a while to settle, so the growth is that of the last nine tenths."""
+    config = BertConfig(32, 1, 2, 32, vocab_size=int(rng.integers(40000, 60000)), max_position_embeddings=8)
+    _, _, path = build_tiny(tmp_path, rng, config=config)
+    code = f"""
+import numpy as np
+from pathlib import Path
+from helpers.backends import infer_c
+infer_c.BUILD_FOLDER = Path({str(built.folder)!r})
+module = infer_c._module()
+ones = np.ones((2, 4), np.int32)
+def megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+for cycle in range({CYCLES} + 1):
+    module.bert_inf({str(path)!r}).run(ones, ones * 0, ones)
+    if cycle == {CYCLES} // 10:
+        before = megabytes()
+print(megabytes() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result
+    growth, of_engines = float(result.stdout), 0.9 * CYCLES * path.stat().st_size / 1e6
+    print(f"{growth:.1f} MB more after {CYCLES} cycles; the engines had {of_engines:.0f} MB in all")
+    # What a heap may move by; an engine that stayed in memory each time would be far more.
+    assert growth < 20 < of_engines / 10
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines with every number as #."""
+    return [re.sub(r"\d+(\.\d+)?", "#", line) for line in text.splitlines()]
+
+
+def structure(value):
+    """Names and types of a JSON value."""
+    if isinstance(value, dict):
+        return {key: structure(item) for key, item in value.items()}
+    return [structure(item) for item in value] if isinstance(value, list) else type(value).__name__
+
+
+def test_perf_reports_as_the_scripts_do(built, script, bundled_engine, bundled_packed, tmp_path):
+    for name, engine in (("perf.py", bundled_engine), ("perf_varseqlen.py", bundled_packed)):
+        flags = ["-e", engine, "-b", 1, "-b", "2", "-s", "16", "-i", 3, "-w", "0", "-r", 7, "--json"]
+        python = script(name, *flags, tmp_path / "python.json")
+        cpp = built.perf(*flags, tmp_path / "cpp.json")
+        assert lines_of(cpp.stdout) == lines_of(python.out)
+        assert cpp.stderr == python.err
+        theirs, ours = (json.loads((tmp_path / f"{kind}.json").read_text()) for kind in ("python", "cpp"))
+        assert ours["card"] == theirs["card"] and ours["engine"] == theirs["engine"]
+        assert structure(ours) == structure(theirs)
+        same = ("batch_size", "sequence_length", "iterations", "tokens", "padding_saved")
+        for row, other in zip(ours["timings"], theirs["timings"]):
+            assert [row[key] for key in same] == [other[key] for key in same]
+    assert oct((tmp_path / "cpp.json").stat().st_mode)[-3:] == "644"
+
+
+def test_perf_s_figures_are_numpy_s(built, bundled_engine, tmp_path):
+    """Of two latencies, a < b, every figure tells both: numpy's percentiles interpolate between them."""
+    built.perf("-e", bundled_engine, "-s8", "-b2", "-i", 2, f"--json={tmp_path / 'two.json'}")
+    row = json.loads((tmp_path / "two.json").read_text())["timings"][0]
+    spread = (row["percentile_99_ms"] - row["percentile_95_ms"]) / 0.04
+    pair = np.array([row["median_ms"] - spread / 2, row["median_ms"] + spread / 2])
+    figures = [row["total_ms"], row["average_ms"], row["percentile_95_ms"], row["percentile_99_ms"]]
+    np.testing.assert_allclose(figures, [pair.sum(), pair.mean(), *np.percentile(pair, (95, 99))], rtol=1e-9)
+    np.testing.assert_allclose(row["sentences_per_second"], 2 * 2 / pair.sum() * 1e3, rtol=1e-9)
+    assert row["tokens_per_second"] == pytest.approx(8 * row["sentences_per_second"])
+
+
+def test_perf_goes_on_for_the_duration(built, tiny):
+    out = built.perf("-e", tiny[2], "-s", 2, "-i", 1, "-d", "0.3").stdout
+    total, count = re.search(r"Total Time: ([\d.]+) ms for (\d+) iterations", out).groups()
+    assert int(count) > 1 and float(total) > 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ([], 2, "the following arguments are required: -e/--engine"),
+        (["-e", "ENGINE", "-b", "0"], 2, "argument --batch-size: '0' is not a whole number of at least 1"),
+        (["-e", "ENGINE", "-b", "8x"], 2, "'8x' is not a whole number"),
+        (["-e", "ENGINE", "-i", "99999999999999999999"], 2, "is not a whole number"),
+        (["-e", "ENGINE", "-w", "-1"], 2, "is not a whole number of at least 0"),
+        (["-e", "ENGINE", "-d", "nan"], 2, "'nan' is not a number of seconds"),
+        (["-e", "ENGINE", "-d", ""], 2, "'' is not a number of seconds"),
+        (["-e", "ENGINE", "--enable"], 2, "unrecognized argument: --enable"),
+        (["-e", "ENGINE", "-s"], 2, "argument -s: expected one argument"),
+        (["-e", "ENGINE", "--enable_graph"], 1, "CUDA Graph needs a TensorRT engine"),
+        (["-e", "ENGINE", "-b", "6"], 1, "batch size 6 is over this engine's largest, 5; rebuild it with -b 6"),
+        (["-e", "ENGINE", "-s", "4000"], 1, "sequence length 4000 is over this engine's longest"),
+        (["-e", "ENGINE", "--json", "/nowhere/x.json"], 1, "--json: the folder /nowhere does not exist"),
+        (["-e", "ENGINE", "--json", "/tmp"], 1, "--json is a folder"),
+        (["-e", "ENGINE", "--json", "ENGINE"], 1, "would replace an input"),
+        (["-e", "ENGINE", "--json", "ENGINE.json"], 1, "would replace an input"),
+        (["-e", "/nowhere/x.engine"], 1, "engine not found: /nowhere/x.engine"),
+        (["-e", "/tmp"], 1, "engine is not a file: /tmp"),
+    ],
+)
+def test_perf_refuses_in_one_line(built, tiny, flags, code, message):
+    before = tiny[2].read_bytes()
+    result = built.perf(*[flag.replace("ENGINE", str(tiny[2])) for flag in flags], code=code)
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("perf: error: ") and message in line
+    assert result.stdout == "" and tiny[2].read_bytes() == before
+
+
+def test_perf_helps(built):
+    text = built.perf("-h").stdout
+    for flag in ("-e", "-b", "-s", "-i", "-w", "-d", "-r", "--enable_graph", "--json"):
+        assert re.search(rf"^  {flag}\b.*  \w", text, re.MULTILINE), flag
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"change": lambda data: b""}, "engine is empty"),
+        ({"change": lambda data: data[:19]}, "OpenVINO can't load the engine"),
+        ({"change": lambda data: data[: len(data) // 2]}, "OpenVINO can't load the engine"),
+        ({"change": lambda data: bytes(len(data))}, "OpenVINO can't load the engine"),
+        ({"change": lambda data: data[:12] + b"\xff" * 8 + data[20:]}, "OpenVINO can't load the engine"),
+        ({"engine_sha256": "0" * 64}, "is not the engine that its card describes, or is damaged"),
+        ({"engine_bytes": 12}, "its card says 12: it is truncated or another engine"),
+        ({"backend_version": "2025.1.0"}, "was built with OpenVINO 2025.1.0, this is"),
+        ({"precision": ["int8"]}, "computes in int8 by its card, openvino's never do"),
+        ({"batch_sizes": [1, 1000]}, "batch size up to 5"),
+        ({"layout": "packed"}, "its card says packed"),
+        ({"backend": "onnx"}, "there is no backend 'onnx' here"),
+    ],
+)
+def test_damaged_engines_and_wrong_cards(built, script, tiny, tmp_path, changes, message):
+    path = damaged_copy(tiny[2], tmp_path, **changes)
+    with pytest.raises(built.module.Error, match=re.escape(message)) as raised:
+        built.module.bert_inf(path)
+    assert "\n" not in str(raised.value)
+    line = built.perf("-e", path, code=1).stderr
+    assert line == f"perf: error: {raised.value}\n"
+    assert str(raised.value) in script("inference_c.py", "-e", path, *QUESTION).error
+
+
+def test_flipped_bytes_are_seen_by_the_checksum(built, tiny, rng, tmp_path):
+    """Blocks of SHA-256 end at every length from 1 to 130 bytes: none takes a right engine for a wrong one, or back."""
+    for size in (1, 55, 56, 63, 64, 65, 119, 120, 128, int(rng.integers(2, 130)), int(rng.integers(200, 5000))):
+        path = damaged_copy(tiny[2], tmp_path, lambda data: rng.bytes(size))
+        with pytest.raises(built.module.Error, match="OpenVINO can't load the engine"):
+            built.module.bert_inf(path)
+        data = bytearray(path.read_bytes())
+        data[int(rng.integers(size))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        with pytest.raises(built.module.Error, match="is not the engine that its card describes"):
+            built.module.bert_inf(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"backend": "openvino"}', "[" * 100000, '"' + "x" * 10, "\xff\xfe", "{}" * 2],
+)
+def test_cards_that_are_no_cards(built, tiny, tmp_path, text):
+    path = tmp_path / "x.engine"
+    shutil.copy(tiny[2], path)
+    EngineCard.path_for(path).write_text(text, "latin-1")
+    with pytest.raises(built.module.Error, match="^the engine card .* can't be used: .*; build the engine again$"):
+        built.module.bert_inf(path)
+
+
+@pytest.mark.parametrize("name", EngineCard.__dataclass_fields__)
+def test_card_fields_of_the_wrong_kind(built, tiny, tmp_path, name):
+    path = tmp_path / "x.engine"
+    shutil.copy(tiny[2], path)
+    card = json.loads(EngineCard.path_for(tiny[2]).read_text())
+    wrong = [{"x": []}, 1.5, [[]], True, -1, "x"]
+    allowed = {"do_lower_case": (True,), "engine_bytes": (-1,)}.get(name, ())
+    texts = ("backend", "backend_version", "device", "layout", "network", "vocab_file", "vocab_sha256", "engine_sha256")
+    for value in wrong:
+        if value in allowed or (isinstance(value, str) and name in texts):
+            continue
+        EngineCard.path_for(path).write_text(json.dumps(card | {name: value}))
+        with pytest.raises(built.module.Error, match="can't be used"):
+            built.module.bert_inf(path)
+    del card[name]
+    EngineCard.path_for(path).write_text(json.dumps(card))
+    with pytest.raises(built.module.Error, match="can't be used"):
+        built.module.bert_inf(path)
+
+
+def test_engines_without_a_card(built, script, tiny, bundled_engine, tmp_path):
+    config, _, engine = tiny
+    path = tmp_path / "bare.engine"
+    shutil.copy(engine, path)
+    guessed, python = infer_c.load_engine(path).card, load_engine(path, "padded").card
+    assert guessed == python and guessed.max_batch_size == 5
+    (tmp_path / "other.engine").write_bytes(b"some text")
+    with pytest.raises(built.module.Error, match="is not an engine of any backend here"):
+        built.module.bert_inf(tmp_path / "other.engine")
+    for magic, backend in ((b"ptrt", "tensorrt"), (b"vtrt", "tensorrt_rtx")):
+        (tmp_path / "plan.engine").write_bytes(magic + bytes(100))
+        with pytest.raises(
+            built.module.Error, match=f"the {backend} backend of infer_c is not built|no NVIDIA GPU answers"
+        ):
+            built.module.bert_inf(tmp_path / "plan.engine")
+    shutil.copy(bundled_engine, path)
+    vocabulary = ["-v", BUNDLED / "vocab.txt"]
+    answers = [script(name, "-e", path, *QUESTION, *vocabulary) for name in ("inference.py", "inference_c.py")]
+    assert without_rate(answers[0].out) == without_rate(answers[1].out)
+    assert answers[0].err == answers[1].err and "no engine card" in answers[1].err
+
+
+def test_cuda_graph_needs_tensorrt(built, script, bundled_engine):
+    result = script("inference_c.py", "-e", bundled_engine, "--enable-graph", *QUESTION)
+    assert result.code == 1 and "CUDA Graph needs a TensorRT engine" in result.error
+
+
+def test_not_built_names_the_two_commands(script, bundled_engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(infer_c, "BUILD_FOLDER", tmp_path / "a folder")
+    error = script("inference_c.py", "-e", bundled_engine, *QUESTION).error
+    assert f"cmake -S {ROOT} -B '{tmp_path}/a folder'" in error and f"make -C '{tmp_path}/a folder'" in error
+    monkeypatch.setattr(infer_c, "BUILD_FOLDER", tmp_path)
+    (tmp_path / f"infer_c{infer_c.importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"no module")
+    error = script("inference_c.py", "-e", bundled_engine, *QUESTION).error
+    assert "can't be loaded" in error and "make -C" in error
