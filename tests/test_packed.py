@@ -325,7 +325,6 @@ def test_a_packed_blob_without_a_card_is_recognised(script, bundled_packed_engin
         (["--interleaved"], "--interleaved is a layout of int8 plugins: add --int8"),
         (["--megatron"], "--megatron needs --int8 and the weights from --pickle"),
         (["--megatron", "--int8"], "--megatron needs --int8 and the weights from --pickle"),
-        (["--int8"], "--int8 is not on the openvino backend yet"),
         (["--pickle", "x.pickle"], "name one checkpoint with -m, -x, -pt or --pickle, not -pt and --pickle"),
         (["--network", "plugin"], "--network plugin is a form of TensorRT's"),
         (["--force-int8-skipln"], "unrecognized arguments: --force-int8-skipln"),

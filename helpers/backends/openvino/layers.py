@@ -1,4 +1,8 @@
-"""BERT's layers in OpenVINO's opset: activations end in E, every size but E is known only at run time."""
+"""BERT's layers in OpenVINO's opset: activations [B, S, E] or [1, T, E], every size but E known only at run time.
+
+Packed tokens are one long row: over [T, E] OpenVINO's passes for int8 would take a layer norm's gamma and beta for
+scale and offset of integers, and compute with beta / gamma.
+"""
 
 from abc import abstractmethod
 
@@ -34,8 +38,8 @@ class OpenVINOLayers(NetworkLayers):
 
     def embeddings(self, word, token_type, position, gamma, beta, name):
         axis = _int64(0)
-        words = op.gather(_constant(word, f"{name}_word"), self._inputs[0], axis)
-        token_types = op.gather(_constant(token_type, f"{name}_token_type"), self._inputs[1], axis)
+        words = op.gather(_constant(word, f"{name}_word"), self._input_ids, axis)
+        token_types = op.gather(_constant(token_type, f"{name}_token_type"), self._segment_ids, axis)
         positions = self._positions(_constant(position, f"{name}_position"))
         total = op.add(op.add(words, token_types), positions)
         return Normalised(self._normalise(total, gamma, beta, f"{name}_layernorm"), total)
@@ -64,12 +68,16 @@ class OpenVINOLayers(NetworkLayers):
         return Normalised(self._normalise(total, gamma, beta, name), total)
 
     def squad_output(self, hidden, kernel, bias, name):
-        self._logits = op.result(self._product(hidden, kernel, bias, None, name))
+        self._logits = op.result(self._output(self._product(hidden, kernel, bias, None, name)))
         self._logits.output(0).set_names({"logits_out"})
 
     @abstractmethod
     def _positions(self, table):
         """The rows of the position table [P, E] that belong to the tokens, in a shape to be added to theirs."""
+
+    def _output(self, logits):
+        """The logits in the shape of the engine's output."""
+        return logits
 
     def _parameter(self, name: str, *dimensions: ov.Dimension):
         parameter = op.parameter(ov.PartialShape(list(dimensions)), np.int32, name=name)
@@ -135,13 +143,11 @@ class OpenVINOLayers(NetworkLayers):
 
     def _last_axis(self, values, name):
         """A constant along the last axis, of the activations' rank: so OpenVINO sees that it can be fused."""
-        return _constant(values.reshape((1,) * (self._rank - 1) + (-1,)), name)
+        return _constant(values.reshape(1, 1, -1), name)
 
 
 class PaddedLayers(OpenVINOLayers):
     """int32 inputs [1..max_batch, 1..max_length], activations [B, S, E], logits [B, S, 2]."""
-
-    _rank = 3
 
     def __init__(
         self,
@@ -152,7 +158,7 @@ class PaddedLayers(OpenVINOLayers):
     ):
         super().__init__(config, quantization)
         shape = ov.Dimension(1, max_batch_size), ov.Dimension(1, max_sequence_length)
-        self._input_ids, _, input_mask = (
+        self._input_ids, self._segment_ids, input_mask = (
             self._parameter(name, *shape) for name in ("input_ids", "segment_ids", "input_mask")
         )
         self._mask_scores = _scores_of_masked_keys(input_mask)
@@ -166,13 +172,11 @@ class PaddedLayers(OpenVINOLayers):
 
 
 class PackedLayers(OpenVINOLayers):
-    """int32 inputs [T], [T], [B + 1], [Smax], activations [T, E], logits [T, 2].
+    """int32 inputs [T], [T], [B + 1], [Smax], activations [1, T, E], logits [T, 2].
 
     Only attention looks at sequences: query, key and value are gathered into [B, Smax] for it, and its output is
     gathered back, by indices that the network computes from `cu_seqlens` once, for all layers.
     """
-
-    _rank = 2
 
     def __init__(
         self,
@@ -184,7 +188,8 @@ class PackedLayers(OpenVINOLayers):
         super().__init__(config, quantization)
         tokens = ov.Dimension(1, max_batch_size * max_sequence_length)
         input_ids = self._parameter("input_ids", tokens)
-        self._parameter("segment_ids", tokens)
+        segment_ids = self._parameter("segment_ids", tokens)
+        self._input_ids, self._segment_ids = (op.unsqueeze(ids, _int64(0)) for ids in (input_ids, segment_ids))
         cu_seqlens = self._parameter("cu_seqlens", ov.Dimension(2, max_batch_size + 1))
         max_seqlen = self._parameter("max_seqlen", ov.Dimension(1, max_sequence_length))
 
@@ -203,13 +208,16 @@ class PackedLayers(OpenVINOLayers):
         self._mask_scores = _scores_of_masked_keys(op.less(column, lengths))
 
     def attention(self, query_key_value, name):
-        rows = [op.gather(part, self._token_of_row, _int64(0)) for part in query_key_value]
+        rows = [op.gather(op.squeeze(part, _int64(0)), self._token_of_row, _int64(0)) for part in query_key_value]
         context = self._attention(rows, self._mask_scores, name)
         flat = op.reshape(context, _int64([-1, self._config.hidden_size]), special_zero=False)
-        return op.gather(flat, self._row_of_token, _int64(0))
+        return op.unsqueeze(op.gather(flat, self._row_of_token, _int64(0)), _int64(0))
 
     def _positions(self, table):
-        return op.gather(table, self._position, _int64(0))
+        return op.unsqueeze(op.gather(table, self._position, _int64(0)), _int64(0))
+
+    def _output(self, logits):
+        return op.squeeze(logits, _int64(0))
 
 
 def _scores_of_masked_keys(mask):
