@@ -21,8 +21,7 @@ from helpers import cli  # noqa: E402
 from helpers.backends.tensorrt.module import Gpu, rtx_supports  # noqa: E402
 from helpers.errors import DemoBertError  # noqa: E402
 from helpers.files import check_outputs, require_file, write_json  # noqa: E402
-from scripts.gpu_checking import luggage, torch_models  # noqa: E402
-from scripts.gpu_checking.comparison import as_json, compare, comparison_table, latency_table, tolerance_for  # noqa: E402
+from scripts.gpu_checking import comparison, luggage, torch_models  # noqa: E402
 from scripts.gpu_checking.engine_process import EngineProcess  # noqa: E402
 
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
@@ -100,7 +99,7 @@ def main(arguments) -> int:
         for model in args.model:
             check.run(model, Path(folder))
             if args.json:  # after each model: machines that are lent are taken back
-                figures = as_json(check.comparisons, check.latencies)
+                figures = comparison.as_json(check.comparisons, check.latencies)
                 write_json(args.json, {"machine": machine, "refused": check.refused, "failed": check.failed, **figures})
     return check.summary()
 
@@ -184,7 +183,7 @@ class Check:
         cli.note(f"Comparing {len(lengths)} windows of {self.squad}")
         reference = rows(torch_models.logits(torch_models.load(checkpoint, half=False), batches))
         torch_half = rows(torch_models.logits(torch_models.load(checkpoint, half=True), batches))
-        torch_half = compare(torch_half, reference, lengths, tolerance=None)
+        torch_half = comparison.compare(torch_half, reference, lengths, tolerance=None)
         self.comparisons["PyTorch, fp16"] = torch_half
         for name, engine in list(engines.items()):
             try:
@@ -193,11 +192,11 @@ class Check:
                 self.gave_up(f"{name}: {error}", "")
                 engines.pop(name).close()
                 continue
-            tolerance = tolerance_for(name.split(", ")[-1], torch_half)
-            self.comparisons[name] = compare(logits, reference, lengths, tolerance)
+            tolerance = comparison.tolerance_for(name.split(", ")[-1], torch_half)
+            self.comparisons[name] = comparison.compare(logits, reference, lengths, tolerance)
             if not self.comparisons[name].passed:
                 self.failed.append(f"{name}: its logits are not PyTorch's (see the table)")
-        print(f"\n{comparison_table(self.comparisons)}\n", flush=True)
+        print(f"\n{comparison.comparison_table(self.comparisons)}\n", flush=True)
 
     def time(self, model: str, checkpoint: Path, engines: dict) -> None:
         """Medians of every engine and of PyTorch in half precision, each in its turn, with and without CUDA graphs."""
@@ -215,7 +214,7 @@ class Check:
                 ways |= {f"PyTorch, fp16, {way}": run for way, run in peers.items()}
                 medians[batch_size, length] = self.in_turn(ways)
         print(f"\n{model}: batch size × tokens, ms, median of {self.args.rounds * RUNS_PER_TURN} runs each, in turn\n")
-        print(f"{latency_table(medians)}\n", flush=True)
+        print(f"{comparison.latency_table(medians)}\n", flush=True)
 
     def in_turn(self, ways: dict) -> dict:
         """Name → median ms. The order is drawn anew for every round; a way that fails is left out of the rest."""
@@ -246,7 +245,7 @@ class Check:
 
 
 def windows(checkpoint: Path, squad: Path, args) -> list:
-    """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of the engines' longest length."""
+    """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of their longest length."""
     from helpers.batching import padded_batch
     from helpers.data_processing import AnswerOptions, make_features
     from helpers.squad import read_squad

@@ -71,7 +71,7 @@ def test_a_damaged_part_is_named(cut, rng):
 
 
 def test_missing_parts_are_counted(cut):
-    folder, path, pieces = cut
+    folder, _, pieces = cut
     pieces[0].unlink()
     pieces[2].unlink()
     with pytest.raises(DemoBertError, match="2 of 3 parts of wheel.whl are missing .*part00"):

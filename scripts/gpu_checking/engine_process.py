@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:1] = [str(ROOT)]  # for the process's own run: in place of this file's folder
+if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
+    sys.path[0] = str(ROOT)
 
 from helpers.errors import DemoBertError  # noqa: E402
 
