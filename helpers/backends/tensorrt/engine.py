@@ -10,7 +10,17 @@ import numpy as np
 
 from helpers.backends.base import Engine
 from helpers.backends.tensorrt.building import RTX_DEVICE, Profile
-from helpers.backends.tensorrt.module import Flavour, Gpu, cuda_driver, explain, gpu, load, logger_of, plugin_registry
+from helpers.backends.tensorrt.module import (
+    Flavour,
+    Gpu,
+    cuda_driver,
+    explain,
+    gpu,
+    load,
+    logger_of,
+    plugin_registry,
+    rtx_supports,
+)
 from helpers.backends.tensorrt.network_writer import INPUTS
 from helpers.batching import Batch, PaddedBatch
 from helpers.engine_card import EngineCard
@@ -53,7 +63,9 @@ def _check_version(path, card: EngineCard, trt, flavour: Flavour) -> None:
 
 
 def _check_device(path, card: EngineCard, device: Gpu, flavour: Flavour) -> None:
-    """TensorRT builds for one GPU model; TensorRT-RTX for compute capabilities, by default all from 8.0 on."""
+    """TensorRT builds for one GPU model; TensorRT-RTX for compute capabilities, by default all it has from 8.0 on."""
+    if flavour.portable and not rtx_supports(device.compute_capability):
+        raise DemoBertError(f"TensorRT-RTX does not support this GPU, {device}; it runs on {RTX_DEVICE}, and on 7.5")
     if not flavour.portable:
         fits = card.device == str(device)
     elif targets := card.settings.get("compute_capabilities", ""):

@@ -48,6 +48,11 @@ class Gpu:
         return f"{self.name} (compute capability {major}.{minor})"
 
 
+def rtx_supports(capability: tuple) -> bool:
+    """Whether TensorRT-RTX 1.7 runs on GPUs of this compute capability: not on Hopper (9.0), nor on B200's 10.x."""
+    return capability in ((7, 5), (8, 0), (8, 6), (8, 9)) or capability >= (12, 0)
+
+
 def load(flavour: Flavour):
     """The TensorRT module. Raises DemoBertError, in one line, where it is missing or can't be loaded."""
     try:

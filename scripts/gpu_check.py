@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""The TensorRT engines on a real GPU: logits beside PyTorch's float32, times beside PyTorch's half precision, in turn.
+
+On a machine with one NVIDIA GPU, PyTorch and transformers. What else is needed travels with it: --prepare downloads
+it into a folder on a machine with a package registry, --folder names that folder on the GPU machine. Exit code 1:
+something that applied here failed. A GPU that TensorRT-RTX does not support is said in one line, and the rest is run.
+"""
+
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from helpers import cli  # noqa: E402
+from helpers.backends.tensorrt.module import Gpu, rtx_supports  # noqa: E402
+from helpers.errors import DemoBertError  # noqa: E402
+from helpers.files import check_outputs, require_file, write_json  # noqa: E402
+from scripts.gpu_checking import comparison, luggage, torch_models  # noqa: E402
+from scripts.gpu_checking.engine_process import EngineProcess  # noqa: E402
+
+BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
+
+#: SQuAD files to take the windows from, best first: in --folder, in squad/, and one that is always there.
+SQUAD_FILES = ("dev-xquad-en-v1.1.json", "dev-v1.1.json")
+FALLBACK_SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
+
+#: Enough for the ranges of a check.
+CALIBRATION_SAMPLES = 25
+
+#: Each runner runs this often in its turn.
+RUNS_PER_TURN = 10
+
+
+def parse(arguments):
+    parser = cli.Parser("Check and time the TensorRT engines on this machine's GPU, beside PyTorch.")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help="what travels")
+    parser.add_argument("--prepare", action="store_true", help="fill --folder from the package registry, and end")
+    parser.add_argument("--python-version", default="3.12", metavar="X.Y", help="with --prepare: the GPU machine's")
+    number = {"type": cli.positive_int, "metavar": "N"}
+    parser.add_argument("--part-size", **number, default=60, help="with --prepare: MiB of the largest file")
+    parser.add_argument(
+        "--backend", choices=("tensorrt_rtx", "tensorrt"), action="append", help="repeatable (default: both)"
+    )
+    parser.add_argument(
+        "--engine-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="Python that has TensorRT and PyCUDA, where it is another than PyTorch's (TensorRT 8.6 ends at 3.10)",
+    )
+    parser.add_argument(
+        "--network", choices=("auto", "native", "plugin"), action="append", help="repeatable (default: auto)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
+        action="append",
+        help="repeatable (default: fp16)",
+    )
+    models = ("bundled", *torch_models.RANDOM_SIZES)
+    parser.add_argument("--model", choices=models, action="append", help="repeatable (default: all)")
+    parser.add_argument("-b", "--batch-size", **number, action="append", help="repeatable (default: 1 and 8)")
+    parser.add_argument("-s", "--sequence-length", **number, action="append", help="repeatable (default: 128 and 384)")
+    parser.add_argument("--squad", metavar="FILE", help="SQuAD file to compare on (default: XQuAD's, where it lies)")
+    parser.add_argument("--windows", **number, default=200, help="windows to compare")
+    parser.add_argument("--rounds", **number, default=10, help=f"turns of {RUNS_PER_TURN} timed runs each")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, the slowest to prepare")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    cli.add_verbose(parser)
+    args = parser.parse_args(arguments)
+    args.backend = args.backend or ["tensorrt_rtx", "tensorrt"]
+    args.network, args.precision = args.network or ["auto"], args.precision or ["fp16"]
+    args.model = args.model or models
+    args.batch_size = sorted(set(args.batch_size or (1, 8)))
+    args.sequence_length = sorted(set(args.sequence_length or (128, 384)))
+    return args
+
+
+def main(arguments) -> int:
+    args = parse(arguments)
+    if args.prepare:
+        for path in luggage.prepare(args.folder, args.python_version, args.part_size << 20):
+            print(f"{path.stat().st_size / 2**20:8.1f} MiB  {path}")
+        return 0
+    squad = require_file(args.squad or default_squad(args.folder), "SQuAD file")
+    check_outputs({"--json": args.json}, [squad])
+    environment = luggage.unpack(args.folder)
+    torch = torch_models.import_torch()
+    check = Check(args, squad, tuple(torch.cuda.get_device_capability(0)), environment)
+    gpu = Gpu(torch.cuda.get_device_name(0), check.capability)
+    machine = {"gpu": str(gpu), "torch": torch.__version__}
+    cli.note(f"GPU: {gpu}; PyTorch {torch.__version__}")
+    with tempfile.TemporaryDirectory(prefix="demobert-gpu-") as folder:
+        for model in args.model:
+            check.run(model, Path(folder))
+            if args.json:  # after each model: machines that are lent are taken back
+                figures = comparison.as_json(check.comparisons, check.latencies)
+                write_json(args.json, {"machine": machine, "refused": check.refused, "failed": check.failed, **figures})
+    return check.summary()
+
+
+def default_squad(folder: Path) -> Path:
+    places = [place / name for place in (folder, ROOT / "squad") for name in SQUAD_FILES]
+    return next((path for path in places if path.is_file()), FALLBACK_SQUAD)
+
+
+class Check:
+    """What was found out so far: comparisons, latencies, what was refused here and what failed, each in one line."""
+
+    def __init__(self, args, squad: Path, capability: tuple, environment: dict):
+        self.args = args
+        self.squad = squad
+        self.capability = capability
+        # Another Python has packages of its own, which must not be hidden by those that were unpacked for this one.
+        self.environment = environment if args.engine_python == sys.executable else None
+        self.comparisons, self.latencies = {}, {}
+        self.refused, self.failed = [], []
+
+    def run(self, model: str, folder: Path) -> None:
+        """Build, compare (the bundled model only: random weights answer nothing) and time one model."""
+        checkpoint = BUNDLED if model == "bundled" else torch_models.random_model(model, folder)
+        engines = self.engines(model, checkpoint, folder)
+        try:
+            if model == "bundled":
+                self.compare(checkpoint, engines, folder)
+            self.time(model, checkpoint, engines)
+        finally:
+            for engine in engines.values():
+                engine.close()
+
+    def engines(self, model: str, checkpoint: Path, folder: Path) -> dict:
+        """Name → EngineProcess of each engine that can be built and loaded here."""
+        engines = {}
+        for backend in self.args.backend:
+            for network in self.args.network:
+                for precision in self.args.precision:
+                    name = f"{backend}, {network}, {precision}".replace(", auto", "")
+                    path = folder / f"{model}-{backend}-{network}-{precision}.engine"
+                    cli.note(f"Building {name} of {model}")
+                    try:
+                        self.build(checkpoint, path, backend, network, precision)
+                        engines[name] = EngineProcess(path, self.args.engine_python, self.environment)
+                        cli.note(engines[name].description)
+                    except DemoBertError as error:
+                        self.gave_up(f"{name}, {model}: {error}", backend)
+        return engines
+
+    def build(self, checkpoint: Path, path: Path, backend: str, network: str, precision: str) -> None:
+        """By builder.py, as a user would. Raises DemoBertError with its last line."""
+        flags = ["-pt", checkpoint, "-v", BUNDLED / "vocab.txt", "-o", path, "--backend", backend, "--network", network]
+        flags += [] if precision == "fp32" else [f"--{precision}"]
+        if precision in ("int8", "fp8"):
+            flags += ["-j", self.squad, "-n", CALIBRATION_SAMPLES, "-p", path.with_suffix(".calibration")]
+        flags += [word for size in self.args.batch_size for word in ("-b", size)]
+        flags += [word for length in self.args.sequence_length for word in ("-s", length)]
+        if backend == "tensorrt_rtx" and rtx_supports(self.capability):
+            flags += ["--compute-capability", "{}.{}".format(*self.capability)]
+        flags += ["-tcf", path.parent / "timing.cache"] if backend == "tensorrt" else []
+        command = [self.args.engine_python, ROOT / "builder.py", *flags]
+        words = [str(word) for word in command]
+        result = subprocess.run(words, env=self.environment, capture_output=True, text=True, errors="replace")
+        if result.returncode:
+            lines = result.stderr.splitlines() or [f"builder.py ended with exit code {result.returncode}"]
+            raise DemoBertError(lines[-1].removeprefix("builder.py: error: "))
+
+    def gave_up(self, line: str, backend: str) -> None:
+        """An engine that is not to be had: refused where that is this machine's nature, failed otherwise."""
+        line = cli.one_line(line)
+        foreign = backend == "tensorrt_rtx" and not rtx_supports(self.capability)
+        expected = foreign or "which is not installed" in line
+        (self.refused if expected else self.failed).append(line)
+        cli.note(f"{'Not here' if expected else 'FAILED'}: {line}")
+
+    def compare(self, checkpoint: Path, engines: dict, folder: Path) -> None:
+        """Every engine and PyTorch in half precision beside PyTorch in float32, on windows of real questions."""
+        batches = windows(checkpoint, self.squad, self.args)
+        lengths = [int(row.sum()) for batch in batches for row in batch.input_mask]
+        cli.note(f"Comparing {len(lengths)} windows of {self.squad}")
+        reference = rows(torch_models.logits(torch_models.load(checkpoint, half=False), batches))
+        torch_half = rows(torch_models.logits(torch_models.load(checkpoint, half=True), batches))
+        torch_half = comparison.compare(torch_half, reference, lengths, tolerance=None)
+        self.comparisons["PyTorch, fp16"] = torch_half
+        for name, engine in list(engines.items()):
+            try:
+                logits = rows(engine.logits(batches, folder))
+            except DemoBertError as error:
+                self.gave_up(f"{name}: {error}", "")
+                engines.pop(name).close()
+                continue
+            tolerance = comparison.tolerance_for(name.split(", ")[-1], torch_half)
+            self.comparisons[name] = comparison.compare(logits, reference, lengths, tolerance)
+            if not self.comparisons[name].passed:
+                self.failed.append(f"{name}: its logits are not PyTorch's (see the table)")
+        print(f"\n{comparison.comparison_table(self.comparisons)}\n", flush=True)
+
+    def time(self, model: str, checkpoint: Path, engines: dict) -> None:
+        """Medians of every engine and of PyTorch in half precision, each in its turn, with and without CUDA graphs."""
+        medians = self.latencies.setdefault(model, {})
+        torch_model = torch_models.load(checkpoint, half=True)
+        for batch_size in self.args.batch_size:
+            for length in self.args.sequence_length:
+                cli.note(f"Timing {model}, {batch_size} × {length}")
+                ways = {}
+                for name, engine in engines.items():
+                    for graph in (False, True):
+                        ways[name + ", CUDA graph" * graph] = partial(engine.time, batch_size, length, graph=graph)
+                batch = random_padded_batch(checkpoint, batch_size, length)
+                peers = torch_models.runs(torch_model, batch, compiled=not self.args.no_compile)
+                ways |= {f"PyTorch, fp16, {way}": run for way, run in peers.items()}
+                medians[batch_size, length] = self.in_turn(ways)
+        print(f"\n{model}: batch size × tokens, ms, median of {self.args.rounds * RUNS_PER_TURN} runs each, in turn\n")
+        print(f"{comparison.latency_table(medians)}\n", flush=True)
+
+    def in_turn(self, ways: dict) -> dict:
+        """Name → median ms. The order is drawn anew for every round; a way that fails is left out of the rest."""
+        from tqdm import tqdm
+
+        latencies = {name: [] for name in ways}
+        shuffle = random.Random(0).shuffle
+        for _ in tqdm(range(self.args.rounds), unit="round", leave=False, disable=None):
+            order = list(ways.items())
+            shuffle(order)
+            for name, run in order:
+                try:
+                    latencies[name] += run(runs=RUNS_PER_TURN)
+                except DemoBertError as error:
+                    self.gave_up(f"{name}: {error}", "")
+                    del ways[name]
+        return {name: statistics.median(latencies[name]) for name in ways}
+
+    def summary(self) -> int:
+        """Says what was refused and what failed; the exit code."""
+        for line in self.refused:
+            print(f"Not here: {line}")
+        for line in self.failed:
+            print(f"FAILED: {line}")
+        engines = [name for name in self.comparisons if not name.startswith("PyTorch")]
+        print(f"{len(engines)} engines compared, {len(self.refused)} not to be had here, {len(self.failed)} failures")
+        return 1 if self.failed else 0
+
+
+def windows(checkpoint: Path, squad: Path, args) -> list:
+    """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of their longest length."""
+    from helpers.batching import padded_batch
+    from helpers.data_processing import AnswerOptions, make_features
+    from helpers.squad import read_squad
+    from helpers.tokenization import BertTokenizer, load_vocabulary
+
+    length, size, options = args.sequence_length[-1], args.batch_size[-1], AnswerOptions()
+    tokenizer = BertTokenizer(load_vocabulary(checkpoint / "vocab.txt"), do_lower_case=True)
+    features = []
+    for example in read_squad(squad).examples:
+        texts = tokenizer.encode(example.question), tokenizer.encode(example.passage)
+        features += make_features(*texts, tokenizer, length, options.max_query_length, options.doc_stride)
+        if len(features) >= args.windows:
+            break
+    features = features[: args.windows]
+    return [padded_batch(features[first : first + size], length) for first in range(0, len(features), size)]
+
+
+def rows(logits: list) -> list:
+    """Batches [B, S, 2] → windows [S, 2]."""
+    return [row for batch in logits for row in batch]
+
+
+def random_padded_batch(checkpoint: Path, batch_size: int, length: int):
+    """Random ids of full rows, as perf.py draws them."""
+    import numpy as np
+
+    from helpers.batching import PaddedBatch
+    from helpers.bert_config import BertConfig
+
+    vocab_size = BertConfig.from_folder(checkpoint).vocab_size
+    ids = np.random.default_rng(length).integers(vocab_size, size=(batch_size, length))
+    zeros = np.zeros((batch_size, length), np.int32)
+    return PaddedBatch(ids.astype(np.int32), zeros, zeros + 1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

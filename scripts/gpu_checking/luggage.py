@@ -1,0 +1,166 @@
+"""What travels to a GPU machine that has no package registry: wheels and sources, cut to the size of a transfer.
+
+A file that is too large becomes NAME.part00, NAME.part01… and NAME.parts.json, which holds their SHA-256 sums.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import cli
+from helpers.errors import DemoBertError
+from helpers.files import atomic_write, read_json, sha256_of, write_json
+
+#: TensorRT-RTX, for CUDA 13: libraries and bindings as wheels, and the module itself, which is a source package.
+RTX_VERSION = "1.7.1.116"
+RTX_WHEELS = (f"tensorrt-rtx-cu13-libs=={RTX_VERSION}", f"tensorrt-rtx-cu13-bindings=={RTX_VERSION}")
+RTX_SOURCE = f"tensorrt-rtx-cu13=={RTX_VERSION}"
+
+#: PyCUDA is built on the GPU machine, against its CUDA; these are what it imports.
+PYCUDA_SOURCE = "pycuda>=2022.2"
+PYCUDA_NEEDS = ("pytools", "siphash24", "platformdirs", "typing_extensions", "mako", "markupsafe")
+
+#: What the project's own scripts import.
+PROJECT_NEEDS = ("numpy>=1.26", "safetensors", "ml_dtypes", "tokenizers", "tqdm")
+
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+_BLOCK = 1 << 20
+
+
+def prepare(folder: Path, python_version: str, part_bytes: int) -> list[Path]:
+    """Download into `folder` what a Linux machine with `python_version` ("3.12") needs.
+
+    Returns the files, of at most `part_bytes` each. Raises DemoBertError where pip fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python_version]
+    foreign += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    _pip("download", "--no-deps", *foreign, "-d", str(folder), *RTX_WHEELS, *PYCUDA_NEEDS, *PROJECT_NEEDS)
+    _pip("wheel", "--no-deps", "-w", str(folder), RTX_SOURCE)
+    _pip("download", "--no-deps", "--no-binary", "pycuda", "-d", str(folder), PYCUDA_SOURCE)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".whl", ".gz") and path.stat().st_size > part_bytes:
+            split(path, part_bytes)
+            path.unlink()
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def split(path: Path, part_bytes: int) -> list[Path]:
+    """Cut `path` into files of `part_bytes` beside it, with their sums in NAME.parts.json; returns the parts."""
+    parts = []
+    with path.open("rb") as file:
+        while file.peek(1):
+            part = path.with_name(f"{path.name}.part{len(parts):02}")
+            with atomic_write(part) as out:
+                left = part_bytes
+                while left and (block := file.read(min(_BLOCK, left))):
+                    out.write(block)
+                    left -= len(block)
+            parts.append(part)
+    sums = [{"name": part.name, "sha256": sha256_of(part)} for part in parts]
+    write_json(path.with_name(f"{path.name}.parts.json"), {"name": path.name, "sha256": sha256_of(path), "parts": sums})
+    return parts
+
+
+def join(folder: Path) -> list[Path]:
+    """Put every cut file of `folder` together again, unless it is there; returns them. Raises DemoBertError."""
+    return [_joined(folder, manifest) for manifest in sorted(folder.glob("*.parts.json"))]
+
+
+def _joined(folder: Path, manifest: Path) -> Path:
+    content = read_json(manifest, "list of parts")
+    try:
+        whole = {"name": content["name"], "sha256": content["sha256"]}
+        entries = [{"name": part["name"], "sha256": part["sha256"]} for part in content["parts"]]
+    except (KeyError, TypeError) as error:
+        raise DemoBertError(f"{manifest} is not a list of parts; run gpu_check.sh --prepare again") from error
+    for entry in (whole, *entries):
+        if not _is_plain(entry["name"]):
+            raise DemoBertError(f"{manifest} names a file outside its folder: {entry['name']!r}")
+    target = folder / whole["name"]
+    if target.is_file() and sha256_of(target) == whole["sha256"]:
+        return target
+    missing = [entry["name"] for entry in entries if not (folder / entry["name"]).is_file()]
+    if missing:
+        counted = f"{len(missing)} of {len(entries)} parts of {target.name} are missing"
+        raise DemoBertError(f"{counted} in {folder}: {missing[0]}…")
+    with atomic_write(target) as out:
+        for entry in entries:
+            path = folder / entry["name"]
+            if sha256_of(path) != entry["sha256"]:
+                raise DemoBertError(f"{path} is damaged: its SHA-256 is not the one recorded; copy it again")
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, out, _BLOCK)
+    if sha256_of(target) != whole["sha256"]:
+        target.unlink()
+        raise DemoBertError(f"{target} is not what was cut: run gpu_check.sh --prepare again")
+    return target
+
+
+def _is_plain(name) -> bool:
+    """Whether `name` is a file's name and no path."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
+
+
+def unpack(folder: Path) -> dict:
+    """Install the wheels of `folder` into its subfolder `site`, build PyCUDA there if it is missing, and use both.
+
+    Packages that this Python has already stay as they are, and win. Returns the environment in which a process of this
+    Python finds the rest too. Raises DemoBertError where pip fails.
+    """
+    if not folder.is_dir():
+        return dict(os.environ)
+    join(folder)
+    site = (folder / "site").resolve()
+    sys.path.append(str(site))
+    paths = [path for path in (os.environ.get("PYTHONPATH"), str(site)) if path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    for wheel in sorted(folder.glob("*.whl")):
+        if _is_missing(wheel):
+            cli.note(f"Installing {wheel.name}")
+            _pip("install", *_OFFLINE, "--target", str(site), str(wheel))
+    importlib.invalidate_caches()
+    for source in sorted(folder.glob("pycuda-*.tar.gz")):
+        if importlib.util.find_spec("pycuda") is None:
+            cli.note(f"Building {source.name} (two minutes)")
+            target = ["--target", str(site), "--no-build-isolation"]
+            _pip("install", *_OFFLINE, *target, str(source), **environment | _cuda_paths())
+            importlib.invalidate_caches()
+    return environment
+
+
+_OFFLINE = ("--quiet", "--no-index", "--no-deps", "--no-cache-dir", "--upgrade")
+
+#: Where the import name is not the file name's first word.
+_IMPORT_NAMES = {
+    "tensorrt_rtx_cu13": "tensorrt_rtx",
+    "tensorrt_rtx_cu13_libs": "tensorrt_rtx_libs",
+    "tensorrt_rtx_cu13_bindings": "tensorrt_rtx_bindings",
+}
+
+
+def _is_missing(wheel: Path) -> bool:
+    name = wheel.name.split("-")[0]
+    return importlib.util.find_spec(_IMPORT_NAMES.get(name, name)) is None
+
+
+def _cuda_paths() -> dict:
+    """The environment in which PyCUDA's build finds nvcc and the stub of the driver's library."""
+    nvcc = shutil.which("nvcc")
+    root = Path(nvcc).resolve().parents[1] if nvcc else Path("/usr/local/cuda")
+    libraries = [str(root / "lib64"), str(root / "lib64" / "stubs"), os.environ.get("LIBRARY_PATH", "")]
+    path = os.pathsep.join([str(root / "bin"), os.environ["PATH"]])
+    return {"PATH": path, "LIBRARY_PATH": os.pathsep.join(libraries), "CUDA_ROOT": str(root)}
+
+
+def _pip(*arguments: str, **environment) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"]
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, errors="replace")
+    if result.returncode:
+        said = (result.stderr or result.stdout).splitlines()
+        errors = [line for line in said if line.strip().lower().startswith("error")]
+        raise DemoBertError(f"pip {arguments[0]} failed: {cli.one_line((errors or said or ['no reason given'])[-1])}")

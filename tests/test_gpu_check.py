@@ -1,0 +1,480 @@
+"""scripts/gpu_check.py, as far as that goes without a GPU: luggage, processes, comparison, tables, what it says."""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers.backends import load_engine
+from helpers.backends.tensorrt import engine as tensorrt_engine
+from helpers.backends.tensorrt.module import TENSORRT, TENSORRT_RTX, Gpu, rtx_supports
+from helpers.batching import PaddedBatch
+from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError
+from helpers.weights import load_weights
+from scripts import gpu_check
+from scripts.gpu_checking import luggage, torch_models
+from scripts.gpu_checking.comparison import TOLERANCE, as_json, compare, comparison_table, latency_table, tolerance_for
+from scripts.gpu_checking.engine_process import EngineProcess, captured
+from tests import checkpoints
+from tests.conftest import BUNDLED, ROOT
+
+SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
+
+
+def check(*arguments, capability=(8, 6)) -> gpu_check.Check:
+    return gpu_check.Check(gpu_check.parse([str(word) for word in arguments]), SQUAD, capability, dict(os.environ))
+
+
+# Luggage
+
+
+@pytest.mark.parametrize("size, parts", [(1, 1), (1000, 1), (1001, 2), (5000, 5)])
+def test_a_file_is_cut_and_joined(tmp_path, rng, size, parts):
+    path, content = tmp_path / "wheel.whl", rng.bytes(size)
+    path.write_bytes(content)
+    pieces = luggage.split(path, 1000)
+    assert len(pieces) == parts and all(piece.stat().st_size <= 1000 for piece in pieces)
+    path.unlink()
+    assert luggage.join(tmp_path) == [path] and path.read_bytes() == content
+    for piece in pieces:
+        piece.unlink()
+    assert luggage.join(tmp_path) == [path]  # it is there already: the parts are not asked for again
+
+
+@pytest.fixture
+def cut(tmp_path, rng):
+    """A folder that holds one cut file and not the file itself."""
+    path = tmp_path / "wheel.whl"
+    path.write_bytes(rng.bytes(3000))
+    pieces = luggage.split(path, 1000)
+    path.unlink()
+    return tmp_path, path, pieces
+
+
+def test_a_damaged_part_is_named(cut, rng):
+    folder, path, pieces = cut
+    content = bytearray(pieces[1].read_bytes())
+    content[int(rng.integers(len(content)))] ^= 1
+    pieces[1].write_bytes(content)
+    with pytest.raises(DemoBertError, match="part01 is damaged"):
+        luggage.join(folder)
+    assert not path.exists()
+
+
+def test_missing_parts_are_counted(cut):
+    folder, _, pieces = cut
+    pieces[0].unlink()
+    pieces[2].unlink()
+    with pytest.raises(DemoBertError, match="2 of 3 parts of wheel.whl are missing .*part00"):
+        luggage.join(folder)
+
+
+@pytest.mark.parametrize("name", ["../out.whl", "/tmp/out.whl", "..", "", "a/b", 5])
+@pytest.mark.parametrize("place", ["whole", "part"])
+def test_a_list_of_parts_can_not_name_other_folders(cut, name, place):
+    folder, path, _ = cut
+    manifest = path.with_name("wheel.whl.parts.json")
+    content = json.loads(manifest.read_text())
+    (content if place == "whole" else content["parts"][0])["name"] = name
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DemoBertError, match="outside its folder"):
+        luggage.join(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"name": "a", "sha256": "", "parts": 3}', "nonsense"])
+def test_what_is_no_list_of_parts_is_refused(tmp_path, content):
+    (tmp_path / "a.parts.json").write_text(content)
+    with pytest.raises(DemoBertError, match="list of parts"):
+        luggage.join(tmp_path)
+
+
+def wheel(folder, name: str, content: str):
+    """A wheel of one module."""
+    information = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", content)
+        file.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{information}/RECORD", "")
+
+
+def test_wheels_are_installed_where_they_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    wheel(tmp_path, "demobert_luggage", "answer = 42")
+    wheel(tmp_path, "tqdm", "raise ImportError('this Python has its own')")
+    environment = luggage.unpack(tmp_path)
+    assert importlib.import_module("demobert_luggage").answer == 42
+    assert not (tmp_path / "site" / "tqdm.py").exists()
+    code = "import demobert_luggage, tqdm"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
+    del sys.modules["demobert_luggage"]
+
+
+def test_a_wheel_that_can_not_be_installed_ends_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "demobert_broken-1.0-py3-none-any.whl").write_bytes(b"no zip file")
+    with pytest.raises(DemoBertError, match="pip install failed: ") as caught:
+        luggage.unpack(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder_is_no_luggage(tmp_path):
+    assert luggage.unpack(tmp_path / "nowhere") == dict(os.environ)
+
+
+# Comparison and tables
+
+
+def random_windows(rng):
+    """(reference, lengths): logits of a few windows, whose padding holds what must not count."""
+    lengths = [int(n) for n in rng.integers(2, 20, 5)]
+    windows = [rng.permutation(40)[: 2 * 20].reshape(20, 2).astype(np.float32) for _ in lengths]
+    for window, length in zip(windows, lengths):
+        window[length:] = 1e9
+    return windows, lengths
+
+
+def test_equal_logits_pass_whatever_the_padding_holds(rng):
+    reference, lengths = random_windows(rng)
+    noise = [np.where(np.arange(20)[:, None] < n, rng.uniform(-1, 1, (20, 2)) * TOLERANCE, np.nan) for n in lengths]
+    found = compare([r + n for r, n in zip(reference, noise)], reference, lengths)
+    largest = max(np.abs((r + n)[:k].astype(np.float64) - r[:k]).max() for r, n, k in zip(reference, noise, lengths))
+    assert found.passed and found.other_argmax == 0 and found.max_difference == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("value", [0.021, -0.3, np.nan, np.inf, -np.inf])
+def test_one_logit_too_far_off_fails(rng, value):
+    reference, lengths = random_windows(rng)
+    ours = [window.copy() for window in reference]
+    window = int(rng.integers(len(ours)))
+    ours[window][int(rng.integers(lengths[window])), int(rng.integers(2))] += value
+    assert not compare(ours, reference, lengths).passed
+    assert compare(ours, reference, lengths, tolerance=None).passed == np.isfinite(value)
+
+
+def test_another_best_token_fails_however_near_it_is(rng):
+    reference, lengths = random_windows(rng)
+    ours = [window.copy() for window in reference]
+    best = ours[0][: lengths[0], 1].argmax()
+    other = (best + 1) % lengths[0]
+    reference[0][other, 1] = reference[0][best, 1] - 1e-3
+    ours[0][other, 1] = reference[0][best, 1] + 1e-3
+    found = compare(ours, reference, lengths)
+    assert found.other_argmax == 1 and found.max_difference < TOLERANCE and not found.passed
+
+
+def test_half_precision_may_be_as_far_off_as_pytorch_s(rng):
+    reference, lengths = random_windows(rng)
+    near, far = (compare([w + off for w in reference], reference, lengths, None) for off in (1e-3, 0.05))
+    assert tolerance_for("fp16", near) == TOLERANCE
+    assert tolerance_for("fp16", far) == pytest.approx(0.1, rel=1e-3)
+    assert tolerance_for("int8", far) is None
+
+
+def test_tables_and_json_hold_every_figure(rng):
+    reference, lengths = random_windows(rng)
+    comparisons = {
+        "good": compare(reference, reference, lengths),
+        "bad": compare([w + 1 for w in reference], reference, lengths),
+    }
+    lines = comparison_table(comparisons).splitlines()
+    assert lines[2] == "| good | 5 | 0.0000 | 0 | ok |" and lines[3] == "| bad | 5 | 1.0000 | 0 | FAILED |"
+    medians = {(8, 128): {"a": 1.5}, (1, 384): {"a": 0.25, "b": 3.0}}
+    assert latency_table(medians).splitlines() == [
+        "| median ms | 1 × 384 | 8 × 128 |",
+        "| --- | ---: | ---: |",
+        "| a | 0.250 | 1.500 |",
+        "| b | 3.000 |  |",
+    ]
+    figures = json.loads(json.dumps(as_json(comparisons, {"base": medians})))
+    assert figures["comparisons"]["bad"]["max_difference"] == 1.0 and not figures["comparisons"]["bad"]["passed"]
+    assert figures["latencies"][0] == {
+        "model": "base",
+        "batch_size": 1,
+        "sequence_length": 384,
+        "median_ms": {"a": 0.25, "b": 3.0},
+    }
+
+
+# Engines in processes of their own: here the CPU's
+
+
+def random_batches(rng, count: int) -> list[PaddedBatch]:
+    batches = []
+    for _ in range(count):
+        shape = tuple(int(n) for n in rng.integers((1, 4), (4, 40)))
+        ids = rng.integers(1000, 20000, shape).astype(np.int32)
+        mask = (np.arange(shape[1]) < rng.integers(1, shape[1] + 1, (shape[0], 1))).astype(np.int32)
+        batches.append(PaddedBatch(ids, ids % 2, mask))
+    return batches
+
+
+def test_an_engine_answers_from_its_own_process(bundled_engine, tmp_path, rng):
+    batches = random_batches(rng, 3)
+    here = load_engine(bundled_engine, "padded")
+    there = EngineProcess(bundled_engine)
+    try:
+        assert there.description == here.describe()
+        for ours, batch in zip(there.logits(batches, tmp_path), batches, strict=True):
+            valid = batch.input_mask.astype(bool)
+            np.testing.assert_allclose(
+                ours[valid], here.run(batch)[valid], atol=1e-4
+            )  # the same engine: rounding at most
+        latencies = there.time(2, 16, runs=3, graph=False)
+        assert len(latencies) == 3 and min(latencies) > 0
+        with pytest.raises(DemoBertError, match="sequence length 2000 is over this engine's longest"):
+            there.logits([PaddedBatch(*[np.ones((1, 2000), np.int32)] * 3)], tmp_path)
+    finally:
+        there.close()
+
+
+def test_an_engine_that_can_not_be_loaded_says_why(tmp_path):
+    with pytest.raises(DemoBertError, match="engine not found"):
+        EngineProcess(tmp_path / "no.engine")
+
+
+def test_a_process_that_dies_is_an_error(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 139\n")
+    python.chmod(0o755)
+    with pytest.raises(DemoBertError, match="ended with exit code 139"):
+        EngineProcess(tmp_path / "x.engine", str(python))
+
+
+class FakeCuda:
+    """The driver's graph functions, which only remember that they were called; `broken` fails."""
+
+    def __init__(self, broken: str = ""):
+        self.calls, self.broken = [], broken
+
+    def __getattr__(self, name):
+        def function(*arguments):
+            self.calls.append(name)
+            return 700 if name == self.broken else 0
+
+        return function
+
+
+class FakeSession:
+    """What of engine.Session a capture touches."""
+
+    def __init__(self, calls):
+        self.calls = calls
+        self.stream = SimpleNamespace(handle=1)
+        self.driver = SimpleNamespace(
+            Event=lambda: SimpleNamespace(record=print, synchronize=int, time_till=lambda end: 0.5)
+        )
+
+    def current(self):
+        return contextlib.nullcontext()
+
+    def enqueue(self):
+        self.calls.append("enqueue")
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: cuda)
+    run_once = captured(FakeSession(cuda.calls))
+    assert cuda.calls[:4] == ["cuStreamBeginCapture_v2", "enqueue", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
+    before = cuda.calls.count("cuGraphLaunch")
+    assert run_once() == 0.5 and cuda.calls.count("cuGraphLaunch") == before + 1 and cuda.calls.count("enqueue") == 1
+
+
+def test_a_capture_that_fails_is_named(monkeypatch):
+    cuda = FakeCuda("cuStreamEndCapture")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: cuda)
+    with pytest.raises(DemoBertError, match="cuStreamEndCapture failed with CUDA error 700"):
+        captured(FakeSession(cuda.calls))
+
+
+# PyTorch
+
+
+def test_pytorch_s_logits_are_the_model_s(monkeypatch, rng):
+    """The loader of gpu_check.py and that of the tests read the bundled model alike."""
+    monkeypatch.setattr(torch_models, "DEVICE", "cpu")
+    batch = random_batches(rng, 1)[0]
+    config = BertConfig.from_folder(BUNDLED)
+    model = checkpoints.hugging_face_model(config, load_weights(config, pytorch=BUNDLED).tensors)
+    wanted = checkpoints.hugging_face_logits(model, batch.input_ids, batch.segment_ids, batch.input_mask)
+    valid = batch.input_mask.astype(bool)
+    ours = torch_models.logits(torch_models.load(BUNDLED, half=False), [batch])[0]
+    np.testing.assert_allclose(ours[valid], wanted[valid], atol=1e-4)  # SDPA and eager attention round differently
+
+
+def test_windows_are_the_file_s_first(rng):
+    args = gpu_check.parse(["--windows", "5", "-b", "2", "-s", "64"])
+    batches = gpu_check.windows(BUNDLED, SQUAD, args)
+    assert [batch.input_ids.shape for batch in batches] == [(2, 64), (2, 64), (1, 64)]
+    assert all((batch.input_ids[:, 0] == 101).all() and batch.input_mask[:, 0].all() for batch in batches)
+
+
+# The script
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), "--folder", str(tmp_path), "--squad", str(SQUAD)]
+    environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and result.stderr == (
+        "gpu_check.py: error: PyTorch sees no NVIDIA GPU, which this check needs "
+        "(for CPUs: scripts/benchmark_peers.py)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--windows", "0"], "--windows"),
+        (["--backend", "openvino"], "--backend"),
+        (["--precision", "fp4"], "--precision"),
+    ],
+    ids=str,
+)
+def test_arguments_that_make_no_sense(capsys, flags, message):
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.parse(flags)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_inputs_are_checked_before_pytorch_is_loaded(tmp_path):
+    with pytest.raises(DemoBertError, match="SQuAD file not found"):
+        gpu_check.main(["--squad", str(tmp_path / "none.json")])
+    with pytest.raises(DemoBertError, match="--json"):
+        gpu_check.main(["--squad", str(SQUAD), "--json", str(SQUAD)])
+
+
+def test_xquad_is_preferred_where_it_lies(tmp_path):
+    assert gpu_check.default_squad(tmp_path).name in (*gpu_check.SQUAD_FILES, SQUAD.name)
+    (tmp_path / "dev-xquad-en-v1.1.json").write_text("{}")
+    assert gpu_check.default_squad(tmp_path) == tmp_path / "dev-xquad-en-v1.1.json"
+
+
+def test_an_unsupported_gpu_is_no_failure_and_says_so(capsys):
+    hopper, ada = check(capability=(9, 0)), check(capability=(8, 9))
+    for one in (hopper, ada):
+        one.gave_up("tensorrt_rtx, fp16, base: TensorRT-RTX does not support this GPU", "tensorrt_rtx")
+        one.gave_up("tensorrt: the package tensorrt, which is not installed", "tensorrt")
+    assert hopper.summary() == 0 and len(hopper.refused) == 2
+    assert ada.summary() == 1 and len(ada.refused) == len(ada.failed) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAILED: tensorrt_rtx") == 1 and printed.count("Not here: tensorrt_rtx") == 1
+
+
+def test_a_build_s_own_reason_is_passed_on(tmp_path):
+    """builder.py is called as a user would, and its last line is the reason; another Python keeps its own packages."""
+    one = check("--engine-python", sys.executable)
+    with pytest.raises(DemoBertError, match="^the checkpoint does not exist: .*nowhere$") as caught:
+        one.build(tmp_path / "nowhere", tmp_path / "x.engine", "openvino", "auto", "fp32")
+    assert "\n" not in str(caught.value) and one.environment is not None
+    assert check("--engine-python", "/usr/bin/other-python").environment is None
+
+
+@pytest.fixture
+def without_a_gpu(monkeypatch):
+    """gpu_check.py's whole run on a CPU: OpenVINO for TensorRT, PyTorch on the CPU, times that are made up."""
+    cuda = SimpleNamespace(get_device_capability=lambda index: (9, 0), get_device_name=lambda index: "a GPU")
+    monkeypatch.setattr(torch_models, "import_torch", lambda: SimpleNamespace(cuda=cuda, __version__="2"))
+    monkeypatch.setattr(torch_models, "DEVICE", "cpu")
+    monkeypatch.setattr(torch_models, "runs", lambda model, batch, compiled: {"eager SDPA": lambda runs: [2.0] * runs})
+    monkeypatch.setattr(EngineProcess, "time", lambda self, batch, length, runs, graph: [0.5 if graph else 1.0] * runs)
+    parse = gpu_check.parse
+
+    def on_openvino(arguments):
+        args = parse(arguments)
+        args.backend, args.precision = ["openvino"], ["fp32"]
+        return args
+
+    monkeypatch.setattr(gpu_check, "parse", on_openvino)
+
+
+def test_a_whole_run(without_a_gpu, tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    flags = ["--model", "bundled", "--windows", 3, "-b", 1, "-b", 2, "-s", 64, "--rounds", 1]
+    flags += ["--folder", tmp_path / "none", "--squad", SQUAD, "--json", figures]
+    assert gpu_check.main([str(flag) for flag in flags]) == 0
+    printed = capsys.readouterr().out
+    assert "| openvino, fp32 | 3 | 0.0" in printed and "| PyTorch, fp16 | 3 | 0." in printed
+    assert (
+        "| openvino, fp32, CUDA graph | 0.500 | 0.500 |" in printed and "1 engines compared, 0 not to be had" in printed
+    )
+    content = json.loads(figures.read_text())
+    assert (
+        content["machine"]["gpu"] == "a GPU (compute capability 9.0)"
+        and content["failed"] == []
+        and len(content["latencies"]) == 2
+    )
+    assert content["latencies"][1]["median_ms"]["PyTorch, fp16, eager SDPA"] == 2.0
+
+
+def test_an_engine_with_other_logits_fails_the_run(without_a_gpu, tmp_path, capsys, monkeypatch):
+    right = EngineProcess.logits
+    wrong = lambda self, batches, folder: [logits[:, ::-1] for logits in right(self, batches, folder)]  # noqa: E731
+    monkeypatch.setattr(EngineProcess, "logits", wrong)
+    flags = [
+        "--model",
+        "bundled",
+        "--windows",
+        1,
+        "-b",
+        1,
+        "-s",
+        64,
+        "--rounds",
+        1,
+        "--folder",
+        tmp_path,
+        "--squad",
+        SQUAD,
+    ]
+    assert gpu_check.main([str(flag) for flag in flags]) == 1
+    assert "FAILED: openvino, fp32: its logits are not PyTorch's" in capsys.readouterr().out
+
+
+def test_a_way_that_fails_is_left_out_of_the_table():
+    one = check("--rounds", 3)
+
+    def broken(runs):
+        raise DemoBertError("the GPU failed")
+
+    assert one.in_turn({"good": lambda runs: [1.0, 3.0, 2.0], "bad": broken}) == {"good": 2.0}
+    assert one.failed == ["bad: the GPU failed"]
+
+
+# What the GPU run taught: TensorRT-RTX's default targets are not all GPUs from 8.0 on
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+def test_rtx_loads_on_gpus_that_it_names(capability):
+    targets = "{}.{}".format(*capability) if capability < (8, 0) else ""
+    card = SimpleNamespace(device="GPUs", settings={"compute_capabilities": targets})
+    tensorrt_engine._check_device("x.engine", card, Gpu("a GPU", capability), TENSORRT_RTX)
+    assert rtx_supports(capability)
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 7), (9, 0), (10, 0), (10, 3)])
+@pytest.mark.parametrize("targets", ["", "8.0", "9.0"])
+def test_rtx_refuses_other_gpus_in_one_line(capability, targets):
+    """Seen on an H200: TensorRT-RTX 1.7.1 names 8.0 8.6 8.9 12.0 12.1 >12.0 and refuses 9.0."""
+    card = SimpleNamespace(device="GPUs", settings={"compute_capabilities": targets})
+    with pytest.raises(DemoBertError, match=r"TensorRT-RTX does not support this GPU, a GPU \(compute .*12\.0"):
+        tensorrt_engine._check_device("x.engine", card, Gpu("a GPU", capability), TENSORRT_RTX)
+
+
+def test_tensorrt_still_goes_by_the_gpu_s_name():
+    card = SimpleNamespace(device="NVIDIA H200 (compute capability 9.0)", settings={})
+    tensorrt_engine._check_device("x.engine", card, Gpu("NVIDIA H200", (9, 0)), TENSORRT)
+    with pytest.raises(DemoBertError, match="was built for NVIDIA H200"):
+        tensorrt_engine._check_device("x.engine", card, Gpu("NVIDIA L4", (8, 9)), TENSORRT)
