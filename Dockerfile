@@ -3,13 +3,15 @@
 ARG DEVICE=cpu
 
 FROM debian:bookworm-slim AS cpu
-ENV REQUIREMENTS="-r requirements.txt -r requirements-notebook.txt"
+ENV REQUIREMENTS="-r requirements.txt -r requirements-notebook.txt -r requirements-cpp.txt"
 
-# CUDA's compiler is needed to install PyCUDA, and to build infer_c.
-FROM nvidia/cuda:12.9.1-devel-ubuntu24.04 AS gpu
+# CUDA's compiler is needed to install PyCUDA, and to build infer_c. TensorRT 8.6 has wheels for this Ubuntu's Python,
+# 3.10, but none for the next one's. TensorFlow reads the checkpoints of download_model.sh.
+FROM nvidia/cuda:12.9.1-devel-ubuntu22.04 AS gpu
 # Which TensorRT: 10.x has the plugins and the native layers; "==8.6.1" and ">=11" are the other generations.
 ARG TENSORRT="<11"
-ENV REQUIREMENTS="-r requirements.txt -r requirements-notebook.txt -r requirements-gpu.txt tensorrt${TENSORRT}"
+ENV REQUIREMENTS="-r requirements.txt -r requirements-notebook.txt -r requirements-cpp.txt -r requirements-gpu.txt \
+    tensorrt${TENSORRT} tensorflow-cpu"
 
 # hadolint ignore=DL3006
 FROM ${DEVICE}
@@ -19,7 +21,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        build-essential ca-certificates cmake curl git python3 python3-dev python3-venv \
+        build-essential ca-certificates curl python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:${PATH} PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

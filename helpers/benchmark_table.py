@@ -27,8 +27,8 @@ class GridRow:
     def timed(self, figures) -> "GridRow":
         """With the times of a file that perf's --json wrote. Raises DemoBertError."""
         timing = read_json(figures, "figures of perf")["timings"][0]
-        names = ("iterations", "average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms", "sentences_per_second")
-        return replace(self, **{name: timing[name] for name in names})
+        measured = [field.name for field in fields(self) if field.default is None and field.name != "error"]
+        return replace(self, **{name: timing[name] for name in measured})
 
     def failed(self, reason: str) -> "GridRow":
         return replace(self, error=reason)

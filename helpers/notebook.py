@@ -1,4 +1,4 @@
-"""What inference.ipynb shows: an engine that is built where there is none, answers in their passage, pictures, a form."""
+"""What inference.ipynb shows: an engine, built where there is none, answers in their passage, pictures, a form."""
 
 import contextlib
 import html

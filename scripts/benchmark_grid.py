@@ -94,8 +94,9 @@ def parse(arguments):
         "missing checkpoints downloaded first. Ends with a Markdown table, a CSV file and a plot."
     )
     parser.add_argument(
-        "--gpu", required=True, choices=(*INT8_FLAGS, "CPU"), help="the GPU's architecture, or CPU for the embedded engine"
-    )
+        "--gpu", required=True, choices=(*INT8_FLAGS, "CPU"),
+        help="the GPU's architecture, or CPU for the embedded engine",
+    )  # fmt: skip
     number = {"type": cli.positive_int, "action": "append", "metavar": "N"}
     parser.add_argument(
         "-b", "--batch-size", **number,
@@ -119,7 +120,7 @@ def parse(arguments):
     parser.add_argument(
         "-o", "--output", metavar="PREFIX", help="writes PREFIX.md, .csv, .png and .log (default: benchmark/<gpu>)"
     )
-    parser.add_argument("--engines", metavar="DIR", help="where the engines are kept (default: engines/benchmark/<gpu>)")
+    parser.add_argument("--engines", metavar="DIR", help="where engines are kept (default: engines/benchmark/<gpu>)")
     parser.add_argument("--rebuild", action="store_true", help="build engines that are there again")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, and do nothing")
     cli.add_verbose(parser)
@@ -180,7 +181,8 @@ def cpu_grid(lengths: tuple) -> list[GridEngine]:
     """The bundled model and BERT-base (random weights), each engine for all lengths."""
     calibration = ("-j", str(ROOT / "tests" / "data" / "squad_v1.1.json"), "-n", "8")  # ranges do not change the speed
     precisions = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8", "--fp16", *calibration)}
-    models = {"bundled model": (BUNDLED, None), "BERT-base (random)": (ROOT / "engines" / "benchmark" / "bert_base_random", "base")}
+    random_base = ROOT / "engines" / "benchmark" / "bert_base_random"
+    models = {"bundled model": (BUNDLED, None), "BERT-base (random)": (random_base, "base")}
     max_length = max(*LENGTHS, *lengths)
     engines = []
     for model, (folder, random_size) in models.items():
@@ -224,7 +226,8 @@ def _bert(architecture: str, size: str, length: int) -> list[GridEngine]:
 def _megatron(length: int) -> GridEngine:
     folder = FINE_TUNED / "bert_tf_ckpt_large_qa_squad2_amp_384_v19.03.1"
     flags = ("--pickle", str(MEGATRON), "-c", str(folder), "--fp16", "--int8", "--strict", "-il", "--megatron", "-sp")
-    downloads = (("download_model.sh", "384", "v2"), ("download_model.sh", "pyt", "megatron-large", "int8-qat", "sparse"))
+    weights = ("download_model.sh", "pyt", "megatron-large", "int8-qat", "sparse")
+    downloads = (("download_model.sh", "384", "v2"), weights)
     builder = ("builder_varseqlen.py", "--backend", "tensorrt", *flags)
     return GridEngine("Megatron-large sparse", "int8", (length,), length, builder, downloads)
 

@@ -5,7 +5,8 @@
 prepare_environment() {
     local python=${PYTHON:-python3} requirements wanted stamp=.venv/installed.txt
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        echo "Python 3.10 or newer is needed, and $("$python" --version 2>&1) was found; name another: PYTHON=python3.12 bash ${script:?}" >&2
+        echo "Python 3.10 or newer is needed, and $("$python" --version 2>&1) was found;" \
+            "name another: PYTHON=python3.12 bash ${script:?}" >&2
         return 1
     fi
     if [ ! -x .venv/bin/python ]; then

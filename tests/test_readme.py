@@ -30,7 +30,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARKS = ("gpu", "network", "slow")
 
 #: Programs whose arguments are not ours to check.
-FOREIGN = {"mkdir", "cd", "pushd", "popd", "source", "export", "pip", "cmake", "make", "jupyter", "git", "docker", "apt-get"}
+FOREIGN = set("mkdir cd pushd popd source export pip cmake make jupyter git docker apt-get".split())
 
 #: Appended where a script times or measures, so that it ends soon: the last of two equal flags counts.
 SHORTER = {
@@ -152,9 +152,8 @@ def check_shell_script(name: str, arguments: list[str], tmp_path: Path, site: Si
 def copy(tmp_path_factory) -> Path:
     """The repository without what git does not have, SQuAD's small stand-ins, and a python3 that shortens timings."""
     tree = tmp_path_factory.mktemp("readme") / "demobert"
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)

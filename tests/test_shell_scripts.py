@@ -289,7 +289,12 @@ def test_no_server_is_one_line(tree, site):
 
 # NGC.
 
-TENSORFLOW = {"model.ckpt.index": b"i", "model.ckpt.data-00000-of-00001": b"d", "bert_config.json": b"{}", "vocab.txt": b"a"}
+TENSORFLOW = {
+    "model.ckpt.index": b"i",
+    "model.ckpt.data-00000-of-00001": b"d",
+    "bert_config.json": b"{}",
+    "vocab.txt": b"a",
+}
 ONNX = {"bert_large_v1_1_fake_quant.onnx": b"o"}
 #: Words in their canonical order → NGC's name and version, the files.
 MODELS = {
@@ -447,10 +452,11 @@ def ngc(tmp_path):
 
 
 def test_ngc_is_used_where_it_is_installed(tree, site, ngc):
+    name = "bert_tf_ckpt_base_qa_squad2_amp_128"
     path = ngc(
-        '[ "$1 $2 $3 $5" = "registry model download-version --dest" ] && [ "$4" = nvidia/bert_tf_ckpt_base_qa_squad2_amp_128:19.03.1 ]'
-        ' && mkdir "$6/bert_tf_ckpt_base_qa_squad2_amp_128_v19.03.1" && cd "$6/bert_tf_ckpt_base_qa_squad2_amp_128_v19.03.1"'
-        " && for name in model.ckpt.index bert_config.json vocab.txt; do echo x >$name; done"
+        f'[ "$1 $2 $3 $4 $5" = "registry model download-version nvidia/{name}:19.03.1 --dest" ] || exit 1\n'
+        f'mkdir "$6/{name}_v19.03.1" && cd "$6/{name}_v19.03.1" || exit 1\n'
+        "for file in model.ckpt.index bert_config.json vocab.txt; do echo x >$file; done"
     )
     result = download_model(tree, site, "base", path)
     assert result.returncode == 0 and site.requests == [], result
