@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Compile the TensorRT backend of infer_c, with all warnings as errors, against TensorRT's headers: one folder (the one
 # with NvInfer.h) or several. CUDA's are those of nvcc, or of CUDA_INCLUDE=FOLDER. Nothing is linked or kept.
+#
 #     bash scripts/check_cpp_headers.sh [--rtx] FOLDER…      --rtx: as the TensorRT-RTX backend
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
 flavour=()
 if [ "${1:-}" = --rtx ]; then
     flavour=(-DDEMOBERT_TENSORRT_RTX)
     shift
 fi
-if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-    sed -n '2,4s/^# //p' "$0"
-    exit 2
-fi
+[ $# -gt 0 ] || usage_error "name a folder of TensorRT's headers"
 cuda="${CUDA_INCLUDE:-}"
 if [ -z "$cuda" ]; then
     if ! command -v nvcc >/dev/null; then

@@ -3,11 +3,10 @@
 # the CPU paths, under them. Arguments go to pytest; needs scripts/test.sh's environment and GCC.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
-    sed -n '2,3s/^# //p' "$0"
-    exit 0
-fi
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
+cd "$root"
 python="${PYTHON:-.venv/bin/python}"
 build="$PWD/build-sanitized"
 
@@ -26,7 +25,7 @@ engine="$(mktemp -d)/mini.engine"
 trap 'rm -r "$(dirname "$engine")"' EXIT
 "$python" builder.py -pt models/bundled/bert_mini_squad11 -o "$engine" -b 2 -s 64 --backend openvino >/dev/null
 printf 'leak:libopenvino\nleak:libtbb\n' >"$(dirname "$engine")/suppressions"
-export ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS="suppressions=$(dirname "$engine")/suppressions:print_suppressions=0"
+export ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS="suppressions=${engine%/*}/suppressions:print_suppressions=0"
 "$build/perf" -e "$engine" -b 1 -b 2 -s 16 -i 5 --json "$(dirname "$engine")/report.json"
 if "$build/perf" -e /dev/null; then
     exit 1
