@@ -197,6 +197,7 @@ def build_engine(args) -> None:
     options = build_options(args, config)
     backend, reason = choose_backend(args.backend)
     cli.note(f"Backend: {backend} ({reason})")
+    backend_module(backend).check(config, options)
     notes_on_unused_flags(args, backend)
     weights = read_weights(args, config)
     report_sparsity(args, weights)
@@ -338,10 +339,12 @@ def with_ranges(
 ) -> BertWeights:
     """`weights` with the ranges that int8 and fp8 need: their own (QAT), the calibration cache's, or calibrated now.
 
+    A checkpoint's own ranges come first. Those that it lacks are calibrated where text or a cache is named.
     Raises DemoBertError where they can't be had.
     """
-    if quantization.has_dense_ranges(config, weights.ranges):
+    if weights.ranges:
         cli.note(f"Ranges: {len(weights.ranges)} of the checkpoint (quantization-aware training)")
+    if quantization.has_dense_ranges(config, weights.ranges) and not (args.squad_json or args.calib_path):
         for flag in [flag for name, flag in _CALIBRATION_ONLY if getattr(args, name)]:
             cli.note(f"Note: {flag} has no effect on this engine: the checkpoint has its own ranges")
         return weights

@@ -323,7 +323,7 @@ def test_configuration_files(script, tmp_path, checkpoint, content, message):
         (("-s", "-3"), "'-3'"),
         (("-s", "17"), "max_position_embeddings, 16"),
         (("-s", "1000000"), "max_position_embeddings, 16"),
-        (("-s", "16", "--fp8", "-j", SQUAD), "--fp8 takes an NVIDIA GPU and a native TensorRT network"),
+        (("-s", "16", "--fp8"), "--fp8 takes an NVIDIA GPU and a native TensorRT network"),
         (("-s", "16", "--int8", "--fp8"), "exclude"),
         (("-s", "16", "--network", "native"), "--network native"),
         (("-s", "16", "-m", "model.ckpt"), "-m and -pt"),

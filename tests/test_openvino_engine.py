@@ -5,7 +5,7 @@ import pytest
 
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import _refuse_what_is_missing, build, half_precision
+from helpers.backends.openvino.engine import build, check_options, half_precision
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
@@ -177,6 +177,6 @@ def test_the_half_type_is_one_that_the_cpu_has():
     assert half_precision(Cpu("FP32", "FP16", "BF16")) == "bf16"
     assert half_precision(Cpu("FP32", "FP16")) == "fp16"
     assert half_precision(Cpu("FP32", "INT8")) == "fp32"
-    _refuse_what_is_missing(Cpu("FP32", "BF16"), BuildOptions(bf16=True))
+    check_options(Cpu("FP32", "BF16"), BuildOptions(bf16=True))
     with pytest.raises(UsageError, match="bfloat16"):
-        _refuse_what_is_missing(Cpu("FP32", "FP16"), BuildOptions(bf16=True))
+        check_options(Cpu("FP32", "FP16"), BuildOptions(bf16=True))

@@ -17,6 +17,11 @@ def usable() -> tuple[bool, str]:
     return True, "OpenVINO runs on this CPU"
 
 
+def check(config, options):
+    engine = _engine_module()
+    engine.check_options(engine.ov.Core(), options)
+
+
 def build(config, weights, gelu, options):
     return _engine_module().build(config, weights, gelu, options)
 

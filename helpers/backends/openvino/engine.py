@@ -43,7 +43,7 @@ def half_precision(core: ov.Core) -> str:
 def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions) -> BuiltEngine:
     """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
     core = ov.Core()
-    _refuse_what_is_missing(core, options)
+    check_options(core, options)
     quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
     layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length, quantization)
     build_bert(layers, config, weights, gelu, options.megatron)
@@ -82,7 +82,8 @@ def _check_sizes(path: Path, card: EngineCard, compiled: ov.CompiledModel) -> No
         )
 
 
-def _refuse_what_is_missing(core: ov.Core, options: BuildOptions) -> None:
+def check_options(core: ov.Core, options: BuildOptions) -> None:
+    """Raises UsageError for what this CPU or OpenVINO can't do."""
     if options.bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise UsageError("this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32")
     if options.fp8:

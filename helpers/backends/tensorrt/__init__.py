@@ -19,6 +19,10 @@ def usable(flavour: module.Flavour = FLAVOUR) -> tuple[bool, str]:
     return True, f"{flavour.module} {trt.__version__} runs on {device}"
 
 
+def check(config, options):
+    building.check_options(config, options, FLAVOUR)
+
+
 def build(config, weights, gelu, options):
     return building.build(config, weights, gelu, options, FLAVOUR)
 

@@ -127,6 +127,15 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     )
 
 
+def check_options(config: BertConfig, options: BuildOptions, flavour: Flavour) -> None:
+    """Raises UsageError for what this release or the GPU can't do, DemoBertError where one of them is missing."""
+    trt = load(flavour)
+    logger = logger_of(trt)
+    _, capability = _device(options, flavour)
+    _refuse_what_is_missing(trt, options, flavour)
+    _plugins(trt, logger, config, options, capability)
+
+
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
     if options.fp8 and not knows_fp8(trt):
         raise UsageError(f"TensorRT {trt.__version__} quantizes to int8 only; --fp8 takes TensorRT 10 or newer")

@@ -13,6 +13,10 @@ def usable() -> tuple[bool, str]:
     return tensorrt.usable(FLAVOUR)
 
 
+def check(config, options):
+    building.check_options(config, options, FLAVOUR)
+
+
 def build(config, weights, gelu, options):
     return building.build(config, weights, gelu, options, FLAVOUR)
 
