@@ -192,7 +192,7 @@ class Check:
                 self.gave_up(f"{name}: {error}", "")
                 engines.pop(name).close()
                 continue
-            tolerance = comparison.tolerance_for(name.split(", ")[-1], torch_half)
+            tolerance = comparison.tolerance_for(name.split(", ")[-1])
             self.comparisons[name] = comparison.compare(logits, reference, lengths, tolerance)
             if not self.comparisons[name].passed:
                 self.failed.append(f"{name}: its logits are not PyTorch's (see the table)")

@@ -154,7 +154,6 @@ def test_what_the_backend_can_not_do_is_refused(rng):
     config = BertConfig(48, 1, 3, 64, 101, 16)
     weights = BertWeights(random_weights(config, rng), "erf", "test")
     for options, message in (
-        (BuildOptions(int8=True), "int8"),
         (BuildOptions(fp8=True), "fp8"),
         (BuildOptions(network="plugin"), "--network plugin"),
     ):
