@@ -1,0 +1,91 @@
+"""What a model is given before it is trained, from a few windows of the data: quantization ranges, 2:4 masks."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from helpers import quantization
+from helpers.batching import PaddedBatch
+from helpers.calibrator import Histogram
+from helpers.errors import UsageError
+from helpers.finetuning.network import Network
+from helpers.finetuning.pruning import pruned_2_4
+
+#: How a range is chosen from the values seen (helpers/calibrator.py).
+RANGE_METHOD = "percentile"
+
+
+def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, float]:
+    """The range of every tensor that has one (shared/spec/weights.md), by its canonical name, from what `batches` show."""
+    histograms = defaultdict(Histogram)
+
+    def observe(name: str, tensor: torch.Tensor, valid: torch.Tensor) -> None:
+        # Padding is computed like text, but no answer depends on it.
+        histograms[name].add(_text_only(tensor, valid).float().cpu().numpy())
+
+    _observe_all(network, batches, observe, "Ranges")
+    return {name: histogram.amax(RANGE_METHOD) for name, histogram in histograms.items()}
+
+
+def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:
+    """Those of `measured` that a QAT network rounds with, as `Network.input_ranges`. A range of 0 counts as 1."""
+    denses = [name for group in prunable_groups(network) for name in group]
+    return {name: torch.tensor(measured[name] or 1.0, device=network.device) for name in denses}
+
+
+def _text_only(tensor: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The values of `tensor` that belong to text: [B, S, …] or [B, N, S, …], `valid` bool [B, S]."""
+    return tensor[valid] if tensor.dim() == 3 else tensor.transpose(1, 2)[valid]
+
+
+def _observe_all(network: Network, batches: Sequence[PaddedBatch], observe, what: str) -> None:
+    with torch.inference_mode():
+        for batch in tqdm(batches, desc=what, unit="batch", leave=False):
+            valid = torch.from_numpy(batch.input_mask).to(network.device).bool()
+            network.run(batch, observe=lambda name, tensor: observe(name, tensor, valid))
+
+
+def prunable_groups(network: Network) -> list[dict[str, list[str]]]:
+    """For each layer: range name of a dense layer's input → the kernels that are multiplied with it."""
+    groups = []
+    for i in range(network.config.num_hidden_layers):
+        parts = [f"l{i}_attention_self_{part}" for part in ("query", "key", "value")]
+        group = {quantization.dense_input_names(f"l{i}_attention_self")[0]: [f"{part}_kernel" for part in parts]}
+        for dense in (f"l{i}_attention_output_dense", f"l{i}_intermediate_dense", f"l{i}_output_dense"):
+            group[quantization.dense_input_names(dense)[0]] = [f"{dense}_kernel"]
+        groups.append(group)
+    return groups
+
+
+def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, torch.Tensor]:
+    """Make the encoder's dense kernels of a float `network` 2:4 sparse, in place; their masks, bool [out, in], by name.
+
+    Layer after layer, each on the inputs that the pruned layers before it give. Raises UsageError for sizes that are no
+    multiples of 4.
+    """
+    config, masks = network.config, {}
+    if config.hidden_size % 4 or config.intermediate_size % 4:
+        raise UsageError("--sparse needs a hidden_size and an intermediate_size that are multiples of 4")
+    for group in tqdm(prunable_groups(network), desc="2:4 masks", unit="layer", leave=False):
+        moments = _second_moments(network, batches, group)
+        for input_name, kernels in group.items():
+            for name in kernels:
+                kernel, masks[name] = pruned_2_4(network.weights[name], moments[input_name])
+                network.weights[name].data.copy_(kernel)
+    return masks
+
+
+def _second_moments(network: Network, batches: Sequence[PaddedBatch], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Σ x·xᵀ, float32 [in, in], over the rows x that the dense layers' inputs `names` have."""
+    moments = {}
+
+    def observe(name, tensor, valid):
+        if name in names:
+            rows = tensor[valid].float()
+            moments[name] = moments.get(name, 0) + rows.t() @ rows
+
+    _observe_all(replace(network, input_ranges=None), batches, observe, "Inputs")
+    return moments
