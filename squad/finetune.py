@@ -19,7 +19,6 @@ def parse(arguments):
     data.add_argument("-c", "--config-dir", metavar="DIR", help="folder with bert_config.json or config.json (default: the folder of -pt)")
     data.add_argument("-v", "--vocab-file", metavar="FILE", help="vocabulary (default: vocab.txt of the config folder)")
     data.add_argument("--gelu", choices=("tanh", "erf"), help="formula of GELU (default: as the configuration says, else erf)")
-    data.add_argument("--evaluate", metavar="FILE", help="SQuAD v1.1 file to measure F1 on, before and after")
     kind = parser.add_argument_group("kind")
     kind.add_argument("--qat", action="store_true", help="quantization-aware: trained with int8 simulated, ranges written")
     kind.add_argument("--sparse", action="store_true", help="encoder kernels made 2:4 sparse and kept so")

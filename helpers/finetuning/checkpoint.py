@@ -13,7 +13,7 @@ from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.files import atomic_write, write_json
-from helpers.finetuning.network import Network, TorchWeights, kernel_range
+from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
 from helpers.finetuning.training import TrainingState
 from helpers.weights import BertWeights, bert_weights
 from helpers.weights.canonical import StoredTensor, check_weights, one_line
@@ -54,7 +54,11 @@ def all_ranges(network: Network, measured: dict[str, float]) -> dict[str, np.nda
 
     Where the network rounds a tensor, the range it rounds with stands, whatever was measured since.
     """
-    ranges = {name: np.float32(amax) for name, amax in (measured | network.input_ranges).items()}
+    ranges = {name: np.float32(amax) for name, amax in measured.items()}
+    for i in range(network.config.num_hidden_layers):
+        for dense in encoder_denses(i):
+            names = quantization.dense_input_names(dense)
+            ranges |= dict.fromkeys(names, np.float32(network.input_ranges[names[0]].item()))
     for name, tensor in network.weights.items():
         if name.endswith("_kernel"):
             ranges[f"{name}_amax"] = kernel_range(tensor).cpu().numpy()
@@ -84,20 +88,17 @@ class StateFile:
     path: Path
     fingerprint: str
 
-    def write(self, state: TrainingState, trained: list[str]) -> None:
+    def write(self, state: TrainingState) -> None:
         """Whole or not at all. Only what is trained is kept: the rest is in the starting checkpoint."""
-        tensors = {f"weight/{name}": state.network.weights[name].detach() for name in trained}
+        tensors = {f"value/{name}": tensor.detach() for name, tensor in state.parameters().items()}
         for name, (mean, square) in state.moments.items():
             tensors |= {f"mean/{name}": mean, f"square/{name}": square}
         tensors |= {f"mask/{name}": mask for name, mask in state.masks.items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"fingerprint": self.fingerprint, "step": str(state.step)}
-        if state.network.input_ranges is not None:
-            header["input_ranges"] = json.dumps(state.network.input_ranges)
         with atomic_write(self.path) as file:
-            file.write(save(tensors, metadata=header))
+            file.write(save(tensors, metadata={"fingerprint": self.fingerprint, "step": str(state.step)}))
 
-    def read_into(self, state: TrainingState, trained: list[str]) -> bool:
+    def read_into(self, state: TrainingState) -> bool:
         """Bring `state` to where the file's run stood. False: there is no file. Raises DemoBertError."""
         if not self.path.exists():
             return False
@@ -108,25 +109,29 @@ class StateFile:
                 if header.get("fingerprint") != self.fingerprint:
                     raise DemoBertError(f"the folder holds the state of a run with other data or settings; {hint}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            self._restore(state, trained, header, tensors)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            _restore(state, int(header["step"]), tensors)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise DemoBertError(one_line(f"the state of an earlier run is damaged ({error}); {hint}")) from error
         return True
 
-    def _restore(self, state: TrainingState, trained: list[str], header: dict, tensors: dict) -> None:
-        network, device = state.network, state.network.device
 
-        def take(kind: str, name: str) -> torch.Tensor:
-            tensor, like = tensors[f"{kind}/{name}"], network.weights[name]
-            if tensor.shape != like.shape or not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{kind} of {name} has the wrong shape or is not finite")
-            return tensor.to(device, torch.bool if kind == "mask" else torch.float32)
+def _restore(state: TrainingState, step: int, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises KeyError or ValueError for tensors that are not those of the run."""
+    network = state.network
 
-        moments = {name: (take("mean", name), take("square", name)) for name in trained}
-        masks = {name.removeprefix("mask/"): take("mask", name.removeprefix("mask/")) for name in tensors if name.startswith("mask/")}
-        weights = {name: take("weight", name) for name in trained}
-        state.step = int(header["step"])
-        if "input_ranges" in header:
-            state.network.input_ranges = {str(k): float(v) for k, v in json.loads(header["input_ranges"]).items()}
-        state.moments, state.masks = moments, masks
-        network.weights.update(weights)
+    def take(kind: str, name: str, shape: torch.Size, dtype=torch.float32) -> torch.Tensor:
+        tensor = tensors[f"{kind}/{name}"]
+        if tensor.shape != shape or tensor.dtype != dtype or not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"the {kind} of {name} makes no sense")
+        return tensor.to(network.device)
+
+    names = {kind: [name.split("/", 1)[1] for name in tensors if name.startswith(f"{kind}/")] for kind in ("value", "mask")}
+    if ranges := [name for name in names["value"] if name not in network.weights]:
+        network.input_ranges = {name: take("value", name, torch.Size()) for name in ranges}
+    network.weights.update({name: take("value", name, network.weights[name].shape) for name in state.trained})
+    state.masks = {name: take("mask", name, network.weights[name].shape, torch.bool) for name in names["mask"]}
+    state.moments = {
+        name: (take("mean", name, value.shape), take("square", name, value.shape))
+        for name, value in state.parameters().items()
+    }
+    state.step = step

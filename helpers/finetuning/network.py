@@ -172,3 +172,9 @@ def kernel_range(kernel: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of each output channel of `kernel` [out, in]: [out, 1]; 1 for a channel of zeros."""
     amax = kernel.detach().abs().amax(1, keepdim=True)
     return torch.where(amax > 0, amax, torch.ones_like(amax))
+
+
+def encoder_denses(layer: int) -> list[str]:
+    """The dense layers of one encoder layer by their canonical names; query, key and value are one."""
+    parts = ("attention_self", "attention_output_dense", "intermediate_dense", "output_dense")
+    return [f"l{layer}_{part}" for part in parts]

@@ -11,7 +11,7 @@ from helpers import quantization
 from helpers.batching import PaddedBatch
 from helpers.calibrator import Histogram
 from helpers.errors import UsageError
-from helpers.finetuning.network import Network
+from helpers.finetuning.network import Network, encoder_denses
 from helpers.finetuning.pruning import pruned_2_4
 
 #: How a range is chosen from the values seen (helpers/calibrator.py).
@@ -32,8 +32,9 @@ def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[st
 
 def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:
     """Those of `measured` that a QAT network rounds with, as `Network.input_ranges`. A range of 0 counts as 1."""
-    denses = [name for group in prunable_groups(network) for name in group]
-    return {name: torch.tensor(measured[name] or 1.0, device=network.device) for name in denses}
+    layers = range(network.config.num_hidden_layers)
+    names = [quantization.dense_input_names(dense)[0] for i in layers for dense in encoder_denses(i)]
+    return {name: torch.tensor(measured[name] or 1.0, device=network.device) for name in names}
 
 
 def _text_only(tensor: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -48,16 +49,11 @@ def _observe_all(network: Network, batches: Sequence[PaddedBatch], observe, what
             network.run(batch, observe=lambda name, tensor: observe(name, tensor, valid))
 
 
-def prunable_groups(network: Network) -> list[dict[str, list[str]]]:
-    """For each layer: range name of a dense layer's input → the kernels that are multiplied with it."""
-    groups = []
-    for i in range(network.config.num_hidden_layers):
-        parts = [f"l{i}_attention_self_{part}" for part in ("query", "key", "value")]
-        group = {quantization.dense_input_names(f"l{i}_attention_self")[0]: [f"{part}_kernel" for part in parts]}
-        for dense in (f"l{i}_attention_output_dense", f"l{i}_intermediate_dense", f"l{i}_output_dense"):
-            group[quantization.dense_input_names(dense)[0]] = [f"{dense}_kernel"]
-        groups.append(group)
-    return groups
+def _kernels(dense: str) -> list[str]:
+    """The kernels of one of `encoder_denses`."""
+    if dense.endswith("_attention_self"):
+        return [f"{dense}_{part}_kernel" for part in ("query", "key", "value")]
+    return [f"{dense}_kernel"]
 
 
 def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, torch.Tensor]:
@@ -69,12 +65,12 @@ def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str,
     config, masks = network.config, {}
     if config.hidden_size % 4 or config.intermediate_size % 4:
         raise UsageError("--sparse needs a hidden_size and an intermediate_size that are multiples of 4")
-    for group in tqdm(prunable_groups(network), desc="2:4 masks", unit="layer", leave=False):
-        moments = _second_moments(network, batches, group)
-        for input_name, kernels in group.items():
-            for name in kernels:
-                kernel, masks[name] = pruned_2_4(network.weights[name], moments[input_name])
-                network.weights[name].data.copy_(kernel)
+    for i in tqdm(range(config.num_hidden_layers), desc="2:4 masks", unit="layer", leave=False):
+        denses = {quantization.dense_input_names(dense)[0]: dense for dense in encoder_denses(i)}
+        moments = _second_moments(network, batches, denses)
+        for input_name, dense in denses.items():
+            for name in _kernels(dense):
+                network.weights[name], masks[name] = pruned_2_4(network.weights[name], moments[input_name])
     return masks
 
 

@@ -74,11 +74,10 @@ def finetune(args) -> None:
     half = not args.fp32 and _has_bfloat16(device)
     network = Network(model.config, model.gelu, to_torch(weights, device), half)
     teacher = Network(model.config, model.gelu, to_torch(weights, device), half) if options.distill else None
-    trained = trained_names(network, embeddings=not (args.qat or args.sparse))
     calibration = _calibration_batches(windows, args.calib_num, args.random_seed)
     state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, model, weights, device, half))
-    state = TrainingState(network)
-    if state_file.read_into(state, trained):
+    state = TrainingState(network, trained_names(network, embeddings=not (args.qat or args.sparse)))
+    if state_file.read_into(state):
         cli.note(f"Going on after step {state.step}")
     else:
         _prepare(args, state, calibration)
@@ -90,9 +89,8 @@ def finetune(args) -> None:
             teacher,
             windows,
             options,
-            trained,
             on_step=lambda progress: _show(bar, progress),
-            save=lambda state: state_file.write(state, trained),
+            save=state_file.write,
         )
     _write(args, folder, model, network, calibration)
     state_file.path.unlink(missing_ok=True)
@@ -164,7 +162,7 @@ def _prepare(args, state: TrainingState, calibration: list[PaddedBatch]) -> None
     if args.sparse:
         state.masks = prune_encoder(state.network, calibration)
     if args.qat:
-        state.network.input_ranges = rounded_ranges(measured_ranges(state.network, calibration))
+        state.network.input_ranges = rounded_ranges(state.network, measured_ranges(state.network, calibration))
 
 
 def _show(bar: tqdm, progress: Progress) -> None:
@@ -200,7 +198,7 @@ def _has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 itself; where it is emulated, float32 is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16")) 
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def _device_name(device: torch.device) -> str:

@@ -23,7 +23,7 @@ GRADIENT_NORM = 1.0
 WARM_UP = 0.1
 
 #: A learned range moves by the learning rate times this share of itself in a step, at most.
-RANGE_RATE = 10.0
+RANGE_RATE = 100.0
 
 #: Added to the scores of padding, which can't be an answer.
 _NO_ANSWER = -30000.0
@@ -47,15 +47,22 @@ class TrainingOptions:
 class TrainingState:
     """What a run has to keep to be resumed: all that later steps depend on.
 
+    trained   canonical names of the weights that are trained; the network's input ranges are trained, too
     masks     name → bool: the kernels that stay 2:4 sparse
     moments   AdamW's, by the trained tensor's name: (mean of gradients, mean of their squares)
     step      how many steps are done
     """
 
     network: Network
+    trained: list[str]
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     step: int = 0
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Everything that is trained, by name."""
+        weights = {name: self.network.weights[name] for name in self.trained}
+        return weights | (self.network.input_ranges or {})
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,6 @@ def train(
     teacher: Network | None,
     windows: list[TrainingWindow],
     options: TrainingOptions,
-    trained: list[str],
     on_step: Callable[[Progress], None] = lambda progress: None,
     save: Callable[[TrainingState], None] = lambda state: None,
 ) -> None:
@@ -101,10 +107,10 @@ def train(
     Raises DemoBertError when the loss is no longer finite.
     """
     network, steps = state.network, step_count(len(windows), options)
-    parameters = {name: network.weights[name].requires_grad_() for name in trained}
-    ranges = {name: amax.requires_grad_() for name, amax in (network.input_ranges or {}).items()}
-    optimizer = _optimizer(parameters, ranges)
-    parameters |= ranges
+    parameters = state.parameters()
+    optimizer = _optimizer(parameters, network.input_ranges or {})
+    for parameter in parameters.values():
+        parameter.requires_grad_()
     _restore(optimizer, parameters, state)
     smoothed = None
     for step, indices in _remaining_batches(state.step, steps, windows, options):
@@ -144,10 +150,14 @@ def _remaining_batches(
                 yield step, batch
 
 
-def _optimizer(weights: dict[str, torch.Tensor], ranges: dict[str, torch.Tensor]) -> torch.optim.AdamW:
-    decayed = [tensor for name, tensor in weights.items() if name.endswith(("_kernel", "_weights"))]
-    others = [tensor for name, tensor in weights.items() if not name.endswith(("_kernel", "_weights"))]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY, "rate": 1.0}, {"params": others, "rate": 1.0}]
+def _optimizer(parameters: dict[str, torch.Tensor], ranges: dict[str, torch.Tensor]) -> torch.optim.AdamW:
+    """AdamW with a group for each way of stepping; "rate" is what the learning rate is multiplied with."""
+    kernels = [name for name in parameters if name.endswith(("_kernel", "_weights"))]
+    others = [name for name in parameters if name not in kernels and name not in ranges]
+    groups = [
+        {"params": [parameters[name] for name in kernels], "weight_decay": WEIGHT_DECAY, "rate": 1.0},
+        {"params": [parameters[name] for name in others], "rate": 1.0},
+    ]
     groups += [{"params": [amax], "rate": RANGE_RATE * float(amax)} for amax in ranges.values()]
     return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-6)
 
