@@ -30,7 +30,7 @@ def parse(arguments):
     training.add_argument("-s", "--sequence-length", type=cli.positive_int, default=384, metavar="N", help="tokens in a window, at most")
     training.add_argument("--doc-stride", type=cli.positive_int, default=128, metavar="N", help="tokens from one window of a long passage to the next")
     training.add_argument("--dropout", type=share, metavar="X", help="(default: 0.1, or 0 with --distill 1)")
-    training.add_argument("-n", "--calib-num", type=cli.positive_int, default=256, metavar="N", help="windows that ranges and masks are taken from")
+    training.add_argument("-n", "--calib-num", type=cli.positive_int, default=64, metavar="N", help="windows that ranges and masks are taken from")
     training.add_argument("-r", "--random-seed", type=cli.non_negative_int, default=0, metavar="N", help="seed of the data's order and of dropout")
     training.add_argument("--save-every", type=cli.positive_int, default=100, metavar="N", help="steps from one saved state to the next")
     training.add_argument("--fp32", action="store_true", help="no bfloat16 in the products, though the device has it")

@@ -174,7 +174,8 @@ def _write(args, folder: Path, model: _Model, network: Network, calibration: lis
     ranges = all_ranges(network, measured_ranges(network, calibration)) if args.qat else {}
     copy_text(model.vocabulary.path, folder / "vocab.txt")
     if args.qat:
-        write_onnx(folder / ONNX_NAME, network, ranges)
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.weights.items()}
+        write_onnx(folder / ONNX_NAME, model.config, model.gelu, weights, ranges)
     write_model(folder, network, ranges, model.config_values | {"hidden_act": _HIDDEN_ACT[model.gelu]})
     print(f"Model: {folder / MODEL_NAME} ({len(ranges)} quantization ranges)" if ranges else f"Model: {folder / MODEL_NAME}")
     if args.qat:
