@@ -16,7 +16,7 @@ from helpers.bert_config import BertConfig, find_config
 from helpers.building import config_folder, lower_cases
 from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import read_json, sha256_of
+from helpers.files import check_outputs, read_json, sha256_of
 from helpers.finetuning.checkpoint import (
     MODEL_NAME,
     ONNX_NAME,
@@ -39,6 +39,10 @@ from helpers.tokenization import BertTokenizer, Vocabulary, check_vocabulary, lo
 #: Dropout where answers are learned (arXiv:1810.04805, A.2). What the teacher says needs none: it has no noise.
 _DROPOUT = 0.1
 
+#: Defaults by kind. Plain: BERT's own (arXiv:1810.04805, A.3). QAT and sparse: by XQuAD F1 of the bundled model's variants.
+_EPOCHS, _QAT_EPOCHS, _SPARSE_EPOCHS = 2.0, 0.5, 4.0
+_RATE, _SPARSE_RATE = 5e-5, 2e-4
+
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 
 #: Windows that are calibrated with at once.
@@ -59,6 +63,13 @@ class _Model:
 def finetune(args) -> None:
     """Fine-tune as the arguments say and write the model's folder. Raises DemoBertError."""
     _keep_freed_memory()
+    try:
+        _finetune(args)
+    except torch.OutOfMemoryError as error:
+        raise DemoBertError(f"the GPU's memory is too small: give a smaller -b than {args.batch_size}, or -s") from error
+
+
+def _finetune(args) -> None:
     folder = _output_folder(args)
     model = _read_model(args)
     options = _training_options(args)
@@ -99,13 +110,15 @@ def finetune(args) -> None:
 def _output_folder(args) -> Path:
     """The folder of -o, made if only its last part is missing. Raises DemoBertError."""
     folder = Path(args.output)
-    source = Path(args.pytorch)
-    if folder.resolve() in (source.resolve(), source.resolve().parent):
-        raise UsageError(f"-o {folder} is the starting model's folder: name another")
+    source = Path(args.pytorch).resolve()
+    if folder.resolve() in (source, source.parent):
+        raise UsageError(f"-o {folder} is the folder of the model to start from: name another")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise DemoBertError(f"can't make the folder {folder}: {error.strerror}") from error
+    outputs = {f"{name} of -o": folder / name for name in (MODEL_NAME, ONNX_NAME, STATE_NAME, "config.json", "vocab.txt")}
+    check_outputs(outputs, (args.pytorch, args.squad_json, args.vocab_file))
     return folder
 
 
@@ -124,11 +137,10 @@ def _training_options(args) -> TrainingOptions:
     to_teacher = args.qat or args.sparse
     distill = float(to_teacher) if args.distill is None else args.distill
     dropout = args.dropout if args.dropout is not None else 0.0 if distill == 1 else _DROPOUT
-    if args.sequence_length < 8:
-        raise UsageError(f"-s {args.sequence_length} leaves no room for a question and a passage")
+    epochs = _SPARSE_EPOCHS if args.sparse else _QAT_EPOCHS if args.qat else _EPOCHS
     return TrainingOptions(
-        epochs=args.epochs,
-        learning_rate=args.lr,
+        epochs=args.epochs or epochs,
+        learning_rate=args.lr or (_SPARSE_RATE if args.sparse else _RATE),
         batch_size=args.batch_size,
         distill=distill,
         dropout=dropout,

@@ -22,7 +22,8 @@ WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
 WARM_UP = 0.1
 
-#: A learned range moves by the learning rate times this share of itself in a step, at most.
+#: A learned range moves in a step by about this times the learning rate times itself. Measured with the bundled model's
+#: QAT (half an epoch, rate 5e-5, XQuAD F1): 0 68.0, 20 68.1, 100 68.7.
 RANGE_RATE = 100.0
 
 #: Added to the scores of padding, which can't be an answer.
@@ -107,17 +108,16 @@ def train(
     Raises DemoBertError when the loss is no longer finite.
     """
     network, steps = state.network, step_count(len(windows), options)
-    parameters = state.parameters()
+    parameters = {name: tensor.requires_grad_() for name, tensor in state.parameters().items()}
     optimizer = _optimizer(parameters, network.input_ranges or {})
-    for parameter in parameters.values():
-        parameter.requires_grad_()
     _restore(optimizer, parameters, state)
     smoothed = None
     for step, indices in _remaining_batches(state.step, steps, windows, options):
         torch.manual_seed(options.seed * 1_000_003 + step)  # dropout's
         rate = learning_rate_at(step, steps, options)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+            # Adam's steps have the size of the rate, whatever the gradient: a range's has to be in proportion to it.
+            group["lr"] = rate * RANGE_RATE * group["params"][0].item() if group["is_range"] else rate
         loss = _loss(network, teacher, [windows[i] for i in indices], options)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -151,14 +151,14 @@ def _remaining_batches(
 
 
 def _optimizer(parameters: dict[str, torch.Tensor], ranges: dict[str, torch.Tensor]) -> torch.optim.AdamW:
-    """AdamW with a group for each way of stepping; "rate" is what the learning rate is multiplied with."""
+    """AdamW, with a group for each range, whose step is its own (`is_range`)."""
     kernels = [name for name in parameters if name.endswith(("_kernel", "_weights"))]
     others = [name for name in parameters if name not in kernels and name not in ranges]
     groups = [
-        {"params": [parameters[name] for name in kernels], "weight_decay": WEIGHT_DECAY, "rate": 1.0},
-        {"params": [parameters[name] for name in others], "rate": 1.0},
+        {"params": [parameters[name] for name in kernels], "weight_decay": WEIGHT_DECAY, "is_range": False},
+        {"params": [parameters[name] for name in others], "is_range": False},
     ]
-    groups += [{"params": [amax], "rate": RANGE_RATE * float(amax)} for amax in ranges.values()]
+    groups += [{"params": [amax], "is_range": True} for amax in ranges.values()]
     return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-6)
 
 
@@ -184,7 +184,7 @@ def _loss(
     if options.distill < 1:
         loss = loss + (1 - options.distill) * _gold_loss(logits, text, windows)
     if options.distill > 0:
-        with torch.inference_mode():
+        with torch.no_grad():
             teacher_logits, teacher_hidden = teacher.run(batch)
         distilled = _logits_loss(logits, teacher_logits, text) + _hidden_loss(hidden, teacher_hidden, text)
         loss = loss + options.distill * distilled
