@@ -59,7 +59,11 @@ def parse(arguments):
         "--dropout", type=cli.share, metavar="X", help="dropout while training (default: 0.1; with --distill 1 0)"
     )
     training.add_argument(
-        "-s", "--sequence-length", type=cli.positive_int, default=384, metavar="N", help="tokens in a window, at most"
+        "-s",
+        "--sequence-length",
+        type=cli.positive_int,
+        metavar="N",
+        help="tokens in a window, at most (default: 384, or the model's longest if that is shorter)",
     )
     training.add_argument(
         "--doc-stride",

@@ -35,6 +35,7 @@ from helpers.finetuning.training import Progress, TrainingOptions, TrainingState
 from helpers.finetuning.windows import TrainingWindow, training_windows
 from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, Vocabulary, check_vocabulary, load_vocabulary
+from helpers.weights import BertWeights
 
 #: Dropout where answers are learned (arXiv:1810.04805, A.2). What the teacher says needs none: it has no noise.
 _DROPOUT = 0.1
@@ -42,6 +43,9 @@ _DROPOUT = 0.1
 #: Defaults by kind. Plain: BERT's own (arXiv:1810.04805, A.3). QAT and sparse: by XQuAD F1 of the bundled model's variants.
 _EPOCHS, _QAT_EPOCHS, _SPARSE_EPOCHS = 2.0, 0.5, 4.0
 _RATE, _SPARSE_RATE = 5e-5, 2e-4
+
+#: Tokens in a window, where the model has as many positions.
+_SEQUENCE_LENGTH = 384
 
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 
@@ -72,28 +76,30 @@ def finetune(args) -> None:
 def _finetune(args) -> None:
     folder = _output_folder(args)
     model = _read_model(args)
-    options = _training_options(args)
+    options, cut = _training_options(args), _window_options(args, model.config)
     cli.note(f"Reading {args.pytorch}")
     weights, fresh = read_checkpoint(args.pytorch, model.config, args.random_seed)
     if fresh and options.distill:
         raise UsageError("the checkpoint has no SQuAD head to distil from: fine-tune it without --qat and --sparse first")
     if fresh:
         cli.note("The checkpoint has no SQuAD head: it starts from random weights")
-    windows = _read_windows(args, model)
+    windows = _read_windows(args, model, cut)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = not args.fp32 and _has_bfloat16(device)
     network = Network(model.config, model.gelu, to_torch(weights, device), half)
     teacher = Network(model.config, model.gelu, to_torch(weights, device), half) if options.distill else None
     calibration = _calibration_batches(windows, args.calib_num, args.random_seed)
-    state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, model, weights, device, half))
+    state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, cut, model, weights, network))
     state = TrainingState(network, trained_names(network, embeddings=not (args.qat or args.sparse)))
     if state_file.read_into(state):
         cli.note(f"Going on after step {state.step}")
     else:
         _prepare(args, state, calibration)
     steps = step_count(len(windows), options)
-    cli.note(f"Training {steps} steps of {options.batch_size} windows on {_device_name(device)}, {'bf16' if half else 'fp32'}")
+    kind = "bf16" if half else "fp32"
+    cli.note(f"Training {steps} steps of {options.batch_size} windows on {_device_name(device)}, {kind};")
+    cli.note(f"its state is saved every {options.save_every} steps: stopped, it goes on with the same command")
     with tqdm(total=steps, initial=state.step, desc="Training", unit="step") as bar:
         train(
             state,
@@ -149,12 +155,16 @@ def _training_options(args) -> TrainingOptions:
     )
 
 
-def _read_windows(args, model: _Model) -> list[TrainingWindow]:
-    if args.sequence_length > model.config.max_position_embeddings:
-        limit = model.config.max_position_embeddings
-        raise UsageError(f"-s {args.sequence_length} is over the model's max_position_embeddings, {limit}")
+def _window_options(args, config: BertConfig) -> AnswerOptions:
+    limit = config.max_position_embeddings
+    length = args.sequence_length or min(_SEQUENCE_LENGTH, limit)
+    if length > limit:
+        raise UsageError(f"-s {length} is over the model's max_position_embeddings, {limit}")
+    return AnswerOptions(sequence_length=length, doc_stride=args.doc_stride)
+
+
+def _read_windows(args, model: _Model, cut: AnswerOptions) -> list[TrainingWindow]:
     data = read_squad(args.squad_json)
-    cut = AnswerOptions(sequence_length=args.sequence_length, doc_stride=args.doc_stride)
     windows, left_out = training_windows(data, model.tokenizer, cut)
     if left_out:
         cli.note(f"Note: {left_out} of {len(data.examples)} questions are left out: their passage lacks the answer")
@@ -194,15 +204,21 @@ def _write(args, folder: Path, model: _Model, network: Network, calibration: lis
         print(f"ONNX:  {folder / ONNX_NAME}")
 
 
-def _fingerprint(args, options: TrainingOptions, model: _Model, weights, device: torch.device, half: bool) -> str:
+def _fingerprint(
+    args, options: TrainingOptions, cut: AnswerOptions, model: _Model, weights: BertWeights, network: Network
+) -> str:
     """SHA-256 of all that the outcome of a run depends on."""
     digest = hashlib.sha256()
     for name in sorted(weights.tensors):
         digest.update(name.encode() + weights[name].tobytes())
-    settings = {name: getattr(args, name) for name in ("qat", "sparse", "calib_num", "sequence_length", "doc_stride")}
-    training = {name: value for name, value in asdict(options).items() if name != "save_every"}
-    settings |= training | {"device": device.type, "half": half, "gelu": model.gelu, "config": asdict(model.config)}
-    settings |= {"data": sha256_of(args.squad_json), "vocabulary": model.vocabulary.sha256}
+    settings = {
+        "kind": [args.qat, args.sparse, args.calib_num],
+        "training": {name: value for name, value in asdict(options).items() if name != "save_every"},
+        "windows": asdict(cut),
+        "model": [asdict(model.config), model.gelu, model.vocabulary.sha256],
+        "data": sha256_of(args.squad_json),
+        "arithmetic": [network.device.type, network.half],
+    }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
