@@ -20,9 +20,15 @@ def parse(arguments):
         metavar="PATH",
         help="checkpoint to start from: .safetensors, .bin, .pt, or a Hugging Face folder",
     )
-    model.add_argument("-j", "--squad-json", required=True, metavar="FILE", help="training data, SQuAD v1.1 or v2.0 format")
     model.add_argument(
-        "-o", "--output", required=True, metavar="FOLDER", help="folder of the new model; a run that was stopped goes on from it"
+        "-j", "--squad-json", required=True, metavar="FILE", help="training data, SQuAD v1.1 or v2.0 format"
+    )
+    model.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="folder of the new model; a run that was stopped goes on from it",
     )
     model.add_argument(
         "-c",
@@ -30,11 +36,15 @@ def parse(arguments):
         metavar="DIR",
         help="folder with bert_config.json or config.json (default: the folder of -pt)",
     )
-    model.add_argument("-v", "--vocab-file", metavar="FILE", help="vocabulary (default: vocab.txt of the config folder)")
+    model.add_argument(
+        "-v", "--vocab-file", metavar="FILE", help="vocabulary (default: vocab.txt of the config folder)"
+    )
     model.add_argument("--gelu", choices=("tanh", "erf"), help="formula of GELU (default: as the configuration says)")
 
     kind = parser.add_argument_group("kind")
-    kind.add_argument("--qat", action="store_true", help="simulate int8 in training; learn its ranges and write them, ONNX too")
+    kind.add_argument(
+        "--qat", action="store_true", help="simulate int8 in training, learn its ranges and write them, as ONNX, too"
+    )
     kind.add_argument("--sparse", action="store_true", help="make the encoder's kernels 2:4 sparse, and keep them so")
     kind.add_argument(
         "--distill",
@@ -54,7 +64,9 @@ def parse(arguments):
     training.add_argument(
         "--lr", type=cli.positive_float, metavar="X", help="highest learning rate (default: 5e-5; with --sparse 2e-4)"
     )
-    training.add_argument("-b", "--batch-size", type=cli.positive_int, default=16, metavar="N", help="windows in a step")
+    training.add_argument(
+        "-b", "--batch-size", type=cli.positive_int, default=16, metavar="N", help="windows in a step"
+    )
     training.add_argument(
         "--dropout", type=cli.share, metavar="X", help="dropout while training (default: 0.1; with --distill 1 0)"
     )
@@ -89,7 +101,11 @@ def parse(arguments):
         help="seed of the data's order, of dropout and of new weights",
     )
     training.add_argument(
-        "--save-every", type=cli.positive_int, default=100, metavar="N", help="steps until the state of the run is saved again"
+        "--save-every",
+        type=cli.positive_int,
+        default=100,
+        metavar="N",
+        help="steps until the state of the run is saved again",
     )
     training.add_argument("--fp32", action="store_true", help="float32 throughout, where bfloat16 would be faster")
     cli.add_verbose(training)

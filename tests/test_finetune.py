@@ -1,4 +1,4 @@
-"""squad/finetune.py: its network, quantizers, masks, windows and loop against independent sums; the script end to end."""
+"""squad/finetune.py: its network, quantizers, masks, windows and loop; the script end to end on a tiny random model."""
 
 import json
 import shutil
@@ -110,7 +110,8 @@ def test_float_network_matches_the_reference(rng):
     text = inputs[2].astype(bool)
     # float32 against float64 through at most five layers.
     np.testing.assert_allclose(logits.numpy()[text], wanted[text], atol=2e-4, rtol=2e-4)
-    assert [tuple(layer.shape) for layer in hidden] == [(*inputs[0].shape, config.hidden_size)] * config.num_hidden_layers
+    assert {tuple(layer.shape) for layer in hidden} == {(*inputs[0].shape, config.hidden_size)}
+    assert len(hidden) == config.num_hidden_layers
 
 
 def test_bfloat16_network_is_near_the_reference(rng):
@@ -264,12 +265,14 @@ def test_pytorch_names_are_the_inverse_of_canonical_names(rng):
     assert pytorch_name("l3_output_layernorm_gamma") == "bert.encoder.layer.3.output.LayerNorm.weight"
 
 
-#: The table of shared/spec/weights.md.
+_DENSE_PLACES, _ADD_PLACES = ("attention_output", "intermediate", "output"), ("attention_output", "output")
+
+#: What every layer of a QAT checkpoint has a range for.
 _RANGES_OF_A_LAYER = (
     *(f"attention_self_{part}_{kind}_amax" for part in ("query", "key", "value") for kind in ("input", "kernel")),
     *(f"attention_self_{which}_input_quantizer_amax" for which in ("qv_a", "qv_b", "av_a", "av_b")),
-    *(f"{dense}_dense_{kind}_amax" for dense in ("attention_output", "intermediate", "output") for kind in ("input", "kernel")),
-    *(f"{place}_add_{which}_input_quantizer_amax" for place in ("attention_output", "output") for which in ("local", "residual")),
+    *(f"{place}_dense_{kind}_amax" for place in _DENSE_PLACES for kind in ("input", "kernel")),
+    *(f"{place}_add_{which}_input_quantizer_amax" for place in _ADD_PLACES for which in ("local", "residual")),
 )
 
 
@@ -332,7 +335,7 @@ def _kept(losses: list, loss):
 
 
 def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
-    """What is written is read alike from safetensors and ONNX, has every range, and the ONNX computes what torch does."""
+    """What is written is read alike from safetensors and ONNX, has every range, and is sparse."""
     onnx = pytest.importorskip("onnx")
     folder, data = tiny
     out = tmp_path / "out"
@@ -470,7 +473,8 @@ def test_plain_fine_tuning_of_a_checkpoint_without_a_head(tiny, finetune, tmp_pa
     assert result.code == 0 and "random weights" in result.err
     weights = load_weights(BertConfig.from_folder(tmp_path / "out"), pytorch=tmp_path / "out")
     assert not weights.ranges and not (tmp_path / "out" / "model_fake_quant.onnx").exists()
-    assert not np.array_equal(weights["bert_embeddings_word_embeddings"], tensors["bert.embeddings.word_embeddings.weight"])
+    table = weights["bert_embeddings_word_embeddings"]
+    assert not np.array_equal(table, tensors["bert.embeddings.word_embeddings.weight"])
 
 
 def test_mistakes_are_told_in_one_line(tiny, finetune, tmp_path):

@@ -50,9 +50,9 @@ def to_torch(weights: BertWeights, device: torch.device) -> TorchWeights:
 
 
 def all_ranges(network: Network, measured: dict[str, float]) -> dict[str, np.ndarray]:
-    """Every range of the table in shared/spec/weights.md, float32: `measured` (), the kernels' own [out, 1].
+    """Every quantization range by its canonical name, float32: `measured` as scalars, the kernels' own [out, 1].
 
-    Where the network rounds a tensor, the range it rounds with stands, whatever was measured since.
+    Where the network rounds a tensor, the range that it rounds with stands, whatever was measured since.
     """
     ranges = {name: np.float32(amax) for name, amax in measured.items()}
     for i in range(network.config.num_hidden_layers):
@@ -125,13 +125,17 @@ def _restore(state: TrainingState, step: int, tensors: dict[str, torch.Tensor]) 
             raise ValueError(f"the {kind} of {name} makes no sense")
         return tensor.to(network.device)
 
-    names = {kind: [name.split("/", 1)[1] for name in tensors if name.startswith(f"{kind}/")] for kind in ("value", "mask")}
-    if ranges := [name for name in names["value"] if name not in network.weights]:
+    values, masks = (_names_of(kind, tensors) for kind in ("value", "mask"))
+    if ranges := [name for name in values if name not in network.weights]:
         network.input_ranges = {name: take("value", name, torch.Size()) for name in ranges}
     network.weights.update({name: take("value", name, network.weights[name].shape) for name in state.trained})
-    state.masks = {name: take("mask", name, network.weights[name].shape, torch.bool) for name in names["mask"]}
+    state.masks = {name: take("mask", name, network.weights[name].shape, torch.bool) for name in masks}
     state.moments = {
         name: (take("mean", name, value.shape), take("square", name, value.shape))
         for name, value in state.parameters().items()
     }
     state.step = step
+
+
+def _names_of(kind: str, tensors: dict[str, torch.Tensor]) -> list[str]:
+    return [name.removeprefix(f"{kind}/") for name in tensors if name.startswith(f"{kind}/")]

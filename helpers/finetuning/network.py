@@ -135,11 +135,11 @@ class _TorchLayers(NetworkLayers):
 class _Int8Dense(torch.autograd.Function):
     """hidden · kernelᵀ + bias of int8 values: what an int8 engine computes, with a gradient.
 
-    Forward: hidden is rounded to steps of amax / 127, each of the kernel's rows to steps of its own largest value / 127,
-    half to even, clipped to ±127. Integers up to 256 are exact in bfloat16, so in either type the products are those of
-    the integers. Backward: as if nothing had been rounded, and no gradient where hidden was clipped (the straight-through
-    estimator, arXiv:1308.3432; its use here: arXiv:2004.09602, section 5.2). The gradient of amax is that of learned
-    step sizes (arXiv:1902.08153, equation 3).
+    Forward: hidden is rounded to steps of amax / 127, each row of the kernel to steps of its largest value / 127, half
+    to even, clipped to ±127. Integers up to 256 are exact in bfloat16, so in either type the products are those
+    of the integers. Backward: as if nothing had been rounded, and no gradient where hidden was clipped (the
+    straight-through estimator, arXiv:1308.3432; its use here: arXiv:2004.09602, section 5.2). The gradient of amax is
+    that of learned step sizes (arXiv:1902.08153, equation 3).
     """
 
     @staticmethod

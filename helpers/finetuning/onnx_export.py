@@ -1,8 +1,8 @@
 """The fine-tuned network as ONNX with NVIDIA's names: PyTorch's for the weights, `…_quantizer._amax` for the ranges.
 
-It runs as it is (ONNX Runtime) and computes what was trained: Q/DQ pairs on the inputs and kernels of the encoder's dense
-layers, their steps taken from the ranges in the graph. Ranges of tensors that nothing rounds are initializers without a
-node, as in NVIDIA's own exports: `builder.py -x` hands them to TensorRT's plugins.
+It runs as it is (ONNX Runtime) and computes what was trained: Q/DQ pairs on the inputs and kernels of the encoder's
+dense layers, their steps taken from the ranges in the graph. Ranges of tensors that nothing rounds are initializers
+without a node: `builder.py -x` hands them to TensorRT's plugins.
 """
 
 from pathlib import Path
@@ -78,13 +78,14 @@ class _OnnxLayers(NetworkLayers):
             [numpy_helper.from_array(array, name) for name, array in self._initializers.items()],
         )
         opset = helper.make_opsetid("", _OPSET)
-        return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="squad/finetune.py")
+        settings = {"opset_imports": [opset], "ir_version": _IR_VERSION, "producer_name": "squad/finetune.py"}
+        return helper.make_model(graph, **settings)
 
     def embeddings(self, word, token_type, position, gamma, beta, name):
         length = self._node("Slice", self._node("Shape", "input_ids"), self._int64([1]), self._int64([2]))
         positions = self._node("Slice", position, self._int64([0]), length, self._int64([0]))
-        total = self._node("Add", self._node("Gather", word, "input_ids"), self._node("Gather", token_type, "token_type_ids"))
-        total = self._node("Add", total, positions)
+        words, token_types = self._node("Gather", word, "input_ids"), self._node("Gather", token_type, "token_type_ids")
+        total = self._node("Add", self._node("Add", words, token_types), positions)
         masked = self._node("Sub", self._float(1.0), self._node("Cast", "attention_mask", to=1))
         scores = self._node("Mul", masked, self._float(_MASKED_SCORE))
         self._mask_scores = self._node("Unsqueeze", scores, self._int64([1, 2]))
@@ -97,7 +98,8 @@ class _OnnxLayers(NetworkLayers):
     def attention(self, query_key_value, name):
         sizes = [0, 0, self._config.num_attention_heads, self._config.head_size]
         query, key, value = (self._node("Reshape", part, self._int64(sizes)) for part in query_key_value)
-        query = self._node("Mul", self._node("Transpose", query, perm=[0, 2, 1, 3]), self._float(self._config.attention_scale))
+        query = self._node("Transpose", query, perm=[0, 2, 1, 3])
+        query = self._node("Mul", query, self._float(self._config.attention_scale))
         key = self._node("Transpose", key, perm=[0, 2, 3, 1])
         scores = self._node("Add", self._node("MatMul", query, key), self._mask_scores)
         probabilities = self._node("Softmax", scores, axis=-1)

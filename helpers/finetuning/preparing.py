@@ -19,7 +19,7 @@ RANGE_METHOD = "percentile"
 
 
 def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, float]:
-    """The range of every tensor that has one (shared/spec/weights.md), by its canonical name, from what `batches` show."""
+    """The range of every activation that has one (helpers/quantization.py), by its name, from what `batches` show."""
     histograms = defaultdict(Histogram)
 
     def observe(name: str, tensor: torch.Tensor, valid: torch.Tensor) -> None:

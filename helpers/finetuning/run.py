@@ -40,7 +40,7 @@ from helpers.weights import BertWeights
 #: Dropout where answers are learned (arXiv:1810.04805, A.2). What the teacher says needs none: it has no noise.
 _DROPOUT = 0.1
 
-#: Defaults by kind. Plain: BERT's own (arXiv:1810.04805, A.3). QAT and sparse: by XQuAD F1 of the bundled model's variants.
+#: Defaults by kind. Plain: BERT's own (arXiv:1810.04805, A.3); QAT, sparse: by the bundled model's F1 on XQuAD.
 _EPOCHS, _QAT_EPOCHS, _SPARSE_EPOCHS = 2.0, 0.5, 4.0
 _RATE, _SPARSE_RATE = 5e-5, 2e-4
 
@@ -70,7 +70,8 @@ def finetune(args) -> None:
     try:
         _finetune(args)
     except torch.OutOfMemoryError as error:
-        raise DemoBertError(f"the GPU's memory is too small: give a smaller -b than {args.batch_size}, or -s") from error
+        hint = f"give a smaller -b than {args.batch_size}, or a smaller -s"
+        raise DemoBertError(f"the GPU's memory is too small: {hint}") from error
 
 
 def _finetune(args) -> None:
@@ -80,7 +81,7 @@ def _finetune(args) -> None:
     cli.note(f"Reading {args.pytorch}")
     weights, fresh = read_checkpoint(args.pytorch, model.config, args.random_seed)
     if fresh and options.distill:
-        raise UsageError("the checkpoint has no SQuAD head to distil from: fine-tune it without --qat and --sparse first")
+        raise UsageError("the checkpoint has no SQuAD head to distil from: first fine-tune it without --qat, --sparse")
     if fresh:
         cli.note("The checkpoint has no SQuAD head: it starts from random weights")
     windows = _read_windows(args, model, cut)
@@ -101,14 +102,7 @@ def _finetune(args) -> None:
     cli.note(f"Training {steps} steps of {options.batch_size} windows on {_device_name(device)}, {kind};")
     cli.note(f"its state is saved every {options.save_every} steps: stopped, it goes on with the same command")
     with tqdm(total=steps, initial=state.step, desc="Training", unit="step") as bar:
-        train(
-            state,
-            teacher,
-            windows,
-            options,
-            on_step=lambda progress: _show(bar, progress),
-            save=state_file.write,
-        )
+        train(state, teacher, windows, options, lambda progress: _show(bar, progress), state_file.write)
     _write(args, folder, model, network, calibration)
     state_file.path.unlink(missing_ok=True)
 
@@ -123,8 +117,8 @@ def _output_folder(args) -> Path:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise DemoBertError(f"can't make the folder {folder}: {error.strerror}") from error
-    outputs = {f"{name} of -o": folder / name for name in (MODEL_NAME, ONNX_NAME, STATE_NAME, "config.json", "vocab.txt")}
-    check_outputs(outputs, (args.pytorch, args.squad_json, args.vocab_file))
+    names = (MODEL_NAME, ONNX_NAME, STATE_NAME, "config.json", "vocab.txt")
+    check_outputs({f"{name} of -o": folder / name for name in names}, (args.pytorch, args.squad_json, args.vocab_file))
     return folder
 
 
@@ -199,7 +193,7 @@ def _write(args, folder: Path, model: _Model, network: Network, calibration: lis
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.weights.items()}
         write_onnx(folder / ONNX_NAME, model.config, model.gelu, weights, ranges)
     write_model(folder, network, ranges, model.config_values | {"hidden_act": _HIDDEN_ACT[model.gelu]})
-    print(f"Model: {folder / MODEL_NAME} ({len(ranges)} quantization ranges)" if ranges else f"Model: {folder / MODEL_NAME}")
+    print(f"Model: {folder / MODEL_NAME}" + (f" ({len(ranges)} quantization ranges)" if ranges else ""))
     if args.qat:
         print(f"ONNX:  {folder / ONNX_NAME}")
 
