@@ -61,9 +61,9 @@ class TrainingState:
     step: int = 0
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Everything that is trained, by name."""
+        """Everything that is trained, by name; always in the same order, in which the gradients' norms are summed."""
         weights = {name: self.network.weights[name] for name in self.trained}
-        return weights | (self.network.input_ranges or {})
+        return weights | dict(sorted((self.network.input_ranges or {}).items()))
 
 
 @dataclass(frozen=True)
