@@ -93,14 +93,20 @@ class BertConfig:
     @classmethod
     def from_folder(cls, folder) -> "BertConfig":
         """From `folder`/bert_config.json or `folder`/config.json, or from such a file itself. Raises DemoBertError."""
-        path = Path(folder)
-        if path.is_dir():
-            found = [path / name for name in CONFIG_NAMES if (path / name).is_file()]
-            if not found:
-                raise DemoBertError(f"no {' or '.join(CONFIG_NAMES)} in {path}; name its folder with --config-dir")
-            path = found[0]
+        path = find_config(folder)
         values = read_json(path, "model configuration")
         try:
             return cls.from_dict(values)
         except DemoBertError as error:
             raise DemoBertError(f"{path}: {error}") from None
+
+
+def find_config(folder) -> Path:
+    """`folder`/bert_config.json or `folder`/config.json; a path that is no folder, as it is. Raises DemoBertError."""
+    path = Path(folder)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in CONFIG_NAMES if (path / name).is_file()]
+    if not found:
+        raise DemoBertError(f"no {' or '.join(CONFIG_NAMES)} in {path}; name its folder with --config-dir")
+    return found[0]

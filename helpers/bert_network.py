@@ -3,8 +3,6 @@
 This is the only place where the network is written down; each backend translates the words into its own layers.
 """
 
-import numpy as np
-
 from helpers.backends.base import NetworkLayers
 from helpers.bert_config import BertConfig
 from helpers.weights import BertWeights
@@ -15,8 +13,9 @@ def build_bert(
 ) -> None:
     """Write BERT into `layers`: embeddings → N × (attention, feed-forward) → start and end logits.
 
-    `gelu` is "tanh" or "erf". Weights are canonical (`helpers/weights/canonical.py`). `pre_normalised` is Megatron's
-    BERT (arXiv:1909.08053, figure 7b): the residual goes around the layer norms, not through them.
+    `gelu` is "tanh" or "erf". Weights are canonical (`helpers/weights/canonical.py`); fine-tuning hands over a mapping of
+    its own with torch's tensors, and layers that compute at once. `pre_normalised` is Megatron's BERT (arXiv:1909.08053,
+    figure 7b): the residual goes around the layer norms, not through them.
     """
 
     def dense(hidden, name):
@@ -37,7 +36,8 @@ def build_bert(
         name="bert_embeddings",
     )
     for i in range(config.num_hidden_layers):
-        kernel, bias = stacked_query_key_value(weights, i)
+        parts = [f"l{i}_attention_self_{part}" for part in ("query", "key", "value")]
+        kernel, bias = (weights.stacked([f"{part}_{which}" for part in parts]) for which in ("kernel", "bias"))
         query_key_value = layers.query_key_value(normalised.output, kernel, bias, f"l{i}_attention_self")
         context = layers.attention(query_key_value, f"l{i}_attention_self")
         branch = dense(context, f"l{i}_attention_output_dense")
@@ -47,11 +47,3 @@ def build_bert(
         normalised = add_and_normalise(branch, residual(normalised), f"l{i}_output_layernorm")
     kernel, bias = weights["cls_squad_output_weights"], weights["cls_squad_output_bias"]
     layers.squad_output(normalised.output, kernel, bias, "cls_squad_output")
-
-
-def stacked_query_key_value(weights: BertWeights, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Query, key and value of one layer as one dense: kernel [3E, E] and bias [3E]."""
-    names = [f"l{layer}_attention_self_{part}" for part in ("query", "key", "value")]
-    kernel = np.concatenate([weights[f"{name}_kernel"] for name in names])
-    bias = np.concatenate([weights[f"{name}_bias"] for name in names])
-    return kernel, bias

@@ -48,6 +48,16 @@ def finite_float(text: str) -> float:
     return _number(text, float, "a number", lambda value: abs(value) < float("inf"))
 
 
+def positive_float(text: str) -> float:
+    """A finite number over 0 (argparse type)."""
+    return _number(text, float, "a number over 0", lambda value: 0 < value < float("inf"))
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1 (argparse type)."""
+    return _number(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def _number(text, kind, wanted, accept):
     try:
         value = kind(text)

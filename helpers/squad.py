@@ -17,6 +17,7 @@ class SquadExample:
     """One question of a SQuAD file. `paragraph` counts the file's paragraphs: questions that share one share it.
 
     `answers` are the gold answers' texts; empty where the file gives none (test sets, unanswerable questions).
+    `answer_starts` says where in `passage` each begins, in characters, as far as the file does (None: not a number).
     """
 
     question_id: str
@@ -24,6 +25,7 @@ class SquadExample:
     passage: str
     paragraph: int
     answers: tuple[str, ...] = ()
+    answer_starts: tuple[int | None, ...] = ()
     is_impossible: bool = False
 
 
@@ -63,7 +65,7 @@ def _squad_data(content) -> SquadData:
 
 
 def _example(question: dict, place: str, passage: str, paragraph: int) -> SquadExample:
-    answers = () if "answers" not in question else _objects(question, "answers", place)
+    answers = [] if "answers" not in question else list(_objects(question, "answers", place))
     is_impossible = question.get("is_impossible", False)
     if not isinstance(is_impossible, bool):
         raise DemoBertError(f"{place}.is_impossible is not true or false")
@@ -73,8 +75,14 @@ def _example(question: dict, place: str, passage: str, paragraph: int) -> SquadE
         passage=passage,
         paragraph=paragraph,
         answers=tuple(_text(answer, "text", place) for answer, place in answers),
+        answer_starts=tuple(_start(answer) for answer, _ in answers),
         is_impossible=is_impossible,
     )
+
+
+def _start(answer: dict) -> int | None:
+    start = answer.get("answer_start")
+    return start if type(start) is int else None
 
 
 def _objects(parent, key: str, place: str):

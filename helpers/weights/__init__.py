@@ -26,6 +26,10 @@ class BertWeights:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.tensors[name]
 
+    def stacked(self, names: list[str]) -> np.ndarray:
+        """The named tensors one below the other: several dense layers of one input as a single one."""
+        return np.concatenate([self.tensors[name] for name in names])
+
 
 def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None, megatron=None) -> BertWeights:
     """The weights of one checkpoint, checked against `config`.

@@ -3,6 +3,7 @@
 import re
 
 _PREFIX = re.compile(r"^(?:module\.)?(?:model\.)?(?:bert\.)?")
+_CANONICAL_LAYER = re.compile(r"^l([0-9]+)_(.+)$")
 _LAYER = re.compile(r"^encoder\.layer\.([0-9]{1,6})\.(.+)$")
 
 #: Not part of the SQuAD network: pooler, pre-training heads, position_ids and such buffers.
@@ -98,6 +99,19 @@ def canonical_name(name: str) -> str | None:
         inner = inner.replace(f".{sparse}_input_quantizer.", f".{dense}_input_quantizer.")
     known = _LAYER_NAMES.get(inner)
     return known and f"l{int(layer[1])}_{known}"
+
+
+def pytorch_name(name: str) -> str:
+    """The name that Hugging Face's BertForQuestionAnswering and NVIDIA's QAT exports have for a canonical one.
+
+    The inverse of `canonical_name`: `l3_output_dense_kernel` → `bert.encoder.layer.3.output.dense.weight`.
+    """
+    layer = _CANONICAL_LAYER.match(name)
+    names, inner = (_LAYER_NAMES, layer[2]) if layer else (_OTHER_NAMES, name)
+    found = next(theirs for theirs, ours in names.items() if ours == inner)
+    if layer:
+        found = f"encoder.layer.{layer[1]}.{found}"
+    return found if found.startswith("qa_outputs.") else f"bert.{found}"
 
 
 def is_skipped(name: str) -> bool:

@@ -1,0 +1,180 @@
+"""BERT in torch, computed as `bert_network.py` speaks: for training, with gradients and simulated int8."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from helpers import quantization
+from helpers.backends.base import NetworkLayers, Normalised
+from helpers.batching import PaddedBatch
+from helpers.bert_config import BertConfig
+from helpers.bert_network import build_bert
+
+#: Added to the score of a padded key: e^-30000 is 0, and -30000 is exact enough in every float type.
+_MASKED_SCORE = -30000.0
+
+_LARGEST = quantization.LARGEST["int8"]
+
+
+class TorchWeights(dict):
+    """Canonical name → torch tensor: the `weights` of `build_bert`."""
+
+    def stacked(self, names: list[str]) -> torch.Tensor:
+        """The named tensors one below the other."""
+        return torch.cat([self[name] for name in names])
+
+
+@dataclass
+class Network:
+    """One BERT for question answering: its weights, and how it computes.
+
+    weights        canonical name → float32 tensor
+    gelu           "tanh" or "erf"
+    half           matrix products in bfloat16, everything else in float32 or as the products leave it
+    input_ranges   the first name of a dense layer's input range (`dense_input_names`) → amax, a float32 scalar tensor:
+                   the encoder's dense layers multiply int8 values, simulated; None: a float network
+    """
+
+    config: BertConfig
+    gelu: str
+    weights: TorchWeights
+    half: bool = False
+    input_ranges: dict[str, torch.Tensor] | None = field(default=None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights["cls_squad_output_bias"].device
+
+    def run(
+        self, batch: PaddedBatch, dropout: float = 0.0, observe: Callable[[str, torch.Tensor], None] | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Start and end logits float32 [B, S, 2], and the output of each encoder layer, [B, S, E].
+
+        `observe(name, tensor)` is given every tensor that has a quantization range, by the range's name
+        (helpers/quantization.py), before anything is rounded.
+        """
+        layers = _TorchLayers(self, batch, dropout, observe)
+        build_bert(layers, self.config, self.weights, self.gelu)
+        return layers.logits, layers.layer_outputs
+
+
+class _TorchLayers(NetworkLayers):
+    """Computes each layer as it is named. Activations are [B, S, E]."""
+
+    def __init__(self, network: Network, batch: PaddedBatch, dropout: float, observe):
+        self._network = network
+        self._dtype = torch.bfloat16 if network.half else torch.float32
+        self._dropout = dropout
+        self._observe = observe or (lambda name, tensor: None)
+        on_device = {name: torch.from_numpy(array).to(network.device) for name, array in batch.inputs().items()}
+        self._input_ids, self._segment_ids = on_device["input_ids"], on_device["segment_ids"]
+        masked = (1 - on_device["input_mask"])[:, None, None, :].to(self._dtype)
+        self._mask_scores = masked * _MASKED_SCORE
+        self.logits: torch.Tensor | None = None
+        self.layer_outputs: list[torch.Tensor] = []
+
+    def embeddings(self, word, token_type, position, gamma, beta, name):
+        length = self._input_ids.shape[1]
+        total = functional.embedding(self._input_ids, word) + functional.embedding(self._segment_ids, token_type)
+        total = total + position[:length]
+        normal = self._normalise(total, gamma, beta)
+        return Normalised(self._dropped(normal), total)
+
+    def query_key_value(self, hidden, kernel, bias, name):
+        return self.dense(hidden, kernel, bias, name)
+
+    def attention(self, query_key_value, name):
+        config = self._network.config
+        split = query_key_value.unflatten(-1, (3, config.num_attention_heads, config.head_size))
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, N, S, H]
+        for which, part in zip(quantization.MATMUL_INPUTS, (query, key, value), strict=True):
+            self._observe(quantization.matmul_input_name(name, which), part)
+        # Plain products: with gradients, torch's fused attention takes twice their time on a CPU in bfloat16.
+        scores = (query * config.attention_scale) @ key.transpose(-1, -2) + self._mask_scores
+        probabilities = scores.softmax(-1)
+        self._observe(quantization.matmul_input_name(name, quantization.PROBABILITIES), probabilities)
+        context = self._dropped(probabilities) @ value
+        return context.transpose(1, 2).flatten(2)
+
+    def dense(self, hidden, kernel, bias, name):
+        names = quantization.dense_input_names(name)
+        for range_name in names:
+            self._observe(range_name, hidden)
+        if self._network.input_ranges is None:
+            return self._product(hidden, kernel, bias)
+        return _Int8Dense.apply(hidden, kernel, bias, self._network.input_ranges[names[0]], self._dtype)
+
+    def gelu(self, hidden, formula, name):
+        return functional.gelu(hidden, approximate={"erf": "none", "tanh": "tanh"}[formula])
+
+    def add_and_normalise(self, branch, residual, gamma, beta, name):
+        self._observe(quantization.branch_name(name), branch)
+        self._observe(quantization.residual_name(name), residual)
+        total = residual + self._dropped(branch)
+        normal = self._normalise(total, gamma, beta)
+        if not name.endswith("_attention_output_layernorm"):
+            self.layer_outputs.append(normal)
+        return Normalised(normal, total)
+
+    def squad_output(self, hidden, kernel, bias, name):
+        self._observe(quantization.FINAL_NAME, hidden)
+        self.logits = self._product(hidden, kernel, bias).float()
+
+    def _product(self, hidden, kernel, bias):
+        return functional.linear(*(tensor.to(self._dtype) for tensor in (hidden, kernel, bias)))
+
+    def _normalise(self, total, gamma, beta):
+        return functional.layer_norm(total.float(), gamma.shape, gamma, beta, self._network.config.layer_norm_eps)
+
+    def _dropped(self, hidden):
+        return functional.dropout(hidden, self._dropout) if self._dropout else hidden
+
+
+class _Int8Dense(torch.autograd.Function):
+    """hidden · kernelᵀ + bias of int8 values: what an int8 engine computes, with a gradient.
+
+    Forward: hidden is rounded to steps of amax / 127, each row of the kernel to steps of its largest value / 127, half
+    to even, clipped to ±127. Integers up to 256 are exact in bfloat16, so in either type the products are those
+    of the integers. Backward: as if nothing had been rounded, and no gradient where hidden was clipped (the
+    straight-through estimator, arXiv:1308.3432; its use here: arXiv:2004.09602, section 5.2). The gradient of amax is
+    that of learned step sizes (arXiv:1902.08153, equation 3).
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, kernel, bias, amax: torch.Tensor, dtype: torch.dtype):
+        step = amax / _LARGEST
+        steps = kernel_range(kernel) / _LARGEST  # [out, 1]
+        scaled = hidden.float() / step
+        rounded = scaled.round().clamp_(-_LARGEST, _LARGEST)
+        inside = scaled.abs() <= _LARGEST
+        slope = (rounded - scaled * inside).to(dtype)
+        hidden_integers = rounded.to(dtype)
+        kernel_integers = (kernel / steps).round_().clamp_(-_LARGEST, _LARGEST).to(dtype)
+        ctx.save_for_backward(hidden_integers, kernel_integers, steps, inside, slope, step)
+        ctx.hidden_dtype = hidden.dtype
+        product = functional.linear(hidden_integers, kernel_integers)
+        return torch.addcmul(bias, product.float(), steps.squeeze(1) * step).to(dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden_integers, kernel_integers, steps, inside, slope, step = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        unclipped = (rows * steps.squeeze(1).to(rows.dtype)) @ kernel_integers
+        hidden_gradient = unclipped.view(hidden_integers.shape) * inside
+        kernel_gradient = (rows.t() @ hidden_integers.flatten(0, -2)).float() * step
+        range_gradient = torch.dot(unclipped.flatten().float(), slope.flatten().float()) / _LARGEST
+        return hidden_gradient.to(ctx.hidden_dtype), kernel_gradient, rows.float().sum(0), range_gradient, None
+
+
+def kernel_range(kernel: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of each output channel of `kernel` [out, in]: [out, 1]; 1 for a channel of zeros."""
+    amax = kernel.detach().abs().amax(1, keepdim=True)
+    return torch.where(amax > 0, amax, torch.ones_like(amax))
+
+
+def encoder_denses(layer: int) -> list[str]:
+    """The dense layers of one encoder layer by their canonical names; query, key and value are one."""
+    parts = ("attention_self", "attention_output_dense", "intermediate_dense", "output_dense")
+    return [f"l{layer}_{part}" for part in parts]

@@ -1,0 +1,87 @@
+"""What a model is given before it is trained, from a few windows of the data: quantization ranges, 2:4 masks."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from helpers import quantization
+from helpers.batching import PaddedBatch
+from helpers.calibrator import Histogram
+from helpers.errors import UsageError
+from helpers.finetuning.network import Network, encoder_denses
+from helpers.finetuning.pruning import pruned_2_4
+
+#: How a range is chosen from the values seen (helpers/calibrator.py).
+RANGE_METHOD = "percentile"
+
+
+def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, float]:
+    """The range of every activation that has one (helpers/quantization.py), by its name, from what `batches` show."""
+    histograms = defaultdict(Histogram)
+
+    def observe(name: str, tensor: torch.Tensor, valid: torch.Tensor) -> None:
+        # Padding is computed like text, but no answer depends on it.
+        histograms[name].add(_text_only(tensor, valid).float().cpu().numpy())
+
+    _observe_all(network, batches, observe, "Ranges")
+    return {name: histogram.amax(RANGE_METHOD) for name, histogram in histograms.items()}
+
+
+def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:
+    """Those of `measured` that a QAT network rounds with, as `Network.input_ranges`. A range of 0 counts as 1."""
+    layers = range(network.config.num_hidden_layers)
+    names = [quantization.dense_input_names(dense)[0] for i in layers for dense in encoder_denses(i)]
+    return {name: torch.tensor(measured[name] or 1.0, device=network.device) for name in names}
+
+
+def _text_only(tensor: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The values of `tensor` that belong to text: [B, S, …] or [B, N, S, …], `valid` bool [B, S]."""
+    return tensor[valid] if tensor.dim() == 3 else tensor.transpose(1, 2)[valid]
+
+
+def _observe_all(network: Network, batches: Sequence[PaddedBatch], observe, what: str) -> None:
+    with torch.inference_mode():
+        for batch in tqdm(batches, desc=what, unit="batch", leave=False):
+            valid = torch.from_numpy(batch.input_mask).to(network.device).bool()
+            network.run(batch, observe=lambda name, tensor: observe(name, tensor, valid))
+
+
+def _kernels(dense: str) -> list[str]:
+    """The kernels of one of `encoder_denses`."""
+    if dense.endswith("_attention_self"):
+        return [f"{dense}_{part}_kernel" for part in ("query", "key", "value")]
+    return [f"{dense}_kernel"]
+
+
+def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, torch.Tensor]:
+    """Make the encoder's dense kernels of a float `network` 2:4 sparse, in place; their masks, bool [out, in], by name.
+
+    Layer after layer, each on the inputs that the pruned layers before it give. Raises UsageError for sizes that are no
+    multiples of 4.
+    """
+    config, masks = network.config, {}
+    if config.hidden_size % 4 or config.intermediate_size % 4:
+        raise UsageError("--sparse needs a hidden_size and an intermediate_size that are multiples of 4")
+    for i in tqdm(range(config.num_hidden_layers), desc="2:4 masks", unit="layer", leave=False):
+        denses = {quantization.dense_input_names(dense)[0]: dense for dense in encoder_denses(i)}
+        moments = _second_moments(network, batches, denses)
+        for input_name, dense in denses.items():
+            for name in _kernels(dense):
+                network.weights[name], masks[name] = pruned_2_4(network.weights[name], moments[input_name])
+    return masks
+
+
+def _second_moments(network: Network, batches: Sequence[PaddedBatch], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Σ x·xᵀ, float32 [in, in], over the rows x that the dense layers' inputs `names` have."""
+    moments = {}
+
+    def observe(name, tensor, valid):
+        if name in names:
+            rows = tensor[valid].float()
+            moments[name] = moments.get(name, 0) + rows.t() @ rows
+
+    _observe_all(replace(network, input_ranges=None), batches, observe, "Inputs")
+    return moments

@@ -1,0 +1,98 @@
+"""SQuAD text → windows to train on: features with the place of the answer, in batches alike in length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.data_processing import AnswerOptions, Feature, make_features, require_tokens
+from helpers.errors import DemoBertError
+from helpers.squad import SquadData, SquadExample
+from helpers.tokenization import BertTokenizer, TokenizedText
+
+#: Batches are cut from so many windows at once, sorted by length: little is padded, and the order stays random.
+_BATCHES_SORTED_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class TrainingWindow:
+    """One window and its answer: `start` and `end` are the positions of its first and last token in the window.
+
+    Both are 0, [CLS], where the window doesn't show the whole answer, or there is none (arXiv:1810.04805, section 4.3).
+    """
+
+    feature: Feature
+    start: int
+    end: int
+
+
+def training_windows(
+    data: SquadData, tokenizer: BertTokenizer, options: AnswerOptions
+) -> tuple[list[TrainingWindow], int]:
+    """The windows of all questions, and the number of questions left out because no answer of theirs can be located.
+
+    Raises DemoBertError if no question is left.
+    """
+    texts = {example.paragraph: example.passage for example in data.examples}
+    passages = dict(zip(texts, tokenizer.encode_batch(list(texts.values()), "passage"), strict=True))
+    questions = tokenizer.encode_batch([example.question for example in data.examples], "question")
+    windows, left_out = [], 0
+    for example, question in zip(data.examples, questions, strict=True):
+        passage = passages[example.paragraph]
+        span = (-1, -1) if example.is_impossible else _answer_tokens(example, passage)
+        if span is None:
+            left_out += 1
+            continue
+        windows += [_window(feature, *span) for feature in _features(example, question, passage, tokenizer, options)]
+    if not windows:
+        raise DemoBertError("no question of the training data has an answer that its passage contains")
+    return windows, left_out
+
+
+def _features(
+    example: SquadExample,
+    question: TokenizedText,
+    passage: TokenizedText,
+    tokenizer: BertTokenizer,
+    options: AnswerOptions,
+) -> list[Feature]:
+    try:
+        tokens = require_tokens(question, "question"), require_tokens(passage, "passage")
+        lengths = options.sequence_length, options.max_query_length, options.doc_stride
+        return make_features(*tokens, tokenizer, *lengths)
+    except DemoBertError as error:
+        raise type(error)(f"question {example.question_id!r}: {error}") from None
+
+
+def _answer_tokens(example: SquadExample, passage: TokenizedText) -> tuple[int, int] | None:
+    """The first and last token of the first gold answer that stands where the file says, or anywhere; None: nowhere."""
+    for text, start in zip(example.answers, example.answer_starts, strict=True):
+        if start is None or start < 0 or not passage.text.startswith(text, start):
+            start = passage.text.find(text)
+        if not text.strip() or start < 0:
+            continue
+        first = int(np.searchsorted(passage.offsets[:, 1], start, side="right"))
+        last = int(np.searchsorted(passage.offsets[:, 0], start + len(text), side="left")) - 1
+        if first <= last:
+            return first, last
+    return None
+
+
+def _window(feature: Feature, first: int, last: int) -> TrainingWindow:
+    if feature.passage_start <= first and last < feature.passage_start + feature.passage_length:
+        shift = feature.passage_position - feature.passage_start
+        return TrainingWindow(feature, first + shift, last + shift)
+    return TrainingWindow(feature, 0, 0)
+
+
+def shuffled_batches(windows: Sequence[TrainingWindow], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of `windows` in batches for one epoch: the same for the same seed and epoch, whatever came before."""
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(windows))
+    lengths = np.array([window.feature.length for window in windows])
+    batches = []
+    for first in range(0, len(order), _BATCHES_SORTED_AT_ONCE * batch_size):
+        some = order[first : first + _BATCHES_SORTED_AT_ONCE * batch_size]
+        some = some[np.argsort(-lengths[some], kind="stable")]
+        batches += [some[i : i + batch_size].tolist() for i in range(0, len(some), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Fine-tune a BERT on SQuAD-format text: plainly, for int8 (--qat), with 2:4 sparse kernels (--sparse), or both."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helpers import cli  # noqa: E402
+from helpers.errors import missing_package  # noqa: E402
+
+
+def parse(arguments):
+    parser = cli.Parser(__doc__)
+    model = parser.add_argument_group("model and data")
+    model.add_argument(
+        "-pt",
+        "--pytorch",
+        required=True,
+        metavar="PATH",
+        help="checkpoint to start from: .safetensors, .bin, .pt, or a Hugging Face folder",
+    )
+    model.add_argument(
+        "-j", "--squad-json", required=True, metavar="FILE", help="training data, SQuAD v1.1 or v2.0 format"
+    )
+    model.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="folder of the new model; a run that was stopped goes on from it",
+    )
+    model.add_argument(
+        "-c",
+        "--config-dir",
+        metavar="DIR",
+        help="folder with bert_config.json or config.json (default: the folder of -pt)",
+    )
+    model.add_argument(
+        "-v", "--vocab-file", metavar="FILE", help="vocabulary (default: vocab.txt of the config folder)"
+    )
+    model.add_argument("--gelu", choices=("tanh", "erf"), help="formula of GELU (default: as the configuration says)")
+
+    kind = parser.add_argument_group("kind")
+    kind.add_argument(
+        "--qat", action="store_true", help="simulate int8 in training, learn its ranges and write them, as ONNX, too"
+    )
+    kind.add_argument("--sparse", action="store_true", help="make the encoder's kernels 2:4 sparse, and keep them so")
+    kind.add_argument(
+        "--distill",
+        type=cli.share,
+        metavar="X",
+        help="share of the loss that compares with the model started from, 0 to 1; the rest compares with the answers "
+        "(default: 1 with --qat or --sparse, else 0)",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--epochs",
+        type=cli.positive_float,
+        metavar="X",
+        help="passes through the data, or a part of one (default: 2; with --qat 0.5; with --sparse 4)",
+    )
+    training.add_argument(
+        "--lr", type=cli.positive_float, metavar="X", help="highest learning rate (default: 5e-5; with --sparse 2e-4)"
+    )
+    training.add_argument(
+        "-b", "--batch-size", type=cli.positive_int, default=16, metavar="N", help="windows in a step"
+    )
+    training.add_argument(
+        "--dropout", type=cli.share, metavar="X", help="dropout while training (default: 0.1; with --distill 1 0)"
+    )
+    training.add_argument(
+        "-s",
+        "--sequence-length",
+        type=cli.positive_int,
+        metavar="N",
+        help="tokens in a window, at most (default: 384, or the model's longest if that is shorter)",
+    )
+    training.add_argument(
+        "--doc-stride",
+        type=cli.positive_int,
+        default=128,
+        metavar="N",
+        help="tokens from one window of a long passage to the next",
+    )
+    training.add_argument(
+        "-n",
+        "--calib-num",
+        type=cli.positive_int,
+        default=64,
+        metavar="N",
+        help="windows that the first ranges and the 2:4 masks are taken from",
+    )
+    training.add_argument(
+        "-r",
+        "--random-seed",
+        type=cli.non_negative_int,
+        default=12345,
+        metavar="N",
+        help="seed of the data's order, of dropout and of new weights",
+    )
+    training.add_argument(
+        "--save-every",
+        type=cli.positive_int,
+        default=100,
+        metavar="N",
+        help="steps until the state of the run is saved again",
+    )
+    training.add_argument("--fp32", action="store_true", help="float32 throughout, where bfloat16 would be faster")
+    cli.add_verbose(training)
+    return parser.parse_args(arguments)
+
+
+def main(arguments) -> None:
+    args = parse(arguments)
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise missing_package("torch", "-r requirements-finetune.txt", "fine-tuning") from error
+    from helpers.finetuning.run import finetune
+
+    finetune(args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,519 @@
+"""squad/finetune.py: its network, quantizers, masks, windows and loop; the script end to end on a tiny random model."""
+
+import json
+import shutil
+import string
+
+import numpy as np
+import pytest
+
+from helpers import cli
+from helpers.batching import PaddedBatch
+from helpers.bert_config import BertConfig
+from helpers.data_processing import AnswerOptions
+from helpers.errors import DemoBertError
+from helpers.squad import read_squad
+from helpers.tokenization import BertTokenizer, load_vocabulary
+from helpers.weights import BertWeights, load_weights
+from helpers.weights.canonical import expected_shapes
+from helpers.weights.pytorch_names import canonical_name, pytorch_name
+from helpers.weights.sparsity import is_sparse_2_4, sparse_2_4_kernels
+from tests.checkpoints import pytorch_state, write_folder
+from tests.conftest import Result
+from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+
+torch = pytest.importorskip("torch")
+
+from helpers.finetuning import pruning, run, training, windows  # noqa: E402
+from helpers.finetuning.checkpoint import STATE_NAME, to_torch  # noqa: E402
+from helpers.finetuning.network import Network, _Int8Dense, kernel_range  # noqa: E402
+from helpers.finetuning.onnx_export import write_onnx  # noqa: E402
+
+CPU = torch.device("cpu")
+
+WORDS = "the cat sat on a red mat while two dogs ran past seven blue birds in old paris near london".split()
+
+
+def network_of(config, tensors, gelu="erf", half=False, ranges=None) -> Network:
+    weights = to_torch(BertWeights(tensors, gelu, "test"), CPU)
+    return Network(config, gelu, weights, half, ranges)
+
+
+@pytest.fixture
+def tiny(tmp_path, rng):
+    """A folder with a random two-layer BERT and its vocabulary, and a SQuAD file of made-up text."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", ".", *WORDS, *string.ascii_lowercase[1:]]
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=64,
+    )
+    folder = write_folder(tmp_path / "start", config, pytorch_state(config, random_weights(config, rng)))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    data = tmp_path / "train.json"
+    data.write_text(json.dumps({"data": [{"paragraphs": [_paragraph(rng, i) for i in range(6)]}]}), encoding="utf-8")
+    return folder, data
+
+
+def _paragraph(rng, number: int) -> dict:
+    context = " ".join(rng.choice(WORDS, int(rng.integers(12, 40))))
+    questions = []
+    for i in range(4):
+        start = int(rng.integers(0, 6))
+        text = " ".join(context.split()[start : start + int(rng.integers(1, 4))])
+        answer = {"text": text, "answer_start": len(" ".join(context.split()[:start])) + (start > 0)}
+        question = " ".join(rng.choice(WORDS, 4)) + "?"
+        questions.append({"id": f"{number}-{i}", "question": question, "answers": [answer]})
+    return {"context": context, "qas": questions}
+
+
+@pytest.fixture
+def finetune(script, capsys, monkeypatch):
+    """`finetune("-pt", folder, …)` runs squad/finetune.py in this process, on the CPU in float32."""
+    import importlib.util
+
+    from tests.conftest import ROOT
+
+    spec = importlib.util.spec_from_file_location("finetune", ROOT / "squad" / "finetune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments) -> Result:
+        arguments = [str(argument) for argument in (*arguments, "--fp32")]
+        monkeypatch.setattr("sys.argv", ["finetune.py", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(module.main)
+        captured = capsys.readouterr()
+        return Result(ended.value.code or 0, captured.out, captured.err)
+
+    return call
+
+
+def run_of(finetune, folder, data, out, *flags) -> Result:
+    return finetune("-pt", folder, "-j", data, "-o", out, "-s", 48, "-b", 4, "-n", 8, *flags)
+
+
+# ---------------------------------------------------------------------------------------------------- the network
+
+
+def test_float_network_matches_the_reference(rng):
+    config = random_config(rng)
+    tensors, gelu = random_weights(config, rng), str(rng.choice(["erf", "tanh"]))
+    inputs = random_inputs(config, rng, 3, min(24, config.max_position_embeddings))
+    with torch.inference_mode():
+        logits, hidden = network_of(config, tensors, gelu).run(PaddedBatch(*inputs))
+    wanted = reference_logits(config, tensors, gelu, *inputs)
+    text = inputs[2].astype(bool)
+    # float32 against float64 through at most five layers.
+    np.testing.assert_allclose(logits.numpy()[text], wanted[text], atol=2e-4, rtol=2e-4)
+    assert {tuple(layer.shape) for layer in hidden} == {(*inputs[0].shape, config.hidden_size)}
+    assert len(hidden) == config.num_hidden_layers
+
+
+def test_bfloat16_network_is_near_the_reference(rng):
+    config = random_config(rng)
+    tensors = random_weights(config, rng)
+    inputs = random_inputs(config, rng, 2, min(24, config.max_position_embeddings))
+    with torch.inference_mode():
+        logits = network_of(config, tensors, half=True).run(PaddedBatch(*inputs))[0].numpy()
+    wanted = reference_logits(config, tensors, "erf", *inputs)
+    error = np.abs(logits - wanted)[inputs[2].astype(bool)]
+    # bfloat16 keeps eight bits: products err by a few thousandths of values of about 1, in up to 25 products in a row.
+    assert 1e-6 < error.mean() < 0.05 * (1 + np.abs(wanted).mean())
+
+
+def _int8_case(rng):
+    out_size, in_size = int(rng.integers(3, 40)), int(rng.integers(3, 60))
+    hidden = rng.standard_normal((2, 5, in_size)) * 2
+    kernel, bias = rng.standard_normal((out_size, in_size)), rng.standard_normal(out_size)
+    kernel[rng.integers(out_size)] = 0  # a channel of zeros
+    amax = 1.5 + rng.random()  # some of the values are clipped
+    return [array.astype(np.float32) for array in (hidden, kernel, bias)], np.float32(amax)
+
+
+def _fake_quantized(values, step):
+    return np.clip(np.rint(values / step), -127, 127) * step
+
+
+def test_int8_dense_is_fake_quantization(rng):
+    (hidden, kernel, bias), amax = _int8_case(rng)
+    steps = np.abs(kernel).max(1, keepdims=True) / np.float32(127)
+    rounded = _fake_quantized(kernel, np.where(steps > 0, steps, 1))
+    wanted = _fake_quantized(hidden, amax / np.float32(127)).astype(np.float64) @ rounded.T + bias
+    arguments = [torch.tensor(array) for array in (hidden, kernel, bias, amax)]
+    exact = _Int8Dense.apply(*arguments, torch.float32).numpy()
+    half = _Int8Dense.apply(*arguments, torch.bfloat16).float().numpy()
+    np.testing.assert_allclose(exact, wanted, atol=1e-4)
+    # bfloat16 multiplies the same integers; its sum and its result are rounded to eight bits.
+    np.testing.assert_allclose(half, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def test_int8_dense_has_the_straight_through_gradient(rng):
+    """Against torch's own differentiation of the same, put together of parts that have a gradient."""
+    (hidden, kernel, bias), amax = _int8_case(rng)
+
+    def through(values, rounded):  # rounded in the forward pass, as if it were not there in the backward
+        return values + (rounded - values).detach()
+
+    def by_parts(hidden, kernel, bias, amax):
+        step = amax / 127
+        scaled = (hidden / step).clamp(-127, 127)
+        steps = kernel_range(kernel) / 127
+        integers = through(kernel / steps, (kernel / steps).round())
+        return torch.nn.functional.linear(through(scaled, scaled.round()) * step, integers * steps, bias)
+
+    gradients = []
+    weight = torch.tensor(rng.standard_normal((2, 5, len(bias))).astype(np.float32))
+    for function in (lambda *leaves: _Int8Dense.apply(*leaves, torch.float32), by_parts):
+        leaves = [torch.tensor(array, requires_grad=True) for array in (hidden, kernel, bias, amax)]
+        (function(*leaves) * weight).sum().backward()
+        gradients.append([leaf.grad.numpy() for leaf in leaves])
+    for ours, wanted in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * max(1.0, np.abs(wanted).max()))
+    assert np.abs(gradients[0][3]) > 0
+
+
+# ---------------------------------------------------------------------------------------------------- 2:4 masks
+
+
+def test_pruned_kernels_are_sparse_and_better_than_magnitudes(rng):
+    out_size, in_size = int(rng.integers(8, 40)), 4 * int(rng.integers(4, 16))
+    mixing = rng.standard_normal((in_size, in_size))
+    inputs = rng.standard_normal((400, in_size)) @ mixing  # correlated, as activations are
+    kernel = rng.standard_normal((out_size, in_size)).astype(np.float32)
+    moments = torch.tensor((inputs.T @ inputs).astype(np.float32))
+    pruned, mask = (tensor.numpy() for tensor in pruning.pruned_2_4(torch.tensor(kernel), moments))
+    assert is_sparse_2_4(pruned) and not is_sparse_2_4(kernel)
+    assert (mask.reshape(-1, 4).sum(1) == 2).all() and not pruned[~mask].any()
+
+    order = np.abs(kernel).reshape(-1, 4).argsort(1)
+    by_magnitude = kernel.reshape(-1, 4).copy()
+    np.put_along_axis(by_magnitude, order[:, :2], 0, 1)
+    error = np.linalg.norm(inputs @ (pruned - kernel).T)
+    assert error < 0.9 * np.linalg.norm(inputs @ (by_magnitude.reshape(kernel.shape) - kernel).T)
+
+
+def test_pruning_survives_inputs_that_never_vary(rng):
+    kernel = torch.tensor(rng.standard_normal((6, 8)).astype(np.float32))
+    pruned, _ = pruning.pruned_2_4(kernel, torch.zeros(8, 8))
+    assert is_sparse_2_4(pruned.numpy()) and torch.isfinite(pruned).all()
+
+
+# ---------------------------------------------------------------------------------------------------- windows
+
+
+def _windows(tiny, **options):
+    folder, data = tiny
+    tokenizer = BertTokenizer(load_vocabulary(folder / "vocab.txt"), True)
+    cut = AnswerOptions(**({"sequence_length": 24, "doc_stride": 5} | options))
+    return windows.training_windows(read_squad(data), tokenizer, cut), tokenizer, read_squad(data)
+
+
+def test_windows_point_at_the_answer(tiny):
+    (found, left_out), tokenizer, data = _windows(tiny)
+    pieces = list(tokenizer.vocabulary.ids)
+    answers = {example.answers[0] for example in data.examples}
+    shown = [window for window in found if window.end]
+    assert left_out == 0 and len(found) > len(data.examples)  # long passages have several windows
+    assert 0 < len(shown) < len(found)
+    for window in shown:
+        assert " ".join(pieces[i] for i in window.feature.input_ids[window.start : window.end + 1]) in answers
+        assert window.start >= window.feature.passage_position
+    assert all((window.start, window.end) == (0, 0) for window in found if not window.end)
+
+
+def test_a_wrong_answer_start_is_mended_and_a_missing_answer_left_out(tiny):
+    folder, data = tiny
+    content = json.loads(data.read_text())
+    questions = content["data"][0]["paragraphs"][0]["qas"]
+    questions[0]["answers"][0]["answer_start"] += 1000
+    del questions[1]["answers"][0]["answer_start"]
+    questions[2]["answers"] = [{"text": "not in it", "answer_start": 0}]
+    questions[3] |= {"answers": [], "is_impossible": True}
+    data.write_text(json.dumps(content))
+    (found, left_out), _, parsed = _windows(tiny, sequence_length=60)
+    assert left_out == 1 and len(found) == len(parsed.examples) - 1
+    first, second, impossible = found[:3]
+    assert first.end and second.end and (impossible.start, impossible.end) == (0, 0)
+
+
+def test_batches_hold_every_window_once_and_depend_on_seed_and_epoch_alone(tiny):
+    (found, _), _, _ = _windows(tiny)
+
+    def batches(seed, epoch):
+        return windows.shuffled_batches(found, 4, seed, epoch)
+
+    assert sorted(i for batch in batches(7, 0) for i in batch) == list(range(len(found)))
+    assert batches(7, 1) == batches(7, 1) and batches(7, 0) != batches(7, 1) != batches(8, 1)
+    lengths = [found[i].feature.length for batch in batches(7, 0) for i in batch]
+    padded = sum(len(batch) * max(found[i].feature.length for i in batch) for batch in batches(7, 0))
+    assert padded < 1.1 * sum(lengths)
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def test_pytorch_names_are_the_inverse_of_canonical_names(rng):
+    config = random_config(rng)
+    ranges = ["bert_encoder_final_input_quantizer_amax", "cls_squad_output_input_amax"]
+    for name in (*expected_shapes(config), *ranges, *(f"l3_{part}" for part in _RANGES_OF_A_LAYER)):
+        assert canonical_name(pytorch_name(name)) == name
+    assert pytorch_name("l3_output_layernorm_gamma") == "bert.encoder.layer.3.output.LayerNorm.weight"
+
+
+_DENSE_PLACES, _ADD_PLACES = ("attention_output", "intermediate", "output"), ("attention_output", "output")
+
+#: What every layer of a QAT checkpoint has a range for.
+_RANGES_OF_A_LAYER = (
+    *(f"attention_self_{part}_{kind}_amax" for part in ("query", "key", "value") for kind in ("input", "kernel")),
+    *(f"attention_self_{which}_input_quantizer_amax" for which in ("qv_a", "qv_b", "av_a", "av_b")),
+    *(f"{place}_dense_{kind}_amax" for place in _DENSE_PLACES for kind in ("input", "kernel")),
+    *(f"{place}_add_{which}_input_quantizer_amax" for place in _ADD_PLACES for which in ("local", "residual")),
+)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def test_training_learns_the_answers(tiny):
+    folder, _ = tiny
+    (found, _), _, _ = _windows(tiny, sequence_length=60)
+    network = _start(folder)
+    options = training.TrainingOptions(epochs=20, learning_rate=3e-3, batch_size=4)
+    losses = _train(network, None, found, options)
+    assert np.mean(losses[-6:]) < 0.5 * np.mean(losses[:6])
+
+
+def test_distillation_brings_a_pruned_int8_network_back_to_its_teacher(tiny):
+    folder, _ = tiny
+    (found, _), _, _ = _windows(tiny, sequence_length=60)
+    network, teacher = _start(folder), _start(folder)
+    batches = run._calibration_batches(found, 16, 0)
+    masks = run.prune_encoder(network, batches)
+    network.input_ranges = run.rounded_ranges(network, run.measured_ranges(network, batches))
+    options = training.TrainingOptions(epochs=10, learning_rate=2e-3, batch_size=4, distill=1.0)
+    losses = _train(network, teacher, found, options, masks)
+    assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
+    assert all(is_sparse_2_4(network.weights[name].numpy()) for name in masks) and len(masks) == 12
+    assert teacher.weights["l0_output_dense_kernel"].equal(_start(folder).weights["l0_output_dense_kernel"])
+
+
+def test_the_rate_rises_and_falls():
+    options = training.TrainingOptions(learning_rate=1.0)
+    rates = [training.learning_rate_at(step, 50, options) for step in range(50)]
+    assert rates[4] == max(rates) == 1.0 and rates[0] == pytest.approx(0.2) and rates[-1] == pytest.approx(1 / 45)
+    assert training.learning_rate_at(0, 1, options) == 1.0
+
+
+def _start(folder) -> Network:
+    config = BertConfig.from_folder(folder)
+    return network_of(config, load_weights(config, pytorch=folder).tensors)
+
+
+def _train(network, teacher, found, options, masks=None) -> list[float]:
+    losses = []
+    trained = training.trained_names(network, embeddings=teacher is None)
+    state = training.TrainingState(network, trained, masks or {})
+    original, training._loss = training._loss, lambda *given: _kept(losses, original(*given))
+    try:
+        training.train(state, teacher, found, options)
+    finally:
+        training._loss = original
+    return losses
+
+
+def _kept(losses: list, loss):
+    losses.append(float(loss.detach()))
+    return loss
+
+
+# ---------------------------------------------------------------------------------------------------- the script
+
+
+def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
+    """What is written is read alike from safetensors and ONNX, has every range, and is sparse."""
+    onnx = pytest.importorskip("onnx")
+    folder, data = tiny
+    out = tmp_path / "out"
+    result = run_of(finetune, folder, data, out, "--qat", "--sparse", "--epochs", 1)
+    assert result.code == 0, result.err
+    assert "Training" in result.err and str(out) in result.out
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "model_fake_quant.onnx",
+        "vocab.txt",
+    ]
+    config = BertConfig.from_folder(out)
+    weights, from_onnx = load_weights(config, pytorch=out), load_weights(config, onnx=out / "model_fake_quant.onnx")
+    assert from_onnx.gelu == weights.gelu == "erf"
+    for ours, theirs in ((weights.tensors, from_onnx.tensors), (weights.ranges, from_onnx.ranges)):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) and ours[name].shape == theirs[name].shape for name in ours)
+    expected = {f"l{i}_{part}" for i in range(2) for part in _RANGES_OF_A_LAYER}
+    assert weights.ranges.keys() == expected | {"bert_encoder_final_input_quantizer_amax"}
+    assert all((amax > 0).all() for amax in weights.ranges.values())
+    kernel = weights["l1_output_dense_kernel"]
+    np.testing.assert_array_equal(weights.ranges["l1_output_dense_kernel_amax"][:, 0], np.abs(kernel).max(1))
+    assert not sparse_2_4_kernels(weights)[1]
+    start = load_weights(config, pytorch=folder)
+    assert np.array_equal(weights["bert_embeddings_word_embeddings"], start["bert_embeddings_word_embeddings"])
+    assert not np.array_equal(weights["l0_output_layernorm_gamma"], start["l0_output_layernorm_gamma"])
+    onnx.checker.check_model(str(out / "model_fake_quant.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+def test_onnx_computes_what_the_trained_network_does(rng, tmp_path, gelu):
+    ort = pytest.importorskip("onnxruntime")
+    config = random_config(rng)
+    tensors = random_weights(config, rng)
+    network = network_of(config, tensors, gelu)
+    inputs = random_inputs(config, rng, 9, min(8, config.max_position_embeddings))
+    batch = PaddedBatch(*inputs)
+    measured = run.measured_ranges(network, [batch])
+    # Ranges that clip: every tensor has values beyond them.
+    network.input_ranges = {name: 0.8 * amax for name, amax in run.rounded_ranges(network, measured).items()}
+    path = tmp_path / "model.onnx"
+    write_onnx(path, config, gelu, tensors, run.all_ranges(network, measured))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # the ranges without a node are worth a warning to it
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    starts, ends = session.run(None, {name: array.astype(np.int64) for name, array in zip(names, inputs, strict=True)})
+    with torch.inference_mode():
+        wanted = network.run(batch)[0].numpy()
+        network.input_ranges = None
+        unrounded = network.run(batch)[0].numpy()
+    text = inputs[2].astype(bool)[..., None]
+    error = (np.abs(np.stack([starts, ends], -1) - wanted) * text).max((1, 2))
+    effect = (np.abs(unrounded - wanted) * text).max((1, 2))
+    # Float sums differ in their last bits, which now and then tips a value over an edge of rounding: that row then has
+    # a whole int8 step of difference. Most rows have none.
+    assert np.median(error) < 1e-4 < 1e-3 < np.median(effect)
+
+
+def test_a_stopped_run_ends_like_one_that_was_not(tiny, finetune, tmp_path, monkeypatch):
+    folder, data = tiny
+    flags = ("--qat", "--sparse", "--epochs", 2, "--save-every", 2, "--distill", 0.5)
+    assert run_of(finetune, folder, data, tmp_path / "whole", *flags).code == 0
+    show = run._show
+
+    def stop_at_five(bar, progress):
+        show(bar, progress)
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_show", stop_at_five)
+    stopped = tmp_path / "stopped"
+    assert run_of(finetune, folder, data, stopped, *flags).code == 130
+    assert [path.name for path in stopped.iterdir()] == [STATE_NAME]
+    monkeypatch.setattr(run, "_show", show)
+    again = run_of(finetune, folder, data, stopped, *flags)
+    assert again.code == 0 and "Going on after step 4" in again.err
+    for name in ("model.safetensors", "model_fake_quant.onnx", "config.json"):
+        assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (stopped / STATE_NAME).exists()
+
+
+@pytest.fixture
+def stopped_run(tiny, finetune, tmp_path, monkeypatch):
+    """The folder of a run that was stopped after its first saved state, and its flags."""
+    folder, data = tiny
+
+    def stop(bar, progress):
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_show", stop)
+    out = tmp_path / "out"
+    assert run_of(finetune, folder, data, out, "--qat", "--save-every", 1).code == 130
+    monkeypatch.undo()
+    return out
+
+
+def test_the_state_of_another_run_is_refused(tiny, finetune, stopped_run):
+    error = run_of(finetune, *tiny, stopped_run, "--qat", "--lr", "0.001").error
+    assert "other data or settings" in error and str(stopped_run / STATE_NAME) in error
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "not finite"])
+def test_a_damaged_state_is_refused(tiny, finetune, stopped_run, rng, damage):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    state = stopped_run / STATE_NAME
+    content = state.read_bytes()
+    if damage == "cut":
+        state.write_bytes(content[: int(rng.integers(1, len(content)))])
+    elif damage == "noise":
+        state.write_bytes(rng.bytes(500))
+    else:
+        with safe_open(state, framework="pt") as file:
+            header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        tensors["mean/l0_output_dense_kernel"][0, 0] = float("nan")
+        save_file(tensors, state, metadata=header)
+    result = run_of(finetune, *tiny, stopped_run, "--qat", "--save-every", 1)
+    assert result.code == 1 and "damaged" in result.error and "delete it" in result.error
+
+
+def test_plain_fine_tuning_of_a_checkpoint_without_a_head(tiny, finetune, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder, data = tiny
+    path = folder / "model.safetensors"
+    tensors = {name: array for name, array in load_file(path).items() if not name.startswith("qa_outputs")}
+    save_file(tensors, path)
+    refused = run_of(finetune, folder, data, tmp_path / "out", "--qat")
+    assert refused.code == 2 and "no SQuAD head" in refused.error
+    result = run_of(finetune, folder, data, tmp_path / "out", "--epochs", 0.5)
+    assert result.code == 0 and "random weights" in result.err
+    weights = load_weights(BertConfig.from_folder(tmp_path / "out"), pytorch=tmp_path / "out")
+    assert not weights.ranges and not (tmp_path / "out" / "model_fake_quant.onnx").exists()
+    table = weights["bert_embeddings_word_embeddings"]
+    assert not np.array_equal(table, tensors["bert.embeddings.word_embeddings.weight"])
+
+
+def test_mistakes_are_told_in_one_line(tiny, finetune, tmp_path):
+    folder, data = tiny
+    out = tmp_path / "out"
+    cases = [
+        (("-pt", folder, "-j", data, "-o", folder), "name another"),
+        (("-pt", folder, "-j", data, "-o", tmp_path / "no" / "where"), "can't make the folder"),
+        (("-pt", tmp_path / "missing", "-j", data, "-o", out), "does not exist"),
+        (("-pt", folder, "-j", tmp_path / "missing.json", "-o", out), "not found"),
+        (("-pt", folder, "-j", data, "-o", out, "-s", 65), "max_position_embeddings"),
+        (("-pt", folder, "-j", data, "-o", out, "-s", 8), "leaves no room"),
+        (("-pt", folder, "-j", data, "-o", out, "-v", data), "vocabulary"),
+    ]
+    for arguments, words in cases:
+        assert words in finetune(*arguments).error
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_sizes_that_are_no_multiples_of_four_cannot_be_sparse(tiny, finetune, tmp_path, rng):
+    folder, data = tiny
+    config = BertConfig.from_folder(folder)
+    odd = BertConfig(**{**vars(config), "intermediate_size": 50})
+    other = write_folder(tmp_path / "odd", odd, pytorch_state(odd, random_weights(odd, rng)))
+    shutil.copy(folder / "vocab.txt", other)
+    assert "multiples of 4" in run_of(finetune, other, data, tmp_path / "out", "--sparse").error
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny, monkeypatch):
+    folder, _ = tiny
+    (found, _), _, _ = _windows(tiny, sequence_length=60)
+    network = _start(folder)
+    network.weights["cls_squad_output_bias"][0] = float("nan")
+    with pytest.raises(DemoBertError, match="smaller --lr"):
+        _train(network, None, found, training.TrainingOptions(batch_size=4))
+
+
+def test_without_torch_the_package_is_named(tiny, finetune, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    error = finetune("-pt", tiny[0], "-j", tiny[1], "-o", tmp_path / "out").error
+    assert "requirements-finetune.txt" in error
