@@ -85,6 +85,11 @@ def bundled_packed(tmp_path_factory) -> Path:
     return engine
 
 
+@pytest.fixture(scope="module")
+def packed_bert(built, bundled_packed):
+    return built.module.bert_inf(bundled_packed)
+
+
 def build_tiny(folder: Path, rng, config: BertConfig | None = None):
     """A random model's engine: config, tensors, path; up to 5 × its longest sequence."""
     config = config or random_config(rng)
@@ -310,11 +315,10 @@ PACKED = {"input_ids": [1] * 5, "segment_ids": [0] * 5, "cu_seqlens": [0, 2, 5],
         ),
     ],
 )
-def test_what_a_packed_engine_refuses(built, bundled_packed, changes, error, message):
-    bert = built.module.bert_inf(bundled_packed)
+def test_what_a_packed_engine_refuses(built, packed_bert, changes, error, message):
     with pytest.raises(built.module.Error if error == "Error" else error, match=message):
-        bert.run(*[np.array(values, np.int32) for values in (PACKED | changes).values()])
-    assert np.isfinite(bert.run(*[np.array(values, np.int32) for values in PACKED.values()])).all()
+        packed_bert.run(*[np.array(values, np.int32) for values in (PACKED | changes).values()])
+    assert np.isfinite(packed_bert.run(*[np.array(values, np.int32) for values in PACKED.values()])).all()
 
 
 def test_calls_from_many_threads_at_once(built, rng, tiny):
