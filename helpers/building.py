@@ -22,7 +22,7 @@ from helpers.weights import BertWeights, load_weights
 DEFAULT_WORKSPACE_MIB = 2500
 
 #: Calibration: text and samples where the arguments name none.
-DEFAULT_CALIBRATION_DATA = "squad/dev-v1.1.json"
+DEFAULT_CALIBRATION_DATA = Path(__file__).resolve().parent.parent / "squad" / "dev-v1.1.json"
 DEFAULT_CALIBRATION_SAMPLES = 100
 
 #: Flags that only TensorRT can obey: attribute, spelling, what the CPU engine does instead.
@@ -129,7 +129,7 @@ def add_build_arguments(parser: cli.Parser, layout: str) -> None:
         "-j",
         "--squad-json",
         metavar="FILE",
-        help=f"calibration data, SQuAD format (default: {DEFAULT_CALIBRATION_DATA})",
+        help="calibration data, SQuAD format (default: the repository's squad/dev-v1.1.json)",
     )
     precision.add_argument(
         "-n",
@@ -192,7 +192,9 @@ def _add_packed_int8(group) -> None:
 def build_engine(args) -> None:
     """Build the engine that the arguments describe, write it with its card, say what came out. Raises DemoBertError."""
     card = EngineCard.path_for(args.output)
-    check_outputs({"--output": args.output, "the engine's card": card}, _inputs(args))
+    # A cache that is yet to be written must not be replaced by the engine, either.
+    caches = [calibration_cache(args)] if args.int8 or args.fp8 else []
+    check_outputs({"--output": args.output, "the engine's card": card}, _inputs(args) + caches)
     config = read_config(args)
     options = build_options(args, config)
     backend, reason = choose_backend(args.backend)
@@ -353,18 +355,19 @@ def with_ranges(
         raise DemoBertError("calibration reads text, and no vocabulary is known: name it with -v/--vocab-file")
     tokenizer = BertTokenizer(vocabulary, lower_cases(config, vocabulary))
     data = Path(args.squad_json or DEFAULT_CALIBRATION_DATA)
-    text_is_here = args.squad_json is not None or data.exists()
+    # A cache that is named, without its text, is taken at its word.
+    text_is_here = args.squad_json is not None or (data.exists() and not (args.calib_path and cache.exists()))
     examples = read_squad(data).examples if text_is_here else []
     wanted = calibrator.Fingerprint(
         model=calibrator.model_fingerprint(config, weights, gelu, args.megatron),
         data=calibrator.data_fingerprint(data, tokenizer) if text_is_here else None,
         length=max(args.sequence_length or [128]),
-        samples=args.calib_num and min(args.calib_num, len(examples) or args.calib_num),
+        samples=min(args.calib_num, len(examples)) if args.calib_num and text_is_here else None,
         method=args.calib_method,
     )
     if cache.exists():
         ranges = calibrator.read_cache(cache, wanted, config)
-        cli.note(f"Ranges: calibration cache {cache}" + ("" if text_is_here else f" ({data} is not here to compare with)"))
+        cli.note(f"Ranges: calibration cache {cache}" + ("" if text_is_here else " (not compared with any text)"))
     elif text_is_here:
         samples = args.calib_num or DEFAULT_CALIBRATION_SAMPLES
         if len(examples) < samples:
@@ -390,7 +393,7 @@ def calibration_cache(args) -> Path:
     """The calibration cache of --calib-path, or the engine's neighbour with the model's name and the length."""
     if args.calib_path:
         return Path(args.calib_path)
-    model = Path(args.ckpt or args.onnx or args.pytorch or args.pickle).resolve().stem
+    model = Path(args.ckpt or args.onnx or args.pytorch or args.pickle or "model").resolve().stem
     return Path(args.output).parent / f"{model}_{max(args.sequence_length or [128])}.calibration"
 
 

@@ -17,7 +17,7 @@ from helpers import quantization
 from helpers.batching import PaddedBatch, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions, make_features
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, UsageError
 from helpers.files import atomic_write, read_text, require_file, sha256_of
 from helpers.squad import SquadExample
 from helpers.tokenization import BertTokenizer
@@ -35,6 +35,9 @@ _KEPT_WHOLE = re.compile("_(query|key|value|intermediate_dense|av_a|add_residual
 
 #: Bins of a histogram. It covers its tensor's values; when larger ones come, neighbouring bins are merged.
 BINS = 2048
+
+#: The shortest window with room for some question, some passage, and three separators, in tokens.
+SHORTEST_WINDOW = 8
 
 #: Levels of an int8 tensor on one side of 0, which is what the entropy method compares with.
 _LEVELS = 128
@@ -127,6 +130,8 @@ def calibration_batches(
 
     Fewer where there are fewer. Raises DemoBertError for text that can't be used.
     """
+    if sequence_length < SHORTEST_WINDOW:
+        raise UsageError(f"calibration reads windows of {SHORTEST_WINDOW} tokens at least: give a longer -s")
     count = min(samples, len(examples))
     chosen = [examples[i * len(examples) // count] for i in range(count)]
     max_query_length = min(AnswerOptions.max_query_length, sequence_length // 2)

@@ -42,7 +42,9 @@ find_python() {
 
 # value_of FLAG VALUE…: prints the value that follows a flag.
 value_of() {
-    [ $# -gt 1 ] && [ -n "$2" ] || usage_error "$1 needs a value"
+    case ${2-} in
+    "" | -*) usage_error "$1 needs a value" ;;
+    esac
     echo "$2"
 }
 

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from helpers import calibrator, quantization
+from helpers import building, calibrator, quantization
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
 from helpers.backends.openvino.engine import LAYERS, OpenVINOEngine, build
@@ -262,14 +262,29 @@ def test_fewer_samples_than_asked_for_go_on(tmp_path, script):
 
 
 def test_without_data_or_cache(tmp_path, script, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(building, "DEFAULT_CALIBRATION_DATA", tmp_path / "dev-v1.1.json")
     result = script("builder.py", *builder_flags(tmp_path))
-    assert result.code == 1 and "calibration data not found: squad/dev-v1.1.json" in result.error, result
+    assert result.code == 1 and f"calibration data not found: {tmp_path}/dev-v1.1.json" in result.error, result
     result = script("builder.py", *builder_flags(tmp_path, "-j", tmp_path / "none.json"))
     assert result.code == 1 and "not found" in result.error, result
     result = script("builder.py", *builder_flags(tmp_path, "-j", SQUAD, "-p", SQUAD))
     assert result.code == 1 and "not a calibration cache" in result.error, result
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engine_never_replaces_the_cache(calibrated, tmp_path, script):
+    cache = calibrated / f"{BUNDLED.name}_48.calibration"
+    before = cache.read_bytes()
+    for flags in (("-o", cache, "-p", cache), ("-o", cache), ("-o", tmp_path / "new", "-p", tmp_path / "new")):
+        result = script("builder.py", "-pt", BUNDLED, "-s", 48, "--int8", "--backend", "openvino", "-j", SQUAD, *flags)
+        assert result.code == 1 and "would replace an input" in result.error, result
+    assert cache.read_bytes() == before and not (tmp_path / "new").exists()
+
+
+def test_windows_too_short_to_calibrate_on(tmp_path, script):
+    result = script("builder.py", *builder_flags(tmp_path, "-j", SQUAD, length=7))
+    assert result.code == 2 and "windows of 8 tokens at least" in result.error, result
+    assert script("builder.py", *builder_flags(tmp_path, "-j", SQUAD, "-n", 2, length=8)).code == 0
 
 
 @pytest.mark.parametrize(

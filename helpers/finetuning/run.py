@@ -90,9 +90,10 @@ def _finetune(args) -> None:
     half = not args.fp32 and _has_bfloat16(device)
     network = Network(model.config, model.gelu, to_torch(weights, device), half)
     teacher = Network(model.config, model.gelu, to_torch(weights, device), half) if options.distill else None
-    calibration = _calibration_batches(windows, args.calib_num, args.random_seed)
+    quantizes_or_prunes = args.qat or args.sparse
+    calibration = _calibration_batches(windows, args.calib_num, args.random_seed) if quantizes_or_prunes else []
     state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, cut, model, weights, network))
-    state = TrainingState(network, trained_names(network, embeddings=not (args.qat or args.sparse)))
+    state = TrainingState(network, trained_names(network, embeddings=not quantizes_or_prunes))
     if state_file.read_into(state):
         cli.note(f"Going on after step {state.step}")
     else:
@@ -111,8 +112,10 @@ def _output_folder(args) -> Path:
     """The folder of -o, made if only its last part is missing. Raises DemoBertError."""
     folder = Path(args.output)
     source = Path(args.pytorch).resolve()
-    if folder.resolve() in (source, source.parent):
+    if folder.resolve() in (source, source.parent, args.config_dir and Path(args.config_dir).resolve()):
         raise UsageError(f"-o {folder} is the folder of the model to start from: name another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE_NAME).exists():
+        raise UsageError(f"-o {folder} is there, and holds no run that was stopped: name another, or remove it first")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -141,6 +141,11 @@ def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> Non
         raise UsageError(f"TensorRT {trt.__version__} quantizes to int8 only; --fp8 takes TensorRT 10 or newer")
     if options.interleaved and not options.int8:
         raise UsageError("--interleaved needs --int8")
+    for target in options.compute_capabilities:
+        if target not in (known := _known_targets(trt)):
+            raise UsageError(f"{trt.__name__} can't build for compute capability {target}; it can for {', '.join(known)}")
+        if _capability(target) < RTX_CAPABILITY and not options.fp16:
+            raise UsageError(f"{trt.__name__} builds for compute capability {target} in half precision only: add --fp16")
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
@@ -212,7 +217,8 @@ def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability:
     plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options))
     if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
-        raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; use --network native")
+        instead = "leave --interleaved out" if options.interleaved else "use --network native, without a plugin flag"
+        raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; {instead}")
     if plugins is not None and misfit:
         raise UsageError(f"{misfit}; use --network native")
     return plugins
@@ -354,17 +360,19 @@ def profile_shapes(profile: Profile, layout: str) -> dict:
     return dict(zip(INPUTS[layout], (tokens, tokens, bounds, ((1,), (profile.length,)))))
 
 
+def _known_targets(trt) -> dict:
+    """TensorRT-RTX's targets: compute capability → the module's value."""
+    members = trt.ComputeCapability.__members__
+    return {_capability_name(name): value for name, value in members.items() if name.startswith("SM")}
+
+
 def _set_targets(trt, config, options: BuildOptions) -> None:
-    """TensorRT-RTX: the compute capabilities to build for. Raises UsageError for one that it does not know."""
+    """TensorRT-RTX: the compute capabilities to build for, which `_refuse_what_is_missing` has seen."""
     if not options.compute_capabilities:
         return
-    members = trt.ComputeCapability.__members__
-    known = {_capability_name(name): value for name, value in members.items() if name.startswith("SM")}
+    known = _known_targets(trt)
     config.num_compute_capabilities = len(options.compute_capabilities)
     for index, asked in enumerate(options.compute_capabilities):
-        if asked not in known:
-            can = ", ".join(known)
-            raise UsageError(f"{trt.__name__} can't build for compute capability {asked}; it can for {can}")
         if not config.set_compute_capability(known[asked], index):
             raise UsageError(f"{trt.__name__} refused compute capability {asked} beside the others")
 
