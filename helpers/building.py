@@ -34,7 +34,6 @@ _TENSORRT_ONLY = (
     ("use_v3_plugins", "--use-v3-plugins", "it has no plugins"),
     ("use_deprecated_plugins", "--use-deprecated-plugins", "it has no plugins"),
     ("force_int8_skipln", "--force-int8-skipln", "its int8 is in the dense layers, where the time is"),
-    ("force_int8_multihead", "--force-int8-multihead", "its int8 is in the dense layers, where the time is"),
     ("interleaved", "--interleaved", "its own layout is the fastest that it has"),
     ("compute_capability", "--compute-capability", "it runs on the CPU"),
 )
@@ -175,7 +174,7 @@ def _add_sizes(group, layout: str) -> None:
 
 def _add_padded_int8(group) -> None:
     group.add_argument("-iln", "--force-int8-skipln", action="store_true", help="add + layer norm with int8 inputs and outputs")
-    group.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs")
+    group.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs; on the CPU, query and key")
 
 
 def _add_packed_int8(group) -> None:
@@ -206,7 +205,11 @@ def build_engine(args) -> None:
     vocabulary = find_vocabulary(args, config)
     gelu = args.gelu or config.gelu or weights.gelu
     if args.int8 or args.fp8:
+        trained = quantization.has_dense_ranges(config, weights.ranges)
         weights = with_ranges(args, config, weights, gelu, vocabulary)
+        if backend == "openvino" and not trained and (args.fp16 or args.bf16):
+            # Speed is asked for, not fp32's accuracy, and no training says what may be rounded: int8 where it pays.
+            options = replace(options, force_int8_multihead=True)
 
     start = time.perf_counter()
     built = backend_module(backend).build(config, weights, gelu, options)

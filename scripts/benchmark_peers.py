@@ -41,8 +41,8 @@ from helpers.random_model import RANDOM_SIZES, random_state  # noqa: E402
 CALIBRATION_WINDOWS = 100
 RANDOM_CALIBRATION_WINDOWS = 8
 
-#: This engine's forms: what the tables call them → BuildOptions.
-FORMS = {"fp32": {}, "bf16": {"fp16": True}, "int8": {"fp16": True, "int8": True}}
+#: This engine's forms: what the tables call them → BuildOptions, as builder.py sets them for calibrated ranges.
+FORMS = {"fp32": {}, "bf16": {"fp16": True}, "int8": {"fp16": True, "int8": True, "force_int8_multihead": True}}
 
 #: Each peer runs this often in its turn, after one run that only wakes its threads.
 RUNS_PER_TURN = 2

@@ -10,7 +10,7 @@ import pytest
 from helpers import building, calibrator, quantization
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import LAYERS, OpenVINOEngine, build
+from helpers.backends.openvino.engine import LAYERS, build
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
@@ -115,10 +115,15 @@ def test_only_zeros_and_what_is_not_finite(rng):
 # The engine's int8
 
 
-def cpu_rounding(ranges: dict):
-    """`quantize` of the reference as the CPU engine rounds: inputs and kernels of the encoder's dense layers."""
+def cpu_rounding(ranges: dict, attention: bool = False):
+    """`quantize` of the reference as the CPU engine rounds: inputs and kernels of the encoder's dense layers.
+
+    `attention`: query and key, too, where they meet.
+    """
 
     def quantize(name, values):
+        if attention and name.endswith(("_qv_a_input_quantizer_amax", "_qv_b_input_quantizer_amax")):
+            return fake_int8(values, ranges[name])
         if name.endswith("_kernel_amax"):
             amax = np.broadcast_to(np.ravel(ranges.get(name, np.abs(values).max(1))), len(values))
             return fake_int8(values, amax[:, None], lowest=-127)
@@ -135,12 +140,13 @@ def cpu_rounding(ranges: dict):
     return quantize
 
 
-def int8_engine(config, weights, gelu, layout="padded", megatron=False, batch_size=4, length=40) -> OpenVINOEngine:
+def int8_engine(config, weights, gelu, layout="padded", megatron=False, attention=False, batch_size=4, length=40):
+    """A function that runs one batch through the CPU's int8 network with float32 beside."""
     import openvino as ov
 
     from helpers.bert_network import build_bert
 
-    layers = LAYERS[layout](config, batch_size, length, quantization.Quantization("int8", weights.ranges, "test"))
+    layers = LAYERS[layout](config, batch_size, length, quantization.Quantization("int8", weights.ranges, "test"), attention)
     build_bert(layers, config, weights, gelu, megatron)
     compiled = ov.Core().compile_model(layers.model(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda batch: compiled(batch.inputs())[0]
@@ -164,7 +170,8 @@ def test_int8_rounds_as_the_reference_does(layout, megatron, kernel_ranges, rng)
             largest = np.abs(tensors[name.removesuffix("_amax")]).max(1, keepdims=True)
             per_channel = (largest * rng.uniform(0.6, 1, largest.shape)).astype(np.float32)
             ranges[name] = per_channel if kernel_ranges == "per channel" else per_channel.max()
-    run = int8_engine(config, BertWeights(tensors, gelu, "test", ranges), gelu, layout, megatron)
+    attention = bool(rng.random() < 0.5)
+    run = int8_engine(config, BertWeights(tensors, gelu, "test", ranges), gelu, layout, megatron, attention)
     far, near = [], []
     for batch in batches:
         length = batch[0].shape[1]
@@ -173,7 +180,7 @@ def test_int8_rounds_as_the_reference_does(layout, megatron, kernel_ranges, rng)
             logits = run(PackedBatch(batch[0][0], batch[1][0], bounds, np.zeros(length, np.int32)))[None]
         else:
             logits = run(PaddedBatch(*batch))
-        rounded = reference_logits(config, tensors, gelu, *batch, pre_normalised=megatron, quantize=cpu_rounding(ranges))
+        rounded = reference_logits(config, tensors, gelu, *batch, pre_normalised=megatron, quantize=cpu_rounding(ranges, attention))
         exact = reference_logits(config, tensors, gelu, *batch, pre_normalised=megatron)
         near.append(np.median(np.abs(logits - rounded)))
         far.append(np.median(np.abs(exact - rounded)))

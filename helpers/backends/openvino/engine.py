@@ -45,7 +45,8 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     core = ov.Core()
     check_options(core, options)
     quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
-    layers = LAYERS[options.layout](config, options.max_batch_size, options.max_sequence_length, quantization)
+    sizes = (options.max_batch_size, options.max_sequence_length)
+    layers = LAYERS[options.layout](config, *sizes, quantization, options.force_int8_multihead)
     build_bert(layers, config, weights, gelu, options.megatron)
     precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}

@@ -12,7 +12,14 @@ from openvino import opset13 as op
 
 from helpers.backends.base import NetworkLayers, Normalised
 from helpers.bert_config import BertConfig
-from helpers.quantization import GELU_MINIMUM, Quantization, is_gelu_output, to_int8
+from helpers.quantization import (
+    GELU_MINIMUM,
+    MATMUL_INPUTS,
+    Quantization,
+    is_gelu_output,
+    matmul_input_name,
+    to_int8,
+)
 
 #: Added to the score of a padded key: e^-30000 is 0 in every float type, and -30000 is exact enough in all of them.
 MASKED_SCORE = -30000.0
@@ -22,13 +29,16 @@ class OpenVINOLayers(NetworkLayers):
     """Collects BERT as an `openvino.Model`. The layouts differ in inputs, positions and attention, and in no more.
 
     With `quantization` (int8) the encoder's dense layers multiply integers: a FakeQuantize on the input, int8 constants
-    per output channel for the kernel, which OpenVINO fuses into VNNI's products. Attention stays in the float type: it
-    is bound by memory, and int8 gains nothing there.
+    per output channel for the kernel, which OpenVINO fuses into VNNI's products. With `quantize_attention` query and
+    key meet in int8, too, where their ranges are known, which pays from some 300 tokens on.
     """
 
-    def __init__(self, config: BertConfig, quantization: Quantization | None = None):
+    def __init__(
+        self, config: BertConfig, quantization: Quantization | None = None, quantize_attention: bool = False
+    ):
         self._config = config
         self._quantization = quantization
+        self._quantize_attention = quantize_attention
         self._inputs = []
         self._logits = None
 
@@ -51,10 +61,14 @@ class OpenVINOLayers(NetworkLayers):
         hidden, step = self._quantized_input(hidden, kernel, name)
         steps = (None,) * 3 if step is None else np.split(step, 3)
         parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), factors, steps)
-        return [
+        query, key, value = (
             self._product(hidden, part, offset, step, f"{name}_{which}", factor)
             for which, part, offset, factor, step in parts
-        ]
+        )
+        if self._quantize_attention:
+            query = self._attention_input(query, name, 0, self._config.attention_scale)
+            key = self._attention_input(key, name, 1)
+        return query, key, value
 
     def dense(self, hidden, kernel, bias, name):
         hidden, step = self._quantized_input(hidden, kernel, name)
@@ -100,9 +114,16 @@ class OpenVINOLayers(NetworkLayers):
         """A dense layer's input rounded to int8, and its kernel's steps [out]; as it is, and None, in a float network."""
         if self._quantization is None:
             return hidden, None
-        low, high = (_constant(np.float32([[limit]]), f"{name}_limit") for limit in self._input_limits(name))
-        rounded = op.fake_quantize(hidden, low, high, low, high, 256, name=f"{name}_input")
+        rounded = _rounded(hidden, *self._input_limits(name), f"{name}_input")
         return rounded, self._quantization.kernel_scale(name, kernel)
+
+    def _attention_input(self, part, name, which: int, factor: float = 1.0):
+        """Query or key, rounded to int8 for their product where its range is known; `factor`: what scales the values."""
+        amax = self._quantization.known(matmul_input_name(name, MATMUL_INPUTS[which]))
+        if amax is None:
+            return part
+        step = amax * factor / self._quantization.largest
+        return _rounded(part, -128 * step, 127 * step, f"{name}_{MATMUL_INPUTS[which]}")
 
     def _input_limits(self, name):
         """Lowest and highest value of a dense layer's input: 256 steps, one of them on 0.
@@ -155,8 +176,9 @@ class PaddedLayers(OpenVINOLayers):
         max_batch_size: int,
         max_sequence_length: int,
         quantization: Quantization | None = None,
+        quantize_attention: bool = False,
     ):
-        super().__init__(config, quantization)
+        super().__init__(config, quantization, quantize_attention)
         shape = ov.Dimension(1, max_batch_size), ov.Dimension(1, max_sequence_length)
         self._input_ids, self._segment_ids, input_mask = (
             self._parameter(name, *shape) for name in ("input_ids", "segment_ids", "input_mask")
@@ -184,8 +206,9 @@ class PackedLayers(OpenVINOLayers):
         max_batch_size: int,
         max_sequence_length: int,
         quantization: Quantization | None = None,
+        quantize_attention: bool = False,
     ):
-        super().__init__(config, quantization)
+        super().__init__(config, quantization, quantize_attention)
         tokens = ov.Dimension(1, max_batch_size * max_sequence_length)
         input_ids = self._parameter("input_ids", tokens)
         segment_ids = self._parameter("segment_ids", tokens)
@@ -224,6 +247,12 @@ def _scores_of_masked_keys(mask):
     """0 for a real token, MASKED_SCORE for padding: [B, S] → [B, 1, 1, S], to be added to every query's scores."""
     is_padding = op.subtract(op.constant(np.float32(1)), op.convert(mask, "f32"))
     return op.unsqueeze(op.multiply(is_padding, op.constant(np.float32(MASKED_SCORE))), _int64([1, 2]))
+
+
+def _rounded(tensor, lowest: float, highest: float, name: str):
+    """`tensor` rounded to the 256 even steps from `lowest` to `highest`, and clipped to them."""
+    low, high = (_constant(np.float32([[limit]]), f"{name}_limit") for limit in (lowest, highest))
+    return op.fake_quantize(tensor, low, high, low, high, 256, name=name)
 
 
 def _range(count):
