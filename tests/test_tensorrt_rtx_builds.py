@@ -272,7 +272,7 @@ def test_a_timing_cache_is_left_alone(tmp_path):
         ({"network": "plugin"}, "has no BERT plugins; use --network native"),
         ({"plugin_version": "v3"}, "has no v3 BERT plugins; use --network native"),
         ({"layout": "packed", "interleaved": True}, "--interleaved needs --int8"),
-        ({"layout": "packed", "interleaved": True, "int8": True}, "has no BERT plugins; use --network native"),
+        ({"layout": "packed", "interleaved": True, "int8": True}, "has no BERT plugins; leave --interleaved out"),
     ],
     ids=str,
 )

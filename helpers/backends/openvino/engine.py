@@ -46,7 +46,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     check_options(core, options)
     quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
     sizes = (options.max_batch_size, options.max_sequence_length)
-    layers = LAYERS[options.layout](config, *sizes, quantization, options.force_int8_multihead)
+    layers = LAYERS[options.layout](config, *sizes, quantization, options.int8 and options.force_int8_multihead)
     build_bert(layers, config, weights, gelu, options.megatron)
     precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
     settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
