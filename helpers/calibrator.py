@@ -44,7 +44,7 @@ _LEVELS = 128
 
 
 class Histogram:
-    """Counts of a tensor's absolute values, float64 [BINS], over 0 to `limit`, which doubles until all values fit."""
+    """Counts of a tensor's absolute values, int64 [BINS], over 0 to `limit`, which doubles until all values fit."""
 
     def __init__(self):
         self.limit = 0.0

@@ -185,7 +185,7 @@ def test_int8_rounds_as_the_reference_does(layout, megatron, kernel_ranges, rng)
         near.append(np.median(np.abs(logits - rounded)))
         far.append(np.median(np.abs(exact - rounded)))
     # What is left are values so near the middle of a step that float32 and float64 round them apart: few, hence the
-    # medians. In packed int8 networks OpenVINO moves scales behind the gathers, and attention is 5e-4 less exact.
+    # medians. In packed int8 networks OpenVINO's attention is 5e-4 less exact, why is not known.
     assert np.median(near) < (0.1 if layout == "padded" else 0.5) * np.median(far)
 
 

@@ -1,7 +1,7 @@
 """BERT's layers in OpenVINO's opset: activations [B, S, E] or [1, T, E], every size but E known only at run time.
 
-Packed tokens are one long row: over [T, E] OpenVINO's passes for int8 would take a layer norm's gamma and beta for
-scale and offset of integers, and compute with beta / gamma.
+Packed tokens are one long row: over [T, E], in int8 networks, OpenVINO rewrites a layer norm's multiply and add as a
+subtraction, which would divide by gamma; over [1, T, E] it keeps them, as in padded networks.
 """
 
 from abc import abstractmethod
@@ -122,19 +122,21 @@ class OpenVINOLayers(NetworkLayers):
         amax = self._quantization.known(matmul_input_name(name, MATMUL_INPUTS[which]))
         if amax is None:
             return part
-        step = amax * factor / self._quantization.largest
-        return _rounded(part, -128 * step, 127 * step, f"{name}_{MATMUL_INPUTS[which]}")
+        return _rounded(part, *self._even_limits(amax * factor), f"{name}_{MATMUL_INPUTS[which]}")
+
+    def _even_limits(self, amax):
+        """Lowest and highest value of 256 steps of amax / 127, one of them on 0."""
+        step = amax / self._quantization.largest
+        return -128 * step, 127 * step
 
     def _input_limits(self, name):
         """Lowest and highest value of a dense layer's input: 256 steps, one of them on 0.
 
         A GELU's output is never below -0.17, so it takes its steps between there and amax: twice as fine as even ones.
         """
-        quantization = self._quantization
-        amax = quantization.dense_input(name)
+        amax = self._quantization.dense_input(name)
         if not is_gelu_output(name):
-            step = amax / quantization.largest
-            return -128 * step, 127 * step
+            return self._even_limits(amax)
         step = (amax + GELU_MINIMUM) / 255
         below = np.ceil(GELU_MINIMUM / step)
         return -below * step, (255 - below) * step
