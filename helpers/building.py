@@ -213,6 +213,8 @@ def build_engine(args) -> None:
 
     start = time.perf_counter()
     built = backend_module(backend).build(config, weights, gelu, options)
+    for note in built.notes:
+        cli.note(note)
     if args.fp16 and backend == "openvino":
         cli.note(f"--fp16: this CPU's half type is {built.precision[-1]}")
     if args.force_int8_skipln and args.int8 and built.network == "native":

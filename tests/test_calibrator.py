@@ -5,14 +5,16 @@ import math
 import struct
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from helpers import building, calibrator, quantization
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import LAYERS, build
+from helpers.backends.openvino.engine import LAYERS, build, compile_network, int8_overflows
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
+from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError
 from helpers.weights import BertWeights, load_weights
 from tests import checkpoints
@@ -140,22 +142,21 @@ def cpu_rounding(ranges: dict, attention: bool = False):
     return quantize
 
 
-def int8_engine(config, weights, gelu, layout="padded", megatron=False, attention=False, batch_size=4, length=40):
+def int8_engine(config, weights, gelu, multiply_in_float, layout="padded", megatron=False, attention=False):
     """A function that runs one batch through the CPU's int8 network with float32 beside."""
-    import openvino as ov
-
-    from helpers.bert_network import build_bert
-
-    layers = LAYERS[layout](config, batch_size, length, quantization.Quantization("int8", weights.ranges, "test"), attention)
+    layers = LAYERS[layout](config, 4, 40, quantization.Quantization("int8", weights.ranges, "test"), attention)
     build_bert(layers, config, weights, gelu, megatron)
-    compiled = ov.Core().compile_model(layers.model(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_network(ov.Core(), layers.model(), "fp32", multiply_in_float)
     return lambda batch: compiled(batch.inputs())[0]
 
 
+@pytest.mark.parametrize("multiply_in_float", (False, True))
 @pytest.mark.parametrize("layout", ("padded", "packed"))
 @pytest.mark.parametrize("megatron", (False, True))
 @pytest.mark.parametrize("kernel_ranges", ("none", "per tensor", "per channel"))
-def test_int8_rounds_as_the_reference_does(layout, megatron, kernel_ranges, rng):
+def test_int8_rounds_as_the_reference_does(multiply_in_float, layout, megatron, kernel_ranges, rng):
+    if not multiply_in_float and int8_overflows(ov.Core()):
+        pytest.skip("this CPU's own int8 products overflow: no engine is built of them")
     config = dataclasses.replace(random_config(rng), max_position_embeddings=20, num_hidden_layers=1)
     tensors = random_weights(config, rng)
     gelu = str(rng.choice(["tanh", "erf"]))
@@ -171,7 +172,8 @@ def test_int8_rounds_as_the_reference_does(layout, megatron, kernel_ranges, rng)
             per_channel = (largest * rng.uniform(0.6, 1, largest.shape)).astype(np.float32)
             ranges[name] = per_channel if kernel_ranges == "per channel" else per_channel.max()
     attention = bool(rng.random() < 0.5)
-    run = int8_engine(config, BertWeights(tensors, gelu, "test", ranges), gelu, layout, megatron, attention)
+    weights = BertWeights(tensors, gelu, "test", ranges)
+    run = int8_engine(config, weights, gelu, multiply_in_float, layout, megatron, attention)
     far, near = [], []
     for batch in batches:
         length = batch[0].shape[1]
@@ -331,8 +333,14 @@ def test_tensorrt_s_own_cache(tmp_path, rng):
             calibrator.read_cache(tmp_path / "bad", ANY, config)
 
 
-def test_a_checkpoint_s_own_ranges_come_first(tmp_path, script, rng):
-    """Quantization-aware training: the ranges are in the checkpoint, nothing is calibrated."""
+@pytest.mark.parametrize("overflows", (False, True))
+def test_a_checkpoint_s_own_ranges_come_first(overflows, tmp_path, script, monkeypatch, rng):
+    """Quantization-aware training: the ranges are in the checkpoint, nothing is calibrated.
+
+    `overflows`: as on a CPU whose int8 products do.
+    """
+    overflows = overflows or int8_overflows(ov.Core())
+    monkeypatch.setattr("helpers.backends.openvino.engine.int8_overflows", lambda core: overflows)
     config = dataclasses.replace(random_config(rng), num_hidden_layers=1, max_position_embeddings=20)
     tensors = random_weights(config, rng)
     batches = rows_without_padding(config, rng, 5)
@@ -346,6 +354,7 @@ def test_a_checkpoint_s_own_ranges_come_first(tmp_path, script, rng):
         "builder.py", "-pt", folder, "-o", tmp_path / "qat.engine", "-s", 20, "--int8", "--backend", "openvino", "-n", 5
     )
     assert result.code == 0 and "quantization-aware training" in result.err, result
+    assert ("int8 products overflow on this CPU" in result.err) == overflows, result
     assert "Note: --calib-num has no effect" in result.err and not list(tmp_path.glob("*.calibration"))
     ranges = load_weights(config, pytorch=folder).ranges
     engine = load_engine(tmp_path / "qat.engine", "padded")

@@ -1,11 +1,15 @@
 """The CPU engine's numbers: against Hugging Face float32 and the numpy float64 reference, through every format."""
 
+import re
+from pathlib import Path
+
 import numpy as np
+import openvino as ov
 import pytest
 
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import build, check_options, half_precision
+from helpers.backends.openvino.engine import build, check_options, half_precision, int8_overflows
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
@@ -179,3 +183,12 @@ def test_the_half_type_is_one_that_the_cpu_has():
     check_options(Cpu("FP32", "BF16"), BuildOptions(bf16=True))
     with pytest.raises(UsageError, match="bfloat16"):
         check_options(Cpu("FP32", "FP16"), BuildOptions(bf16=True))
+
+
+def test_int8_overflows_where_the_cpu_has_no_vnni():
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = re.search("^flags.*", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    if flags is None:
+        pytest.skip("only Linux on x86 tells a CPU's flags")
+    has_vnni = not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags[0].split())
+    assert int8_overflows(ov.Core()) == (not has_vnni)

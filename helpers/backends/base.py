@@ -52,7 +52,10 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A compiled network and what its card has to say. `precision`, `network`, `settings`: see EngineCard."""
+    """A compiled network and what its card has to say. `precision`, `network`, `settings`: see EngineCard.
+
+    `notes`: what whoever builds it should know, a line each.
+    """
 
     data: bytes | memoryview
     backend_version: str
@@ -60,6 +63,7 @@ class BuiltEngine:
     network: str
     precision: list
     settings: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
 
 
 class Normalised(NamedTuple):

@@ -7,6 +7,8 @@ from typing import Callable, Sequence
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as op
+from openvino.passes import ConstantFolding, Manager
 
 from helpers.backends.base import BuildOptions, BuiltEngine, Engine
 from helpers.backends.openvino.layers import PackedLayers, PaddedLayers
@@ -15,7 +17,7 @@ from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import Quantization
+from helpers.quantization import LARGEST, Quantization
 from helpers.weights import BertWeights
 
 DEVICE = "CPU"
@@ -33,11 +35,46 @@ INPUTS = {
 }
 LAYERS = {"padded": PaddedLayers, "packed": PackedLayers}
 
+_OVERFLOW_NOTE = (
+    "Note: int8 products overflow on this CPU (no VNNI): the engine rounds to int8 and multiplies in float, "
+    "with int8's accuracy at fp32's speed"
+)
+
 
 def half_precision(core: ov.Core) -> str:
     """The half type that this CPU computes in: "bf16", "fp16", or "fp32" where it has neither."""
     capabilities = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in capabilities else "fp16" if "FP16" in capabilities else "fp32"
+
+
+def int8_overflows(core: ov.Core) -> bool:
+    """Whether this CPU adds int8 products in 16 bits, which saturate (vpmaddubsw): x86 without VNNI does.
+
+    OpenVINO does not tell, so a dense layer of the largest integers is tried.
+    """
+    largest, ones = int(LARGEST["int8"]), np.ones((1, 16, 64), np.float32)
+    quantization = Quantization("int8", {"probe_input_amax": np.float32(largest)}, "the probe")
+    hidden = op.parameter(ones.shape, np.float32)
+    layers = PaddedLayers(None, 1, 1, quantization)
+    product = layers.dense(hidden, largest * ones[0], np.zeros(16, np.float32), "probe")
+    model = ov.Model([op.result(product)], [hidden], "probe")
+    sums = core.compile_model(model, DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})(largest * ones)[0]
+    return not np.allclose(sums, 64 * largest**2)
+
+
+def compile_network(core: ov.Core, model: ov.Model, precision: str, multiply_in_float: bool) -> ov.CompiledModel:
+    """Compile for this CPU, `precision` for what is not int8. `multiply_in_float`: int8 values, float products.
+
+    The values are rounded alike; sums are off by float's own rounding. Kernels become float, too: the engine is as large
+    as fp32's, and 7 % faster than one that unpacks int8 in each product.
+    """
+    settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
+    if multiply_in_float:
+        passes = Manager()
+        passes.register_pass(ConstantFolding())
+        passes.run_passes(model)
+        settings["LP_TRANSFORMS_MODE"] = False  # undocumented: leave FakeQuantize as it is
+    return core.compile_model(model, DEVICE, settings)
 
 
 def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions) -> BuiltEngine:
@@ -49,10 +86,12 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     layers = LAYERS[options.layout](config, *sizes, quantization, options.int8 and options.force_int8_multihead)
     build_bert(layers, config, weights, gelu, options.megatron)
     precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
-    settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
-    blob = core.compile_model(layers.model(), DEVICE, settings).export_model().getbuffer()
+    overflows = options.int8 and int8_overflows(core)
+    blob = compile_network(core, layers.model(), precision, overflows).export_model().getbuffer()
     device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-    return BuiltEngine(blob, _build_number(), device, "layers", ["int8", precision] if options.int8 else [precision])
+    precisions = ["int8", precision] if options.int8 else [precision]
+    notes = [_OVERFLOW_NOTE] if overflows else []
+    return BuiltEngine(blob, _build_number(), device, "layers", precisions, notes=notes)
 
 
 def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
