@@ -147,7 +147,7 @@ class Builder:
         import nncf
         import openvino
 
-        from helpers.backends.openvino.engine import OpenVINOEngine, half_precision
+        from helpers.backends.openvino.engine import TYPES, OpenVINOEngine, half_precision
         from helpers.backends.openvino.layers import PaddedLayers
         from helpers.bert_network import build_bert
 
@@ -158,7 +158,7 @@ class Builder:
             layers.model(), windows, subset_size=len(self.calibration), model_type=nncf.ModelType.TRANSFORMER
         )
         core, hint = openvino.Core(), "THROUGHPUT" if throughput else "LATENCY"
-        settings = {"INFERENCE_PRECISION_HINT": half_precision(core), "PERFORMANCE_HINT": hint}
+        settings = {"INFERENCE_PRECISION_HINT": TYPES[half_precision(core)], "PERFORMANCE_HINT": hint}
         return OpenVINOEngine(self.engine("bf16", length, batch_size).card, core.compile_model(model, "CPU", settings))
 
 

@@ -26,7 +26,7 @@ DEVICE = "CPU"
 LENGTH_MULTIPLE = 16
 
 #: OpenVINO's type for each precision of the card.
-_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 #: The network's inputs in each layout, in their order.
 INPUTS = {
@@ -68,7 +68,7 @@ def compile_network(core: ov.Core, model: ov.Model, precision: str, multiply_in_
     The values are rounded alike; sums are off by float's own rounding. Kernels become float, too: the engine is as large
     as fp32's, and 7 % faster than one that unpacks int8 in each product.
     """
-    settings = {"INFERENCE_PRECISION_HINT": _TYPES[precision]}
+    settings = {"INFERENCE_PRECISION_HINT": TYPES[precision]}
     if multiply_in_float:
         passes = Manager()
         passes.register_pass(ConstantFolding())
@@ -109,9 +109,9 @@ def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngi
 
 
 def _type_of(path: Path, card: EngineCard) -> str:
-    if card.precision[-1] not in _TYPES:
+    if card.precision[-1] not in TYPES:
         raise DemoBertError(f"{path} computes in {card.precision[-1]} by its card, openvino's never do; build it again")
-    return _TYPES[card.precision[-1]]
+    return TYPES[card.precision[-1]]
 
 
 def _check_sizes(path: Path, card: EngineCard, compiled: ov.CompiledModel) -> None:
@@ -229,7 +229,7 @@ def _import(path: Path, settings: dict) -> ov.CompiledModel:
 def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
     """A card from what the blob itself tells; text is guessed to be lower-cased, as for most English BERTs."""
     layout, batch_size, length = _blob_sizes(path, compiled)
-    types = {value: key for key, value in _TYPES.items()}
+    types = {value: key for key, value in TYPES.items()}
     precision = types.get(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), "fp32")
     return EngineCard(
         backend="openvino",
