@@ -36,6 +36,10 @@ MEGATRON_VERSIONS = {
     "v3": {EMBEDDINGS: "5", ATTENTION: "6", ADD_AND_NORM: "8", LAST_ADD_AND_NORM: "7"},
 }
 
+#: The padded attention plugin's half and int8 kernels are of this head size. It picks them by the length alone: with
+#: other heads it builds, and fails when it runs (seen with TensorRT 8.6.0 on an H100).
+PADDED_HEAD_SIZE = 64
+
 #: What the packed attention plugin has kernels for, by NVIDIA's word (github.com/NVIDIA/TensorRT/issues/3298).
 MAX_PACKED_LENGTH = 512
 MAX_PACKED_HEAD_SIZE = 64

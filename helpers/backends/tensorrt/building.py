@@ -11,6 +11,7 @@ from helpers.backends.tensorrt.bert_plugins import (
     MAX_PACKED_LENGTH,
     MEGATRON_VERSIONS,
     PACKED_VERSIONS,
+    PADDED_HEAD_SIZE,
     PADDED_VERSIONS,
     BertPlugins,
     find_plugins,
@@ -241,7 +242,10 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
     if options.megatron and not options.interleaved:
         return "the BERT plugins of Megatron's residual are interleaved ones: add --interleaved"
     if options.layout != "packed":
-        return None
+        in_float = not options.fp16 and not (options.int8 and options.force_int8_multihead)
+        if in_float or config.head_size == PADDED_HEAD_SIZE:
+            return None
+        return f"padded BERT plugins take heads of {PADDED_HEAD_SIZE} below float32, this model's have {config.head_size}"
     if capability < PACKED_PLUGIN_CAPABILITY:
         needed, found = (".".join(map(str, version)) for version in (PACKED_PLUGIN_CAPABILITY, capability))
         return f"packed BERT plugins need compute capability {needed}; this GPU has {found}"
