@@ -58,11 +58,12 @@ class OpenVINOLayers(NetworkLayers):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
         # scores by 1/√H, at no cost when the network runs.
         factors = (self._config.attention_scale, 1, 1)
-        hidden, step = self._quantized_input(hidden, kernel, name)
+        hidden, unit = self._quantized_input(hidden, kernel.shape[1], name)
+        step = self._kernel_steps(kernel, name)
         steps = (None,) * 3 if step is None else np.split(step, 3)
         parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), factors, steps)
         query, key, value = (
-            self._product(hidden, part, offset, step, f"{name}_{which}", factor)
+            self._product(hidden, part, offset, step, f"{name}_{which}", factor, unit)
             for which, part, offset, factor, step in parts
         )
         if self._quantize_attention:
@@ -71,8 +72,8 @@ class OpenVINOLayers(NetworkLayers):
         return query, key, value
 
     def dense(self, hidden, kernel, bias, name):
-        hidden, step = self._quantized_input(hidden, kernel, name)
-        return self._product(hidden, kernel, bias, step, name)
+        hidden, unit = self._quantized_input(hidden, kernel.shape[1], name)
+        return self._product(hidden, kernel, bias, self._kernel_steps(kernel, name), name, unit=unit)
 
     def gelu(self, hidden, formula, name):
         return op.gelu(hidden, formula, name=name)
@@ -99,23 +100,42 @@ class OpenVINOLayers(NetworkLayers):
         self._inputs.append(parameter)
         return parameter
 
-    def _product(self, hidden, kernel, bias, step, name, factor: float = 1.0):
-        """(hidden · kernelᵀ + bias) · factor; `step` [out]: the kernel in int8 of these steps, None: in float."""
+    def _product(self, hidden, kernel, bias, step, name, factor: float = 1.0, unit: float = 1.0):
+        """(unit · hidden · kernelᵀ + bias) · factor.
+
+        `step` [out]: the kernel in int8 of these steps; None: in float, where `unit` has to be 1.
+        """
         factor = np.float32(factor)
         if step is None:
             weight = _constant(kernel * factor, f"{name}_kernel")
         else:
             integers = op.constant(to_int8(kernel, step[:, None]), name=f"{name}_kernel")
-            weight = op.multiply(op.convert(integers, "f32"), _constant((step * factor)[:, None], f"{name}_step"))
+            scale = step * factor * np.float32(unit)
+            weight = op.multiply(op.convert(integers, "f32"), _constant(scale[:, None], f"{name}_step"))
         product = op.matmul(hidden, weight, False, True, name=name)
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
 
-    def _quantized_input(self, hidden, kernel, name):
-        """A dense layer's input rounded to int8, and its kernel's steps [out]; as it is, and None, in a float network."""
+    def _quantized_input(self, hidden, size: int, name):
+        """A dense layer's input of `size` channels in int8, and the unit that it is in; in a float network as it is, and 1.
+
+        What is no GELU's output is divided by its range, and rounded there: OpenVINO then rounds in the kernel of that
+        multiplication, in any float type. A FakeQuantize alone it computes by an operation of its own, in float32 (a
+        GELU's output is rounded by the dense layer before it). A multiplication by one number would be moved into the
+        FakeQuantize, so the first is another, by its last bit.
+        """
         if self._quantization is None:
-            return hidden, None
-        rounded = _rounded(hidden, *self._input_limits(name), f"{name}_input")
-        return rounded, self._quantization.kernel_scale(name, kernel)
+            return hidden, 1.0
+        if is_gelu_output(name):
+            return _rounded(hidden, *self._gelu_limits(name), f"{name}_input"), 1.0
+        amax = self._quantization.dense_input(name)
+        inverse = np.full(size, 1 / amax, np.float32)
+        inverse[0] = np.nextafter(inverse[0], np.float32(0))
+        shares = op.multiply(hidden, self._last_axis(inverse, f"{name}_input_inverse"))
+        return _rounded(shares, *self._even_limits(1.0), f"{name}_input"), amax
+
+    def _kernel_steps(self, kernel, name):
+        """The steps [out] of a dense layer's kernel in int8; None in a float network."""
+        return None if self._quantization is None else self._quantization.kernel_scale(name, kernel)
 
     def _attention_input(self, part, name, which: int, factor: float = 1.0):
         """Query or key, rounded to int8 for their product where its range is known; `factor`: what scales the values."""
@@ -129,15 +149,12 @@ class OpenVINOLayers(NetworkLayers):
         step = amax / self._quantization.largest
         return -128 * step, 127 * step
 
-    def _input_limits(self, name):
-        """Lowest and highest value of a dense layer's input: 256 steps, one of them on 0.
+    def _gelu_limits(self, name):
+        """Lowest and highest value of a dense layer's input that a GELU put out: 256 steps, one of them on 0.
 
-        A GELU's output is never below -0.17, so it takes its steps between there and amax: twice as fine as even ones.
+        It is never below -0.17, so it takes its steps between there and amax: twice as fine as even ones.
         """
-        amax = self._quantization.dense_input(name)
-        if not is_gelu_output(name):
-            return self._even_limits(amax)
-        step = (amax + GELU_MINIMUM) / 255
+        step = (self._quantization.dense_input(name) + GELU_MINIMUM) / 255
         below = np.ceil(GELU_MINIMUM / step)
         return -below * step, (255 - below) * step
 
