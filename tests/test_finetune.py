@@ -3,7 +3,6 @@
 import json
 import shutil
 import string
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -370,7 +369,7 @@ def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 def test_onnx_computes_what_the_trained_network_does(rng, tmp_path, gelu):
     ort = pytest.importorskip("onnxruntime")
-    config = replace(random_config(rng), num_hidden_layers=int(rng.integers(1, 3)))
+    config = random_config(rng)
     tensors = random_weights(config, rng)
     network = network_of(config, tensors, gelu)
     inputs = random_inputs(config, rng, 9, min(8, config.max_position_embeddings))
@@ -396,8 +395,8 @@ def test_onnx_computes_what_the_trained_network_does(rng, tmp_path, gelu):
     error = (np.abs(np.stack([starts, ends], -1) - wanted) * text).max((1, 2))
     effect = (np.abs(unrounded - wanted) * text).max((1, 2))
     # Float sums differ in their last bits, which now and then tips a value over an edge of rounding: that row then has
-    # a whole int8 step of difference. Some rows have none; a wrong scale or range would spare no row.
-    assert np.quantile(error, 0.25) < 1e-4 < 1e-3 < np.quantile(effect, 0.25)
+    # a whole int8 step of difference. Most rows have none.
+    assert np.median(error) < 1e-4 < 1e-3 < np.median(effect)
 
 
 def test_a_stopped_run_ends_like_one_that_was_not(tiny, finetune, tmp_path, monkeypatch):
