@@ -215,8 +215,6 @@ def build_engine(args) -> None:
     built = backend_module(backend).build(config, weights, gelu, options)
     for note in built.notes:
         cli.note(note)
-    if args.fp16 and backend == "openvino":
-        cli.note(f"--fp16: this CPU's half type is {built.precision[-1]}")
     if args.force_int8_skipln and args.int8 and built.network == "native":
         # Only the build tells: without plugins that suit the model, --network auto ends in a native network.
         cli.note("Note: --force-int8-skipln has no effect on this engine: native networks add and normalise in float")

@@ -166,9 +166,6 @@ def test_a_model_whose_epsilon_matters_gets_the_native_network(engine_path, monk
         write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), network="plugin")
 
 
-# Profiles
-
-
 @pytest.mark.parametrize("options", [{"fp16": True}, {"int8": True, "force_int8_multihead": True}], ids=["fp16", "int8"])
 def test_padded_plugins_take_heads_of_64_below_float32(options, engine_path, monkeypatch, rng):
     install("10.16.1", monkeypatch)
@@ -179,6 +176,9 @@ def test_padded_plugins_take_heads_of_64_below_float32(options, engine_path, mon
     fp32 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,))
     fp16 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), fp16=True)
     assert (fp32.network, fp16.network) == ("plugin", "native")
+
+
+# Profiles
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -91,6 +91,7 @@ def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOpt
     device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
     precisions = ["int8", precision] if options.int8 else [precision]
     notes = [_OVERFLOW_NOTE] if overflows else []
+    notes += [f"--fp16: this CPU's half type is {precision}"] if options.fp16 else []
     return BuiltEngine(blob, _build_number(), device, "layers", precisions, notes=notes)
 
 

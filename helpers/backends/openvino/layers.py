@@ -116,7 +116,7 @@ class OpenVINOLayers(NetworkLayers):
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
 
     def _quantized_input(self, hidden, size: int, name):
-        """A dense layer's input of `size` channels in int8, and the unit that it is in; in a float network as it is, and 1.
+        """A dense layer's input of `size` channels in int8, and its unit; in a float network as it is, and 1.
 
         What is no GELU's output is divided by its range, and rounded there: OpenVINO then rounds in the kernel of that
         multiplication, in any float type. A FakeQuantize alone it computes by an operation of its own, in float32 (a

@@ -242,10 +242,11 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
     if options.megatron and not options.interleaved:
         return "the BERT plugins of Megatron's residual are interleaved ones: add --interleaved"
     if options.layout != "packed":
-        in_float = not options.fp16 and not (options.int8 and options.force_int8_multihead)
-        if in_float or config.head_size == PADDED_HEAD_SIZE:
-            return None
-        return f"padded BERT plugins take heads of {PADDED_HEAD_SIZE} below float32, this model's have {config.head_size}"
+        below_float32 = options.fp16 or (options.int8 and options.force_int8_multihead)
+        if below_float32 and config.head_size != PADDED_HEAD_SIZE:
+            known, found = PADDED_HEAD_SIZE, config.head_size
+            return f"padded BERT plugins take heads of {known} below float32, this model's have {found}"
+        return None
     if capability < PACKED_PLUGIN_CAPABILITY:
         needed, found = (".".join(map(str, version)) for version in (PACKED_PLUGIN_CAPABILITY, capability))
         return f"packed BERT plugins need compute capability {needed}; this GPU has {found}"
