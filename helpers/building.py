@@ -389,7 +389,7 @@ def with_ranges(
             "with --squad-json, or a cache with --calib-path"
         )
     ranges = {name: np.float32(amax) for name, amax in ranges.items()}
-    return replace(weights, ranges={**ranges, **weights.ranges})
+    return replace(weights, ranges=quantization.with_calibrated(weights.ranges, ranges))
 
 
 def calibration_cache(args) -> Path:

@@ -1,8 +1,8 @@
 """Post-training quantization: the float network reads SQuAD text, and each tensor's range is taken down.
 
 It runs on the CPU, whatever the engine is for. The ranges have the names that QAT checkpoints give theirs
-(shared/spec/weights.md), so that one set of them serves every backend, and they are kept in a cache: text, a tensor a
-line, under the fingerprints of the model and of the text that they were taken of.
+(shared/spec/weights.md), so that one set of them serves every backend, those by channel aside, which need not be used.
+They are kept in a cache: text, a tensor a line, under the fingerprints of the model and of the text that they were taken of.
 """
 
 import hashlib
@@ -151,23 +151,27 @@ def calibrate(
     batches: list[PaddedBatch],
     method: str,
     on_progress: Callable[[], object] = lambda: None,
-) -> dict[str, float]:
+) -> dict[str, float | np.ndarray]:
     """The range of every activation (`quantization.range_names`) over the batches, by one of METHODS.
 
-    `on_progress` is called after each batch. Raises DemoBertError for activations that are not finite.
+    And those by channel, float32 [E], of the tensors that have them (`quantization.channel_range_names`): always the
+    largest values. `on_progress` is called after each batch. Raises DemoBertError for activations that are not finite.
     """
     from helpers.backends.openvino.observation import observe
 
     histograms: dict[str, Histogram] = {}
+    channels = {name: np.zeros(config.hidden_size, np.float32) for name in quantization.channel_range_names(config)}
     for tensors in observe(config, weights, gelu, pre_normalised, batches):
         for name, values in tensors.items():
             histograms.setdefault(name, Histogram()).add(values)
+        for name, tensor in quantization.channel_range_names(config).items():
+            np.maximum(channels[name], np.abs(tensors[tensor]).max(axis=(0, 1)), out=channels[name])
         on_progress()
     ranges = {}
     for name in quantization.range_names(config):
         histogram = histograms[re.sub("_(key|value)_input_amax$", "_query_input_amax", name)]
         ranges[name] = histogram.amax("max" if _KEPT_WHOLE.search(name) else method)
-    return ranges
+    return ranges | channels
 
 
 def model_fingerprint(config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool) -> str:
@@ -186,18 +190,18 @@ def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-_TITLE = "demoBERT calibration cache 1"
+_TITLE = "demoBERT calibration cache 2"
 
 
-def write_cache(path, fingerprint: Fingerprint, ranges: dict[str, float]) -> None:
-    """Write a calibration cache, whole or not at all: the fingerprint, then a range a line. Raises DemoBertError."""
+def write_cache(path, fingerprint: Fingerprint, ranges: dict[str, float | np.ndarray]) -> None:
+    """Write a calibration cache, whole or not at all: the fingerprint, then a tensor a line. Raises DemoBertError."""
     facts = [f"{name} {value}" for name, value in vars(fingerprint).items()]
-    lines = [f"{name} {float(np.float32(amax)):.9g}" for name, amax in ranges.items()]
+    lines = [" ".join([name, *(f"{value:.9g}" for value in np.ravel(amax).astype(np.float32))]) for name, amax in ranges.items()]
     with atomic_write(path, "w") as file:
         file.write("\n".join([_TITLE, *facts, *lines]) + "\n")
 
 
-def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float]:
+def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float | np.ndarray]:
     """The ranges of a calibration cache, ours or TensorRT's. Raises DemoBertError where it is damaged or of another thing.
 
     TensorRT's caches say nothing of what they were taken of, so that their tensors' names are all that is checked.
@@ -206,7 +210,8 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     if lines and re.fullmatch(r"TRT-\d+-\w+", lines[0]):
         return _tensorrt_ranges(path, lines[1:], config)
     if not lines or lines[0] != _TITLE:
-        raise DemoBertError(f"not a calibration cache: {path}; name another with --calib-path, or remove it")
+        kind = "of an older version of demoBERT" if lines and lines[0] == "demoBERT calibration cache 1" else "not a calibration cache"
+        raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
     count = len(vars(wanted))
     found = dict(line.partition(" ")[::2] for line in lines[1 : count + 1])
     for name, value in vars(wanted).items():
@@ -218,10 +223,11 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
                 "another with --calib-path"
             )
     ranges = {}
+    channels = quantization.channel_range_names(config)
     for line in lines[count + 1 :]:
         name, _, text = line.partition(" ")
-        ranges[name] = _positive(path, name, text)
-    _check_names(path, ranges, quantization.range_names(config))
+        ranges[name] = _channels(path, name, text, config) if name in channels else _positive(path, name, text)
+    _check_names(path, ranges, [*quantization.range_names(config), *channels])
     return ranges
 
 
@@ -258,6 +264,15 @@ def _check_names(path, ranges: dict, names: list[str]) -> None:
     for kind, wrong in (("lacks", set(names) - set(ranges)), ("has an unknown tensor,", set(ranges) - set(names))):
         if wrong:
             raise DemoBertError(f"the calibration cache {path} {kind} {min(wrong)[:100]}: remove it to calibrate again")
+
+
+def _channels(path, name: str, text: str, config: BertConfig) -> np.ndarray:
+    values = [_positive(path, name, value) for value in text.split(" ")]
+    if len(values) != config.hidden_size:
+        raise DemoBertError(
+            f"the calibration cache {path} is damaged: {name} has {len(values)} ranges, not {config.hidden_size}; remove it"
+        )
+    return np.array(values, np.float32)
 
 
 def _positive(path, name: str, text: str) -> float:

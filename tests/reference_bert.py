@@ -6,6 +6,7 @@ Shares nothing with the code under test but BertConfig and the canonical names o
 """
 
 import math
+import re
 
 import ml_dtypes
 import numpy as np
@@ -110,6 +111,33 @@ def fake_quantizer(kind: str, ranges: dict, places=lambda name: True):
         return rounded(values, np.float64(ranges[name]))
 
     return quantize
+
+
+def smoothed(quantize, tensors: dict, channels: dict):
+    """`quantize` of reference_logits in int8, where dense inputs are evened out by the ranges of their channels.
+
+    SmoothQuant (arXiv:2211.10438), equation 4, with α = 0.75, scaled so that no channel exceeds 1. `channels`: dense layer
+    ("l<i>_attention_self": query, key and value in one) → largest values [in]. Neither factor is taken back: their
+    product is 1. They are float32, as engines hold them.
+    """
+    limits = {}
+    for dense, largest in channels.items():
+        kernels = [tensors[name] for name in tensors if re.fullmatch(f"{dense}(_query|_key|_value)?_kernel", name)]
+        weights = np.abs(np.concatenate(kernels)).max(0).astype(np.float64)
+        inputs = np.maximum(np.float64(largest), 1e-5 * np.float64(largest).max())
+        shares = inputs**0.75 / np.maximum(weights, 1e-5 * weights.max()) ** 0.25
+        limits[dense] = np.float32(shares * (inputs / shares).max())
+
+    def quantize_smoothed(name, values):
+        place = re.fullmatch("(.*?)(?:_query|_key|_value)?_(input|kernel)_amax", name)
+        dense, kind = place.groups() if place else (None, None)
+        if dense not in limits:
+            return quantize(name, values)
+        if kind == "kernel":
+            return quantize(name, np.float32(values) * limits[dense])
+        return fake_int8(values * np.float64(1 / limits[dense]), 1.0)
+
+    return quantize_smoothed
 
 
 def masked_softmax(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:

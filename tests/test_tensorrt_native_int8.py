@@ -13,7 +13,7 @@ from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import GELU_RANGE
 from helpers.weights import BertWeights
-from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
+from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits, smoothed
 from tests.tensorrt_double import VERSIONS, bindings, install, rtx
 from tests.test_tensorrt_engines import BUNDLED, ROOT, RTX, run_script, write
 from tests.test_tensorrt_packed import built_graphs
@@ -130,6 +130,30 @@ def test_logits_are_the_fake_quantized_reference_s(version, kind, layout, model,
         # Rounding shows: this is not the float network.
         assert worst(engine, model, floats) > 1e-3
         engine.close()
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("version, kind", KINDS)
+def test_channels_are_evened_out_in_int8(version, kind, layout, model, engine_path, installed):
+    tensors, inputs, ranges = model
+    channels = {}
+
+    def observe(name, values):
+        if name.endswith(("_query_input_amax", "_intermediate_dense_input_amax")):
+            channels[name.removesuffix("_input_amax").removesuffix("_query")] = np.abs(values).max((0, 1))
+        return values
+
+    reference_logits(CONFIG, tensors, "erf", *inputs, quantize=observe)
+    channels = {dense: np.float32(largest) for dense, largest in channels.items()}
+    more = {f"{dense}_input_channel_amax": largest for dense, largest in channels.items()}
+    installed(version)
+    engine, _ = engine_of(engine_path, version, model, layout, more, **{kind: True})
+    plain = reference(model, kind)
+    quantize = smoothed(fake_quantizer("int8", ranges, is_dense), tensors, channels)
+    expected = reference_logits(CONFIG, tensors, "erf", *inputs, quantize=quantize) if kind == "int8" else plain
+    assert worst(engine, model, expected) < TOLERANCE
+    assert kind == "fp8" or worst(engine, model, plain) > 1e-4
+    engine.close()
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

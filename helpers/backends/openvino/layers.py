@@ -58,7 +58,7 @@ class OpenVINOLayers(NetworkLayers):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
         # scores by 1/√H, at no cost when the network runs.
         factors = (self._config.attention_scale, 1, 1)
-        hidden, unit = self._quantized_input(hidden, kernel.shape[1], name)
+        hidden, kernel, unit = self._quantized_input(hidden, kernel, name)
         step = self._kernel_steps(kernel, name)
         steps = (None,) * 3 if step is None else np.split(step, 3)
         parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), factors, steps)
@@ -72,7 +72,7 @@ class OpenVINOLayers(NetworkLayers):
         return query, key, value
 
     def dense(self, hidden, kernel, bias, name):
-        hidden, unit = self._quantized_input(hidden, kernel.shape[1], name)
+        hidden, kernel, unit = self._quantized_input(hidden, kernel, name)
         return self._product(hidden, kernel, bias, self._kernel_steps(kernel, name), name, unit=unit)
 
     def gelu(self, hidden, formula, name):
@@ -115,23 +115,27 @@ class OpenVINOLayers(NetworkLayers):
         product = op.matmul(hidden, weight, False, True, name=name)
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
 
-    def _quantized_input(self, hidden, size: int, name):
-        """A dense layer's input of `size` channels in int8, and its unit; in a float network as it is, and 1.
+    def _quantized_input(self, hidden, kernel, name):
+        """A dense layer's input in int8, the kernel for it, and the unit of their product; in a float network as they are, 1.
 
-        What is no GELU's output is divided by its range, and rounded there: OpenVINO then rounds in the kernel of that
-        multiplication, in any float type. A FakeQuantize alone it computes by an operation of its own, in float32 (a
-        GELU's output is rounded by the dense layer before it). A multiplication by one number would be moved into the
-        FakeQuantize, so the first is another, by its last bit.
+        What is no GELU's output is divided by its range, each channel by its own where they are known, and rounded there:
+        OpenVINO then rounds in the kernel of that multiplication, in any float type. A FakeQuantize alone it computes by
+        an operation of its own, in float32 (a GELU's output is rounded by the dense layer before it). A multiplication by
+        one number would be moved into the FakeQuantize, so the first is another, by its last bit.
         """
         if self._quantization is None:
-            return hidden, 1.0
+            return hidden, kernel, 1.0
         if is_gelu_output(name):
-            return _rounded(hidden, *self._gelu_limits(name), f"{name}_input"), 1.0
-        amax = self._quantization.dense_input(name)
-        inverse = np.full(size, 1 / amax, np.float32)
+            return _rounded(hidden, *self._gelu_limits(name), f"{name}_input"), kernel, 1.0
+        limits, unit = self._quantization.channel_limits(name, kernel), 1.0
+        if limits is None:
+            unit = self._quantization.dense_input(name)
+            inverse = np.full(kernel.shape[1], 1 / unit, np.float32)
+        else:
+            kernel, inverse = kernel * limits, 1 / limits
         inverse[0] = np.nextafter(inverse[0], np.float32(0))
         shares = op.multiply(hidden, self._last_axis(inverse, f"{name}_input_inverse"))
-        return _rounded(shares, *self._even_limits(1.0), f"{name}_input"), amax
+        return _rounded(shares, *self._even_limits(1.0), f"{name}_input"), kernel, unit
 
     def _kernel_steps(self, kernel, name):
         """The steps [out] of a dense layer's kernel in int8; None in a float network."""

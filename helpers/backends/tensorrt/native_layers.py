@@ -158,16 +158,47 @@ class NativeWriter(NetworkWriter, NetworkLayers):
 
     def _dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str, ranges: str | None) -> Tensor:
         """hidden · kernelᵀ + bias; in a quantized network by the ranges of `ranges`, None: in the network's type."""
-        outputs, inputs = kernel.shape
-        weight = self._constant(kernel, (*(1,) * (self.rank - 2), outputs, inputs), f"{name}/kernel")
-        if self.quantization is not None and ranges is not None:
-            hidden = self._quantized(hidden, self.quantization.dense_input(ranges), f"{name}/input")
+        quantized = self.quantization is not None and ranges is not None
+        if quantized:
+            hidden, kernel = self._quantized_input(hidden, kernel, name, ranges)
+        weight = self._constant(kernel, (*(1,) * (self.rank - 2), *kernel.shape), f"{name}/kernel")
+        if quantized:
             channels = self.quantization.kernel(ranges, kernel)
             weight = self._quantized(weight, channels, f"{name}/kernel", axis=self.rank - 2)
-        none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
-        product = self.network.add_matrix_multiply(hidden, none, weight, transpose)
-        product = self.output(product, f"{name}/matmul")
+        in_float16 = self.precision == "fp16" and not quantized
+        product = (self._summed_in_float32 if in_float16 else self._product)(hidden, weight, f"{name}/matmul")
         return self.elementwise(product, self._row(bias, f"{name}/bias"), "SUM", name)
+
+    def _product(self, hidden: Tensor, weight: Tensor, name: str) -> Tensor:
+        """hidden · weightᵀ."""
+        none, transpose = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
+        return self.output(self.network.add_matrix_multiply(hidden, none, weight, transpose), name)
+
+    def _summed_in_float32(self, hidden: Tensor, weight: Tensor, name: str) -> Tensor:
+        """hidden · weightᵀ of float16 values, float16, summed in float32.
+
+        Left to itself the builder may take kernels that sum in float16, as TensorRT 8.6 did on an H100: the bundled
+        model's logits were off by 0.05. Casts around the product ask for float32 sums. The builder knows that pattern,
+        and makes one kernel of it, which reads and writes float16 (NVIDIA's documentation of TensorRT, "Control of
+        Computational Precision").
+        """
+        hidden = self._cast(hidden, self.trt.float32, f"{name}/hidden")
+        weight = self._cast(weight, self.trt.float32, f"{name}/kernel")
+        return self._cast(self._product(hidden, weight, f"{name}/float32"), self.type, name)
+
+    def _cast(self, tensor: Tensor, dtype, name: str) -> Tensor:
+        return self.output(self.network.add_cast(tensor, dtype), name)
+
+    def _quantized_input(self, hidden: Tensor, kernel: np.ndarray, name: str, ranges: str) -> tuple[Tensor, np.ndarray]:
+        """A dense layer's input, rounded by the ranges of `ranges`, its channels evened out where they are known; the
+        kernel for it."""
+        limits, amax = self.quantization.channel_limits(ranges, kernel), 1.0
+        if limits is None:
+            amax = self.quantization.dense_input(ranges)
+        else:
+            kernel = kernel * limits
+            hidden = self.elementwise(hidden, self._row(1 / limits, f"{name}/input/inverse"), "PROD", f"{name}/input/shares")
+        return self._quantized(hidden, amax, f"{name}/input"), kernel
 
     def _quantized(self, tensor: Tensor, amax, name: str, axis: int | None = None) -> Tensor:
         """`tensor` rounded to the quantized type and back; `amax` is one range, or one for each entry of `axis`."""
