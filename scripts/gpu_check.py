@@ -122,12 +122,11 @@ class Check:
         self.refused, self.failed = [], []
 
     def run(self, model: str, folder: Path) -> None:
-        """Build, compare (the bundled model only: random weights answer nothing) and time one model."""
+        """Build, compare and time one model."""
         checkpoint = BUNDLED if model == "bundled" else torch_models.random_model(model, folder)
         engines = self.engines(model, checkpoint, folder)
         try:
-            if model == "bundled":
-                self.compare(checkpoint, engines, folder)
+            self.compare(model, checkpoint, engines, folder)
             self.time(model, checkpoint, engines)
         finally:
             for engine in engines.values():
@@ -176,27 +175,27 @@ class Check:
         (self.refused if expected else self.failed).append(line)
         cli.note(f"{'Not here' if expected else 'FAILED'}: {line}")
 
-    def compare(self, checkpoint: Path, engines: dict, folder: Path) -> None:
+    def compare(self, model: str, checkpoint: Path, engines: dict, folder: Path) -> None:
         """Every engine and PyTorch in half precision beside PyTorch in float32, on windows of real questions."""
-        batches = windows(checkpoint, self.squad, self.args)
+        batches = windows(self.squad, self.args)
         lengths = [int(row.sum()) for batch in batches for row in batch.input_mask]
         cli.note(f"Comparing {len(lengths)} windows of {self.squad}")
         reference = rows(torch_models.logits(torch_models.load(checkpoint, half=False), batches))
+        found = self.comparisons.setdefault(model, {})
         torch_half = rows(torch_models.logits(torch_models.load(checkpoint, half=True), batches))
-        torch_half = comparison.compare(torch_half, reference, lengths, tolerance=None)
-        self.comparisons["PyTorch, fp16"] = torch_half
+        found["PyTorch, fp16"] = comparison.compare(torch_half, reference, lengths, tolerance=None)
         for name, engine in list(engines.items()):
             try:
                 logits = rows(engine.logits(batches, folder))
             except DemoBertError as error:
-                self.gave_up(f"{name}: {error}", "")
+                self.gave_up(f"{name}, {model}: {error}", "")
                 engines.pop(name).close()
                 continue
             tolerance = comparison.tolerance_for(name.split(", ")[-1])
-            self.comparisons[name] = comparison.compare(logits, reference, lengths, tolerance)
-            if not self.comparisons[name].passed:
-                self.failed.append(f"{name}: its logits are not PyTorch's (see the table)")
-        print(f"\n{comparison.comparison_table(self.comparisons)}\n", flush=True)
+            found[name] = comparison.compare(logits, reference, lengths, tolerance, same_tokens=model == "bundled")
+            if not found[name].passed:
+                self.failed.append(f"{name}, {model}: its logits are not PyTorch's (see the table)")
+        print(f"\n{model}\n\n{comparison.comparison_table(found)}\n", flush=True)
 
     def time(self, model: str, checkpoint: Path, engines: dict) -> None:
         """Medians of every engine and of PyTorch in half precision, each in its turn, with and without CUDA graphs."""
@@ -239,12 +238,12 @@ class Check:
             print(f"Not here: {line}")
         for line in self.failed:
             print(f"FAILED: {line}")
-        engines = [name for name in self.comparisons if not name.startswith("PyTorch")]
-        print(f"{len(engines)} engines compared, {len(self.refused)} not to be had here, {len(self.failed)} failures")
+        engines = sum(not name.startswith("PyTorch") for found in self.comparisons.values() for name in found)
+        print(f"{engines} engines compared, {len(self.refused)} not to be had here, {len(self.failed)} failures")
         return 1 if self.failed else 0
 
 
-def windows(checkpoint: Path, squad: Path, args) -> list:
+def windows(squad: Path, args) -> list:
     """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of their longest length."""
     from helpers.batching import padded_batch
     from helpers.data_processing import AnswerOptions, make_features
@@ -252,7 +251,7 @@ def windows(checkpoint: Path, squad: Path, args) -> list:
     from helpers.tokenization import BertTokenizer, load_vocabulary
 
     length, size, options = args.sequence_length[-1], args.batch_size[-1], AnswerOptions()
-    tokenizer = BertTokenizer(load_vocabulary(checkpoint / "vocab.txt"), do_lower_case=True)
+    tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), do_lower_case=True)
     features = []
     for example in read_squad(squad).examples:
         texts = tokenizer.encode(example.question), tokenizer.encode(example.passage)

@@ -172,6 +172,9 @@ def test_another_best_token_fails_however_near_it_is(rng):
     ours[0][other, 1] = reference[0][best, 1] + 1e-3
     found = compare(ours, reference, lengths)
     assert found.other_argmax == 1 and found.max_difference < TOLERANCE and not found.passed
+    assert compare(ours, reference, lengths, same_tokens=False).passed
+    ours[0][0, 0] += 1
+    assert not compare(ours, reference, lengths, same_tokens=False).passed
 
 
 def test_half_precision_is_held_to_the_bound_and_int8_is_not():
@@ -194,8 +197,9 @@ def test_tables_and_json_hold_every_figure(rng):
         "| a | 0.250 | 1.500 |",
         "| b | 3.000 |  |",
     ]
-    figures = json.loads(json.dumps(as_json(comparisons, {"base": medians})))
-    assert figures["comparisons"]["bad"]["max_difference"] == 1.0 and not figures["comparisons"]["bad"]["passed"]
+    figures = json.loads(json.dumps(as_json({"bundled": comparisons}, {"base": medians})))
+    bad = figures["comparisons"][1]
+    assert (bad["model"], bad["engine"], bad["max_difference"], bad["passed"]) == ("bundled", "bad", 1.0, False)
     assert figures["latencies"][0] == {
         "model": "base",
         "batch_size": 1,
@@ -437,7 +441,7 @@ def test_an_engine_with_other_logits_fails_the_run(without_a_gpu, tmp_path, caps
         SQUAD,
     ]
     assert gpu_check.main([str(flag) for flag in flags]) == 1
-    assert "FAILED: openvino, fp32: its logits are not PyTorch's" in capsys.readouterr().out
+    assert "FAILED: openvino, fp32, bundled: its logits are not PyTorch's" in capsys.readouterr().out
 
 
 def test_a_way_that_fails_is_left_out_of_the_table():
