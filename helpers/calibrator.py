@@ -17,7 +17,7 @@ from helpers import quantization
 from helpers.batching import PaddedBatch, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions, make_features
-from helpers.errors import DemoBertError, UsageError
+from helpers.errors import DemoBertError, UsageError, missing_package
 from helpers.files import atomic_write, read_text, require_file, sha256_of
 from helpers.squad import SquadExample
 from helpers.tokenization import BertTokenizer
@@ -157,7 +157,10 @@ def calibrate(
     And those by channel, float32 [E], of the tensors that have them (`quantization.channel_range_names`): always the
     largest values. `on_progress` is called after each batch. Raises DemoBertError for activations that are not finite.
     """
-    from helpers.backends.openvino.observation import observe
+    try:
+        from helpers.backends.openvino.observation import observe
+    except ImportError as error:
+        raise missing_package(error.name, "openvino", "calibration, on the CPU,") from error
 
     histograms: dict[str, Histogram] = {}
     channels = {name: np.zeros(config.hidden_size, np.float32) for name in quantization.channel_range_names(config)}

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import struct
+import sys
 
 import numpy as np
 import openvino as ov
@@ -134,6 +135,14 @@ def test_only_zeros_and_what_is_not_finite(rng):
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(DemoBertError, match="not finite"):
             histogram.add(np.array([1, bad], np.float32))
+
+
+def test_calibration_without_openvino_says_so(monkeypatch, rng):
+    config = random_config(rng)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "helpers.backends.openvino.observation", raising=False)
+    with pytest.raises(DemoBertError, match="calibration.* needs the package openvino, which is not installed: pip install"):
+        calibrator.calibrate(config, BertWeights(random_weights(config, rng), "erf", "test"), "erf", False, [], "max")
 
 
 # The engine's int8

@@ -236,6 +236,12 @@ def test_an_engine_answers_from_its_own_process(bundled_engine, tmp_path, rng):
         assert len(latencies) == 3 and min(latencies) > 0
         with pytest.raises(DemoBertError, match="sequence length 2000 is over this engine's longest"):
             there.logits([PaddedBatch(*[np.ones((1, 2000), np.int32)] * 3)], tmp_path)
+        # A request that fails takes no other with it.
+        assert len(there.time(2, 16, runs=2, graph=False)) == 2
+        there._process.kill()
+        there._process.wait()
+        with pytest.raises(DemoBertError, match="ended with exit code -9"):
+            there.time(1, 8, runs=1, graph=False)
     finally:
         there.close()
 
@@ -291,6 +297,20 @@ def test_a_graph_is_captured_once_and_replayed(monkeypatch):
     assert cuda.calls[:4] == ["cuStreamBeginCapture_v2", "enqueue", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
     before = cuda.calls.count("cuGraphLaunch")
     assert run_once() == 0.5 and cuda.calls.count("cuGraphLaunch") == before + 1 and cuda.calls.count("enqueue") == 1
+
+
+def test_a_run_that_can_t_be_captured_leaves_the_stream_usable(monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: cuda)
+    session = FakeSession(cuda.calls)
+
+    def refuse():
+        raise DemoBertError("this engine is not stream capturable")
+
+    session.enqueue = refuse
+    with pytest.raises(DemoBertError, match="not stream capturable"):
+        captured(session)
+    assert cuda.calls == ["cuStreamBeginCapture_v2", "cuStreamEndCapture"]
 
 
 def test_a_capture_that_fails_is_named(monkeypatch):

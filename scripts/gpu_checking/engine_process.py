@@ -3,6 +3,7 @@
 `EngineProcess` starts this file with an engine's path, writes requests to it and reads its answers: JSON, one a line.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -43,7 +44,8 @@ class EngineProcess:
         return self._ask(time=[batch_size, length, runs], graph=graph)["ms"]
 
     def close(self) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, before it read all
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(timeout=30)
@@ -71,25 +73,31 @@ class EngineProcess:
 
 
 def serve(path: str) -> None:
-    """Load the engine, then answer requests from stdin until it ends."""
+    """Load the engine, then answer requests from stdin until it ends. One that fails is answered by its error."""
     from helpers.backends import load_engine
 
     try:
         engine = load_engine(path, "padded")
-        _say(description=engine.describe())
-        timed = {}
-        for line in sys.stdin:
-            request = json.loads(line)
-            if "logits" in request:
-                _compute(engine, request)
-                _say(done=True)
-            else:
-                key = (*request["time"][:2], request["graph"])
-                if key not in timed:
-                    timed[key] = timed_run(engine, *key)
-                _say(ms=[timed[key]() for _ in range(request["time"][2])])
     except DemoBertError as error:
         _say(error=str(error))
+        return
+    _say(description=engine.describe())
+    timed = {}
+    for line in sys.stdin:
+        try:
+            _say(**_respond(engine, timed, json.loads(line)))
+        except DemoBertError as error:
+            _say(error=str(error))
+
+
+def _respond(engine, timed: dict, request: dict) -> dict:
+    if "logits" in request:
+        _compute(engine, request)
+        return {"done": True}
+    key = (*request["time"][:2], request["graph"])
+    if key not in timed:
+        timed[key] = timed_run(engine, *key)
+    return {"ms": [timed[key]() for _ in range(request["time"][2])]}
 
 
 def _compute(engine, request: dict) -> None:
@@ -130,8 +138,10 @@ def captured(session):
         call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL))
         try:
             session.enqueue()
-        finally:
-            call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        except DemoBertError:
+            cuda.cuStreamEndCapture(stream, ctypes.byref(graph))  # or the stream takes no other run; its error is no news
+            raise
+        call("cuStreamEndCapture", stream, ctypes.byref(graph))
         call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         start, end = session.driver.Event(), session.driver.Event()
 
