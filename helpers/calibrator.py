@@ -173,8 +173,13 @@ def calibrate(
     ranges = {}
     for name in quantization.range_names(config):
         histogram = histograms[re.sub("_(key|value)_input_amax$", "_query_input_amax", name)]
-        ranges[name] = histogram.amax("max" if _KEPT_WHOLE.search(name) else method)
+        ranges[name] = chosen_range(name, histogram, method)
     return ranges | channels
+
+
+def chosen_range(name: str, histogram: Histogram, method: str) -> float:
+    """The range `name` by one of METHODS, by "max" where it keeps its largest value by any."""
+    return histogram.amax("max" if _KEPT_WHOLE.search(name) else method)
 
 
 def model_fingerprint(config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool) -> str:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from helpers import quantization
 from helpers.batching import PaddedBatch
-from helpers.calibrator import Histogram
+from helpers.calibrator import Histogram, chosen_range
 from helpers.errors import UsageError
 from helpers.finetuning.network import Network, encoder_denses
 from helpers.finetuning.pruning import pruned_2_4
@@ -27,7 +27,7 @@ def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[st
         histograms[name].add(_text_only(tensor, valid).float().cpu().numpy())
 
     _observe_all(network, batches, observe, "Ranges")
-    return {name: histogram.amax(RANGE_METHOD) for name, histogram in histograms.items()}
+    return {name: chosen_range(name, histogram, RANGE_METHOD) for name, histogram in histograms.items()}
 
 
 def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:
