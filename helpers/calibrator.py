@@ -200,13 +200,21 @@ def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
 
 _TITLE = "demoBERT calibration cache 2"
 
+#: Of caches without ranges by channel.
+_OLDER_TITLE = "demoBERT calibration cache 1"
+
 
 def write_cache(path, fingerprint: Fingerprint, ranges: dict[str, float | np.ndarray]) -> None:
     """Write a calibration cache, whole or not at all: the fingerprint, then a tensor a line. Raises DemoBertError."""
     facts = [f"{name} {value}" for name, value in vars(fingerprint).items()]
-    lines = [" ".join([name, *(f"{value:.9g}" for value in np.ravel(amax).astype(np.float32))]) for name, amax in ranges.items()]
+    lines = [f"{name} {_numbers(amax)}" for name, amax in ranges.items()]
     with atomic_write(path, "w") as file:
         file.write("\n".join([_TITLE, *facts, *lines]) + "\n")
+
+
+def _numbers(amax) -> str:
+    """One range, or a range for each channel, with as many digits as float32 needs to be read back."""
+    return " ".join(f"{value:.9g}" for value in np.ravel(amax).astype(np.float32))
 
 
 def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float | np.ndarray]:
@@ -218,7 +226,8 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     if lines and re.fullmatch(r"TRT-\d+-\w+", lines[0]):
         return _tensorrt_ranges(path, lines[1:], config)
     if not lines or lines[0] != _TITLE:
-        kind = "of an older version of demoBERT" if lines and lines[0] == "demoBERT calibration cache 1" else "not a calibration cache"
+        is_older = bool(lines) and lines[0] == _OLDER_TITLE
+        kind = "a calibration cache of an older version" if is_older else "not a calibration cache"
         raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
     count = len(vars(wanted))
     found = dict(line.partition(" ")[::2] for line in lines[1 : count + 1])

@@ -116,7 +116,8 @@ def channel_range_names(config: BertConfig) -> dict[str, str]:
 
     Of what layer norms hand to dense layers: a few channels of it reach far beyond all others (arXiv:2109.12948).
     """
-    denses = [f"l{i}_{dense}" for i in range(config.num_hidden_layers) for dense in ("attention_self", "intermediate_dense")]
+    layers, after_norms = range(config.num_hidden_layers), ("attention_self", "intermediate_dense")
+    denses = [f"l{i}_{dense}" for i in layers for dense in after_norms]
     return {f"{dense}_{_CHANNELS}": dense_input_names(dense)[0] for dense in denses}
 
 

@@ -466,8 +466,10 @@ private:
         const cudaError_t ended = cudaStreamEndCapture(stream_.get(), &captured);  // in any case: it frees the stream
         const cuda::Graph graph(captured);
         if (!enqueued || ended != cudaSuccess) {
-            throw logger().explain(path() + " can't be captured in a CUDA graph, leave out --enable-graph (" +
-                                   cudaGetErrorString(ended) + ")");
+            // Seen with TensorRT 8.6: native networks, in every profile but the first.
+            const std::string reason = ended == cudaSuccess ? "" : std::string(" (") + cudaGetErrorString(ended) + ")";
+            throw logger().explain(path() + " can't be captured in a CUDA graph for this shape: leave out " +
+                                   "--enable-graph, or build an engine for one -b and one -s" + reason);
         }
         cudaGraphExec_t executable = nullptr;
         cuda::check(cudaGraphInstantiateWithFlags(&executable, graph.get(), 0), "instantiate the CUDA graph");

@@ -406,7 +406,7 @@ def test_a_cache_keeps_every_range(calibrated, tmp_path):
     calibrator.write_cache(tmp_path / "again", fingerprint, ranges)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
     (tmp_path / "old").write_text(path.read_text().replace("cache 2", "cache 1", 1))
-    with pytest.raises(DemoBertError, match="of an older version of demoBERT: .*old; name another"):
+    with pytest.raises(DemoBertError, match="a calibration cache of an older version: .*old; name another"):
         calibrator.read_cache(tmp_path / "old", ANY, config)
 
 

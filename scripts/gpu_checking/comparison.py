@@ -78,7 +78,9 @@ def as_json(comparisons: dict, latencies: dict) -> dict:
     """Each model's comparisons and latencies, as the tables have them, for --json."""
     return {
         "comparisons": [
-            {"model": model, "engine": name, **asdict(row)} for model, rows in comparisons.items() for name, row in rows.items()
+            {"model": model, "engine": name, **asdict(row)}
+            for model, rows in comparisons.items()
+            for name, row in rows.items()
         ],
         "latencies": [
             {"model": model, "batch_size": batch, "sequence_length": length, "median_ms": row}

@@ -139,7 +139,7 @@ def captured(session):
         try:
             session.enqueue()
         except DemoBertError:
-            cuda.cuStreamEndCapture(stream, ctypes.byref(graph))  # or the stream takes no other run; its error is no news
+            cuda.cuStreamEndCapture(stream, ctypes.byref(graph))  # else the stream would take no other run
             raise
         call("cuStreamEndCapture", stream, ctypes.byref(graph))
         call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))

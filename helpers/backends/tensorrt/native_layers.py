@@ -206,8 +206,8 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         if limits is None:
             amax = self.quantization.dense_input(ranges)
         else:
-            kernel = kernel * limits
-            hidden = self.elementwise(hidden, self._row(1 / limits, f"{name}/input/inverse"), "PROD", f"{name}/input/shares")
+            kernel, inverse = kernel * limits, self._row(1 / limits, f"{name}/input/inverse")
+            hidden = self.elementwise(hidden, inverse, "PROD", f"{name}/input/shares")
         return self._quantized(hidden, amax, f"{name}/input"), kernel
 
     def _quantized(self, tensor: Tensor, amax, name: str, axis: int | None = None) -> Tensor:
