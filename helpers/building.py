@@ -389,7 +389,8 @@ def with_ranges(
             "with --squad-json, or a cache with --calib-path"
         )
     ranges = {name: np.float32(amax) for name, amax in ranges.items()}
-    return replace(weights, ranges=quantization.with_calibrated(weights.ranges, ranges))
+    source = f"{weights.source} with the calibration cache {cache}"
+    return replace(weights, ranges=quantization.with_calibrated(weights.ranges, ranges), source=source)
 
 
 def calibration_cache(args) -> Path:

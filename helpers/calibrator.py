@@ -200,9 +200,6 @@ def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
 
 _TITLE = "demoBERT calibration cache 2"
 
-#: Of caches without ranges by channel.
-_OLDER_TITLE = "demoBERT calibration cache 1"
-
 
 def write_cache(path, fingerprint: Fingerprint, ranges: dict[str, float | np.ndarray]) -> None:
     """Write a calibration cache, whole or not at all: the fingerprint, then a tensor a line. Raises DemoBertError."""
@@ -226,8 +223,8 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     if lines and re.fullmatch(r"TRT-\d+-\w+", lines[0]):
         return _tensorrt_ranges(path, lines[1:], config)
     if not lines or lines[0] != _TITLE:
-        is_older = bool(lines) and lines[0] == _OLDER_TITLE
-        kind = "a calibration cache of an older version" if is_older else "not a calibration cache"
+        is_ours = bool(lines) and re.fullmatch(r"demoBERT calibration cache \d+", lines[0])
+        kind = "a calibration cache of another version of demoBERT" if is_ours else "not a calibration cache"
         raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
     count = len(vars(wanted))
     found = dict(line.partition(" ")[::2] for line in lines[1 : count + 1])
@@ -235,9 +232,10 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
         if name not in found:
             raise DemoBertError(f"the calibration cache {path} is damaged: it does not say its {name}; remove it")
         if value is not None and found[name] != str(value):
+            values = "" if name in ("model", "data") else f" ({found[name][:30]}, not {value})"
             raise DemoBertError(
-                f"the calibration cache {path} was taken of another {_FACTS[name]}: remove it to calibrate again, or name "
-                "another with --calib-path"
+                f"the calibration cache {path} was taken of another {_FACTS[name]}{values}: remove it to calibrate again, "
+                "or name another with --calib-path"
             )
     ranges = {}
     channels = quantization.channel_range_names(config)
@@ -284,12 +282,16 @@ def _check_names(path, ranges: dict, names: list[str]) -> None:
 
 
 def _channels(path, name: str, text: str, config: BertConfig) -> np.ndarray:
-    values = [_positive(path, name, value) for value in text.split(" ")]
-    if len(values) != config.hidden_size:
+    """The ranges of one tensor's channels, whose ratios and products float32 can hold."""
+    texts = text.split(" ", config.hidden_size)
+    if len(texts) != config.hidden_size:
         raise DemoBertError(
-            f"the calibration cache {path} is damaged: {name} has {len(values)} ranges, not {config.hidden_size}; remove it"
+            f"the calibration cache {path} is damaged: {name} has not {config.hidden_size} ranges; remove it"
         )
-    return np.array(values, np.float32)
+    values = np.array([_positive(path, name, value) for value in texts])
+    if values.max() and not 1e-20 < values.max() < 1e20:
+        raise DemoBertError(f"the calibration cache {path} is damaged: {name} reaches to {values.max():g}; remove it")
+    return values.astype(np.float32)
 
 
 def _positive(path, name: str, text: str) -> float:

@@ -127,10 +127,12 @@ def with_calibrated(trained: Mapping[str, np.ndarray], calibrated: Mapping[str, 
     A dense layer that was trained with ranges was trained without smoothing: its channels' ranges are left out.
     """
 
-    def is_known(name: str) -> bool:
-        return name.endswith(_CHANNELS) and any(known.startswith(name.removesuffix(_CHANNELS)) for known in trained)
+    def was_trained(channels: str) -> bool:
+        inputs = dense_input_names(channels.removesuffix(f"_{_CHANNELS}"))
+        return any(name in trained for each in inputs for name in (each, each.replace("_input_", "_kernel_")))
 
-    return {name: amax for name, amax in calibrated.items() if not is_known(name)} | dict(trained)
+    left_out = {name for name in calibrated if name.endswith(_CHANNELS) and was_trained(name)}
+    return {name: amax for name, amax in calibrated.items() if name not in left_out} | dict(trained)
 
 
 def has_dense_ranges(config: BertConfig, ranges: Mapping[str, np.ndarray]) -> bool:

@@ -231,9 +231,10 @@ def test_smoothing_tells_far_out_channels_apart(rng):
     """One channel a hundred times as large as the others costs them their steps, unless each has its own."""
     inner, size = rng.integers(20, 200, 2)
     kernel = rng.standard_normal((inner, size)).astype(np.float32)
-    hidden = rng.standard_normal((50, size)) * np.where(np.arange(size) == rng.integers(size), 100, 1)
+    far_out, silent_channel = rng.choice(size, 2, replace=False)
+    hidden = rng.standard_normal((50, size)) * np.where(np.arange(size) == far_out, 100, 1)
     largest = np.abs(hidden).max(0).astype(np.float32)
-    largest[rng.integers(size)] = 0  # silent where it was calibrated
+    largest[silent_channel] = 0  # where it was calibrated
     ranges = {"l0_intermediate_dense_input_amax": largest.max(), "l0_intermediate_dense_input_channel_amax": largest}
     int8 = quantization.Quantization("int8", ranges, "test")
     limits = int8.channel_limits("l0_intermediate_dense", kernel)
@@ -244,7 +245,7 @@ def test_smoothing_tells_far_out_channels_apart(rng):
         rounded = fake_int8(hidden / limits, 1.0) @ fake_int8(kernels, np.abs(kernels).max(1)[:, None]).T
         return np.abs(rounded - hidden @ np.float64(kernel).T).mean()
 
-    hidden[:, largest == 0] = 0
+    hidden[:, silent_channel] = 0
     assert error(limits) < 0.5 * error(largest.max())
     assert quantization.Quantization("fp8", ranges, "test").channel_limits("l0_intermediate_dense", kernel) is None
     assert int8.channel_limits("l1_intermediate_dense", kernel) is None
@@ -253,7 +254,8 @@ def test_smoothing_tells_far_out_channels_apart(rng):
 
 
 def test_what_was_trained_is_not_smoothed():
-    trained = {"l1_intermediate_dense_input_amax": np.float32(3), "l0_attention_self_key_input_amax": np.float32(2)}
+    trained = {"l1_intermediate_dense_input_amax": np.float32(3), "l0_attention_self_key_kernel_amax": np.ones((4, 1))}
+    trained["l1_attention_self_qv_a_input_quantizer_amax"] = np.float32(2)  # of attention's products, not of the dense layer
     names = ("l0_attention_self", "l0_intermediate_dense", "l1_attention_self", "l1_intermediate_dense", "l11_attention_self")
     calibrated = {f"{name}_input_channel_amax": np.ones(4, np.float32) for name in names}
     calibrated |= {"l0_intermediate_dense_input_amax": np.float32(1), "l1_intermediate_dense_input_amax": np.float32(1)}
@@ -318,7 +320,7 @@ def test_the_cache_is_used_by_both_builders(calibrated, tmp_path, script, rng):
 @pytest.mark.parametrize(
     "length, flags, message",
     (
-        (49, ("-j", SQUAD), "was taken of another sequence length"),
+        (49, ("-j", SQUAD), "was taken of another sequence length (48, not 49)"),
         (48, ("-j", ROOT / "tests/data/squad_v2.0.json"), "was taken of another text or vocabulary"),
         (48, ("-j", SQUAD, "-n", 5), "was taken of another number of samples"),
         (48, ("-j", SQUAD, "--calib-method", "max"), "was taken of another method"),
@@ -331,6 +333,15 @@ def test_a_cache_of_another_thing_is_refused(length, flags, message, calibrated,
     result = script("builder.py", *builder_flags(tmp_path, "-p", cache, *flags, length=length))
     assert result.code == 1 and message in result.error and "remove it" in result.error, result
     assert cache.read_bytes() == before and not (tmp_path / "int8.engine").exists()
+
+
+def test_a_cache_with_a_range_of_0_is_named(calibrated, tmp_path, script):
+    text = (calibrated / f"{BUNDLED.name}_48.calibration").read_text()
+    cache = tmp_path / "zero.calibration"
+    cache.write_text(re.sub("(l2_attention_output_dense_input_amax) .*", r"\1 0", text))
+    result = script("builder.py", *builder_flags(tmp_path, "-p", cache))
+    assert result.code == 1 and str(cache) in result.error, result
+    assert "the range l2_attention_output_dense_input_amax is 0" in result.error, result
 
 
 def test_fewer_samples_than_asked_for_go_on(tmp_path, script):
@@ -380,6 +391,9 @@ def test_windows_too_short_to_calibrate_on(tmp_path, script):
         lambda text: text.replace("length", "width"),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1", text),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1 -1", text),
+        lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1 3e38", text),
+        lambda text: re.sub("(l0_attention_self_input_channel_amax) .*", r"\1" + " 1e-40" * 384, text),
+        lambda text: re.sub("(l0_attention_self_input_channel_amax .*)", r"\1 1", text),
         lambda text: re.sub("l0_intermediate_dense_input_channel_amax .*", "l0_intermediate_dense_input_channel_amax", text),
         lambda text: re.sub("l0_intermediate_dense_input_channel_amax .*\n", "", text),
         lambda text: "\n".join(text.splitlines()[:1]),
@@ -406,7 +420,7 @@ def test_a_cache_keeps_every_range(calibrated, tmp_path):
     calibrator.write_cache(tmp_path / "again", fingerprint, ranges)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
     (tmp_path / "old").write_text(path.read_text().replace("cache 2", "cache 1", 1))
-    with pytest.raises(DemoBertError, match="a calibration cache of an older version: .*old; name another"):
+    with pytest.raises(DemoBertError, match="a calibration cache of another version of demoBERT: .*old; name another"):
         calibrator.read_cache(tmp_path / "old", ANY, config)
 
 

@@ -77,7 +77,10 @@ def with_ranges(config: BertConfig, weights: BertWeights, amax=4.0) -> BertWeigh
             names += quantization.dense_input_names(dense)
         inputs = (*quantization.MATMUL_INPUTS, quantization.PROBABILITIES)
         names += [quantization.matmul_input_name(attention, which) for which in inputs]
-    return replace(weights, ranges=dict.fromkeys(names, np.float32(amax)))
+    ranges = dict.fromkeys(names, np.float32(amax))
+    channels = np.linspace(amax / 9, amax, config.hidden_size, dtype=np.float32)
+    ranges |= dict.fromkeys(quantization.channel_range_names(config), channels)
+    return replace(weights, ranges=ranges)
 
 
 def is_encoder_kernel(name: str) -> bool:

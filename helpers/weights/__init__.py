@@ -13,7 +13,8 @@ from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_fini
 class BertWeights:
     """The tensors of one BERT with a SQuAD head, under their canonical names (`canonical.py`), float32.
 
-    `ranges` holds the quantization ranges (`<tensor>_amax`) of QAT checkpoints, float32, scalar or [out, 1].
+    `ranges` holds the quantization ranges (`<tensor>_amax`) of QAT checkpoints, float32, scalar or [out, 1], and those
+    that calibration adds (helpers/quantization.py).
     `gelu` is what `hidden_act: gelu` means where the checkpoint came from: "tanh" (Google, Megatron) or "erf" (PyTorch).
     `source` names the file, for messages.
     """

@@ -78,10 +78,10 @@ def serve(path: str) -> None:
 
     try:
         engine = load_engine(path, "padded")
+        _say(description=engine.describe())
     except DemoBertError as error:
         _say(error=str(error))
         return
-    _say(description=engine.describe())
     timed = {}
     for line in sys.stdin:
         try:

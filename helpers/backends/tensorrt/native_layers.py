@@ -45,7 +45,8 @@ class QueryKeyValue:
 class NativeWriter(NetworkWriter, NetworkLayers):
     """What the padded and the packed native network have in common.
 
-    `precision` is "fp32", "fp16" or "bf16": the type of weights, constants and activations, which have rank `rank`.
+    `precision` is "fp32", "fp16" or "bf16": the type of weights, constants and activations, which have rank `rank`; sums
+    before a layer norm, and the norm itself, are float32 in any network.
     With `quantization` the encoder's dense layers multiply int8 or fp8: both sides of each product pass a quantize and
     a dequantize layer, activations by one scale, kernels by one for each output channel, and the builder takes the
     product to where it can be computed in that type. `quantize_attention`: so do both products of attention.
@@ -144,7 +145,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return Normalised(self._layer_norm(total, gamma, beta, name), total)
 
     def squad_output(self, hidden, kernel, bias, name):
-        # In the network's type: TensorRT-RTX has no float32 products for Turing.
+        # Of values in the network's type, as any other: TensorRT-RTX has no products of float32 values for Turing.
         logits = self._float32(self._dense(hidden, kernel, bias, name, ranges=None), f"{name}/float32")
         logits.name = "logits_out"
         self.network.mark_output(logits)
