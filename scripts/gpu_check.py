@@ -38,14 +38,17 @@ RUNS_PER_TURN = 10
 
 
 def parse(arguments):
-    parser = cli.Parser("Check and time the TensorRT engines on this machine's GPU, beside PyTorch.")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help="what travels")
+    parser = cli.Parser(
+        "Check and time the TensorRT engines on this machine's GPU, beside PyTorch, which has to be installed with "
+        "transformers. Exit code 1: something that applies to this machine failed."
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help="what travels to the GPU machine (default: .gpu)")
     parser.add_argument("--prepare", action="store_true", help="fill --folder from the package registry, and end")
     parser.add_argument("--python-version", default="3.12", metavar="X.Y", help="with --prepare: the GPU machine's")
     number = {"type": cli.positive_int, "metavar": "N"}
     parser.add_argument("--part-size", **number, default=60, help="with --prepare: MiB of the largest file")
     parser.add_argument(
-        "--backend", choices=("tensorrt_rtx", "tensorrt"), action="append", help="repeatable (default: both)"
+        "--backend", choices=("tensorrt_rtx", "tensorrt"), action="append", help="engines' backend; repeatable (default: both)"
     )
     parser.add_argument(
         "--engine-python",
@@ -54,18 +57,18 @@ def parse(arguments):
         help="Python that has TensorRT and PyCUDA, where it is another than PyTorch's (TensorRT 8.6 ends at 3.10)",
     )
     parser.add_argument(
-        "--network", choices=("auto", "native", "plugin"), action="append", help="repeatable (default: auto)"
+        "--network", choices=("auto", "native", "plugin"), action="append", help="engines' form; repeatable (default: auto)"
     )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8", "fp8"),
         action="append",
-        help="repeatable (default: fp16)",
+        help="engines' precision; repeatable (default: fp16)",
     )
     models = ("bundled", *torch_models.RANDOM_SIZES)
-    parser.add_argument("--model", choices=models, action="append", help="repeatable (default: all)")
-    parser.add_argument("-b", "--batch-size", **number, action="append", help="repeatable (default: 1 and 8)")
-    parser.add_argument("-s", "--sequence-length", **number, action="append", help="repeatable (default: 128 and 384)")
+    parser.add_argument("--model", choices=models, action="append", help="base, large: random weights; repeatable (default: all)")
+    parser.add_argument("-b", "--batch-size", **number, action="append", help="rows of a batch; repeatable (default: 1 and 8)")
+    parser.add_argument("-s", "--sequence-length", **number, action="append", help="tokens of a row; repeatable (default: 128 and 384)")
     parser.add_argument("--squad", metavar="FILE", help="SQuAD file to compare on (default: XQuAD's, where it lies)")
     parser.add_argument("--windows", **number, default=200, help="windows to compare")
     parser.add_argument("--rounds", **number, default=10, help=f"turns of {RUNS_PER_TURN} timed runs each")
