@@ -163,11 +163,12 @@ def calibrate(
         raise missing_package(error.name, "openvino", "calibration, on the CPU,") from error
 
     histograms: dict[str, Histogram] = {}
-    channels = {name: np.zeros(config.hidden_size, np.float32) for name in quantization.channel_range_names(config)}
+    by_channel = quantization.channel_range_names(config)
+    channels = {name: np.zeros(config.hidden_size, np.float32) for name in by_channel}
     for tensors in observe(config, weights, gelu, pre_normalised, batches):
         for name, values in tensors.items():
             histograms.setdefault(name, Histogram()).add(values)
-        for name, tensor in quantization.channel_range_names(config).items():
+        for name, tensor in by_channel.items():
             np.maximum(channels[name], np.abs(tensors[tensor]).max(axis=(0, 1)), out=channels[name])
         on_progress()
     ranges = {}
@@ -198,7 +199,8 @@ def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-_TITLE = "demoBERT calibration cache 2"
+_KIND = "demoBERT calibration cache"
+_TITLE = f"{_KIND} 2"
 
 
 def write_cache(path, fingerprint: Fingerprint, ranges: dict[str, float | np.ndarray]) -> None:
@@ -223,7 +225,7 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     if lines and re.fullmatch(r"TRT-\d+-\w+", lines[0]):
         return _tensorrt_ranges(path, lines[1:], config)
     if not lines or lines[0] != _TITLE:
-        is_ours = bool(lines) and re.fullmatch(r"demoBERT calibration cache \d+", lines[0])
+        is_ours = bool(lines) and re.fullmatch(rf"{_KIND} \d+", lines[0])
         kind = "a calibration cache of another version of demoBERT" if is_ours else "not a calibration cache"
         raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
     count = len(vars(wanted))

@@ -46,6 +46,13 @@ def dense_input_names(dense: str) -> list[str]:
     return [f"{dense}_input_amax"]
 
 
+def dense_kernel_names(dense: str) -> list[str]:
+    """The kernels of a dense layer; `l<i>_attention_self` is query, key and value in one. Their ranges end in `_amax`."""
+    if dense.endswith("_attention_self"):
+        return [f"{dense}_{part}_kernel" for part in _PARTS]
+    return [f"{dense}_kernel"]
+
+
 def is_gelu_output(dense: str) -> bool:
     """Whether a dense layer reads a GELU's output: the second of the feed-forward part."""
     return dense.endswith("_output_dense") and not dense.endswith("_attention_output_dense")
@@ -128,8 +135,9 @@ def with_calibrated(trained: Mapping[str, np.ndarray], calibrated: Mapping[str, 
     """
 
     def was_trained(channels: str) -> bool:
-        inputs = dense_input_names(channels.removesuffix(f"_{_CHANNELS}"))
-        return any(name in trained for each in inputs for name in (each, each.replace("_input_", "_kernel_")))
+        dense = channels.removesuffix(f"_{_CHANNELS}")
+        kernels = [f"{kernel}_amax" for kernel in dense_kernel_names(dense)]
+        return any(name in trained for name in dense_input_names(dense) + kernels)
 
     left_out = {name for name in calibrated if name.endswith(_CHANNELS) and was_trained(name)}
     return {name: amax for name, amax in calibrated.items() if name not in left_out} | dict(trained)
@@ -200,8 +208,7 @@ class Quantization:
 
         The checkpoint's where it has them, else the kernel's own largest values.
         """
-        fused = dense.endswith("_attention_self")
-        names = [f"{dense}_{part}_kernel_amax" for part in _PARTS] if fused else [f"{dense}_kernel_amax"]
+        names = [f"{name}_amax" for name in dense_kernel_names(dense)]
         largest = np.abs(kernel).max(axis=1).astype(np.float32)
         parts = [
             np.broadcast_to(np.ravel(self.ranges[name]), part.shape) if name in self.ranges else part

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,13 +42,17 @@ def parse(arguments):
         "Check and time the TensorRT engines on this machine's GPU, beside PyTorch, which has to be installed with "
         "transformers. Exit code 1: something that applies to this machine failed."
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help="what travels to the GPU machine (default: .gpu)")
+    travels = "what travels to the GPU machine (default: .gpu)"
+    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help=travels)
     parser.add_argument("--prepare", action="store_true", help="fill --folder from the package registry, and end")
     parser.add_argument("--python-version", default="3.12", metavar="X.Y", help="with --prepare: the GPU machine's")
     number = {"type": cli.positive_int, "metavar": "N"}
     parser.add_argument("--part-size", **number, default=60, help="with --prepare: MiB of the largest file")
     parser.add_argument(
-        "--backend", choices=("tensorrt_rtx", "tensorrt"), action="append", help="engines' backend; repeatable (default: both)"
+        "--backend",
+        choices=("tensorrt_rtx", "tensorrt"),
+        action="append",
+        help="engines' backend; repeatable (default: both)",
     )
     parser.add_argument(
         "--engine-python",
@@ -57,7 +61,10 @@ def parse(arguments):
         help="Python that has TensorRT and PyCUDA, where it is another than PyTorch's (TensorRT 8.6 ends at 3.10)",
     )
     parser.add_argument(
-        "--network", choices=("auto", "native", "plugin"), action="append", help="engines' form; repeatable (default: auto)"
+        "--network",
+        choices=("auto", "native", "plugin"),
+        action="append",
+        help="engines' form; repeatable (default: auto)",
     )
     parser.add_argument(
         "--precision",
@@ -66,9 +73,15 @@ def parse(arguments):
         help="engines' precision; repeatable (default: fp16)",
     )
     models = ("bundled", *torch_models.RANDOM_SIZES)
-    parser.add_argument("--model", choices=models, action="append", help="base, large: random weights; repeatable (default: all)")
-    parser.add_argument("-b", "--batch-size", **number, action="append", help="rows of a batch; repeatable (default: 1 and 8)")
-    parser.add_argument("-s", "--sequence-length", **number, action="append", help="tokens of a row; repeatable (default: 128 and 384)")
+    parser.add_argument(
+        "--model", choices=models, action="append", help="base, large: random weights; repeatable (default: all)"
+    )
+    parser.add_argument(
+        "-b", "--batch-size", **number, action="append", help="rows of a batch; repeatable (default: 1 and 8)"
+    )
+    parser.add_argument(
+        "-s", "--sequence-length", **number, action="append", help="tokens of a row; repeatable (default: 128 and 384)"
+    )
     parser.add_argument("--squad", metavar="FILE", help="SQuAD file to compare on (default: XQuAD's, where it lies)")
     parser.add_argument("--windows", **number, default=200, help="windows to compare")
     parser.add_argument("--rounds", **number, default=10, help=f"turns of {RUNS_PER_TURN} timed runs each")
@@ -129,8 +142,9 @@ class Check:
         checkpoint = BUNDLED if model == "bundled" else torch_models.random_model(model, folder)
         engines = self.engines(model, checkpoint, folder)
         try:
-            self.compare(model, checkpoint, engines, folder)
-            self.time(model, checkpoint, engines)
+            torch_half = torch_models.load(checkpoint, half=True)
+            self.compare(model, checkpoint, torch_half, engines, folder)
+            self.time(model, checkpoint, torch_half, engines)
         finally:
             for engine in engines.values():
                 engine.close()
@@ -178,15 +192,20 @@ class Check:
         (self.refused if expected else self.failed).append(line)
         cli.note(f"{'Not here' if expected else 'FAILED'}: {line}")
 
-    def compare(self, model: str, checkpoint: Path, engines: dict, folder: Path) -> None:
+    @cached_property
+    def batches(self) -> list:
+        """The windows that every model is compared on."""
+        return windows(self.squad, self.args)
+
+    def compare(self, model: str, checkpoint: Path, torch_half, engines: dict, folder: Path) -> None:
         """Every engine and PyTorch in half precision beside PyTorch in float32, on windows of real questions."""
-        batches = windows(self.squad, self.args)
+        batches = self.batches
         lengths = [int(row.sum()) for batch in batches for row in batch.input_mask]
         cli.note(f"Comparing {len(lengths)} windows of {self.squad}")
         reference = rows(torch_models.logits(torch_models.load(checkpoint, half=False), batches))
         found = self.comparisons.setdefault(model, {})
-        torch_half = rows(torch_models.logits(torch_models.load(checkpoint, half=True), batches))
-        found["PyTorch, fp16"] = comparison.compare(torch_half, reference, lengths, tolerance=None)
+        half_logits = rows(torch_models.logits(torch_half, batches))
+        found["PyTorch, fp16"] = comparison.compare(half_logits, reference, lengths, tolerance=None)
         for name, engine in list(engines.items()):
             try:
                 logits = rows(engine.logits(batches, folder))
@@ -200,10 +219,9 @@ class Check:
                 self.failed.append(f"{name}, {model}: its logits are not PyTorch's (see the table)")
         print(f"\n{model}\n\n{comparison.comparison_table(found)}\n", flush=True)
 
-    def time(self, model: str, checkpoint: Path, engines: dict) -> None:
+    def time(self, model: str, checkpoint: Path, torch_half, engines: dict) -> None:
         """Medians of every engine and of PyTorch in half precision, each in its turn, with and without CUDA graphs."""
         medians = self.latencies.setdefault(model, {})
-        torch_model = torch_models.load(checkpoint, half=True)
         for batch_size in self.args.batch_size:
             for length in self.args.sequence_length:
                 cli.note(f"Timing {model}, {batch_size} × {length}")
@@ -212,7 +230,7 @@ class Check:
                     for graph in (False, True):
                         ways[name + ", CUDA graph" * graph] = partial(engine.time, batch_size, length, graph=graph)
                 batch = random_padded_batch(checkpoint, batch_size, length)
-                peers = torch_models.runs(torch_model, batch, compiled=not self.args.no_compile)
+                peers = torch_models.runs(torch_half, batch, compiled=not self.args.no_compile)
                 ways |= {f"PyTorch, fp16, {way}": run for way, run in peers.items()}
                 medians[batch_size, length] = self.in_turn(ways)
         print(f"\n{model}: batch size × tokens, ms, median of {self.args.rounds * RUNS_PER_TURN} runs each, in turn\n")

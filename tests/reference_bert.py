@@ -113,6 +113,19 @@ def fake_quantizer(kind: str, ranges: dict, places=lambda name: True):
     return quantize
 
 
+def channels_of(seen: dict) -> dict:
+    """Each dense layer that reads a layer norm → the largest values of its input's channels, float32 [in].
+
+    `seen`: values [B, S, in] by the names that `quantize` of reference_logits is given.
+    """
+    ends = ("_query_input_amax", "_intermediate_dense_input_amax")
+    return {
+        name.removesuffix("_input_amax").removesuffix("_query"): np.float32(np.abs(values).max((0, 1)))
+        for name, values in seen.items()
+        if name.endswith(ends)
+    }
+
+
 def smoothed(quantize, tensors: dict, channels: dict):
     """`quantize` of reference_logits in int8, where dense inputs are evened out by the ranges of their channels.
 

@@ -21,7 +21,15 @@ from helpers.errors import DemoBertError
 from helpers.weights import BertWeights, load_weights
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
-from tests.reference_bert import fake_int8, random_config, random_inputs, random_weights, reference_logits, smoothed
+from tests.reference_bert import (
+    channels_of,
+    fake_int8,
+    random_config,
+    random_inputs,
+    random_weights,
+    reference_logits,
+    smoothed,
+)
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 
@@ -43,19 +51,12 @@ def seen_ranges(config, tensors, gelu, batches, pre_normalised=False) -> dict:
 
 def seen_channels(config, tensors, gelu, batches, pre_normalised=False) -> dict:
     """Of each dense layer that reads a layer norm the largest absolute value in each channel, over batches."""
-    names = {}
-    for i in range(config.num_hidden_layers):
-        names[f"l{i}_attention_self_query_input_amax"] = f"l{i}_attention_self"
-        names[f"l{i}_intermediate_dense_input_amax"] = f"l{i}_intermediate_dense"
-    largest = {dense: np.zeros(config.hidden_size) for dense in names.values()}
-
-    def look(name, values):
-        if name in names:
-            np.maximum(largest[names[name]], np.abs(values).max((0, 1)), out=largest[names[name]])
-        return values
-
+    largest = {}
     for batch in batches:
-        reference_logits(config, tensors, gelu, *batch, pre_normalised=pre_normalised, quantize=look)
+        seen = {}
+        reference_logits(config, tensors, gelu, *batch, pre_normalised=pre_normalised, quantize=seen.setdefault)
+        for dense, channels in channels_of(seen).items():
+            largest[dense] = np.maximum(largest.get(dense, 0), channels)
     return largest
 
 

@@ -13,7 +13,14 @@ from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import GELU_RANGE
 from helpers.weights import BertWeights
-from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits, smoothed
+from tests.reference_bert import (
+    channels_of,
+    fake_quantizer,
+    random_inputs,
+    random_weights,
+    reference_logits,
+    smoothed,
+)
 from tests.tensorrt_double import VERSIONS, bindings, install, rtx
 from tests.test_tensorrt_engines import BUNDLED, ROOT, RTX, run_script, write
 from tests.test_tensorrt_packed import built_graphs
@@ -98,16 +105,6 @@ def differences(engine, model, expected) -> np.ndarray:
 
 def worst(engine, model, expected) -> float:
     return np.abs(differences(engine, model, expected)).max()
-
-
-def channels_of(seen: dict) -> dict:
-    """Each dense layer that reads a layer norm → the largest values of its input's channels, float32 [in]."""
-    ends = ("_query_input_amax", "_intermediate_dense_input_amax")
-    return {
-        name.removesuffix("_input_amax").removesuffix("_query"): np.float32(np.abs(values).max((0, 1)))
-        for name, values in seen.items()
-        if name.endswith(ends)
-    }
 
 
 @pytest.fixture

@@ -49,13 +49,6 @@ def _observe_all(network: Network, batches: Sequence[PaddedBatch], observe, what
             network.run(batch, observe=lambda name, tensor: observe(name, tensor, valid))
 
 
-def _kernels(dense: str) -> list[str]:
-    """The kernels of one of `encoder_denses`."""
-    if dense.endswith("_attention_self"):
-        return [f"{dense}_{part}_kernel" for part in ("query", "key", "value")]
-    return [f"{dense}_kernel"]
-
-
 def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, torch.Tensor]:
     """Make the encoder's dense kernels of a float `network` 2:4 sparse, in place; their masks, bool [out, in], by name.
 
@@ -69,7 +62,7 @@ def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str,
         denses = {quantization.dense_input_names(dense)[0]: dense for dense in encoder_denses(i)}
         moments = _second_moments(network, batches, denses)
         for input_name, dense in denses.items():
-            for name in _kernels(dense):
+            for name in quantization.dense_kernel_names(dense):
                 network.weights[name], masks[name] = pruned_2_4(network.weights[name], moments[input_name])
     return masks
 
