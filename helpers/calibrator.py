@@ -245,6 +245,7 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
         name, _, text = line.partition(" ")
         ranges[name] = _channels(path, name, text, config) if name in channels else _positive(path, name, text)
     _check_names(path, ranges, [*quantization.range_names(config), *channels])
+    _check_values(path, ranges)
     return ranges
 
 
@@ -274,6 +275,7 @@ def _tensorrt_ranges(path, lines: list[str], config: BertConfig) -> dict[str, fl
             ranges[name] = _positive(path, name, str(scale * quantization.LARGEST["int8"]))
     if not ranges:
         raise DemoBertError(f"the calibration cache {path} names no tensor of this model; calibrate again")
+    _check_values(path, ranges)
     return ranges
 
 
@@ -283,17 +285,20 @@ def _check_names(path, ranges: dict, names: list[str]) -> None:
             raise DemoBertError(f"the calibration cache {path} {kind} {min(wrong)[:100]}: remove it to calibrate again")
 
 
+def _check_values(path, ranges: dict) -> None:
+    for name, amax in ranges.items():
+        if not quantization.is_plausible(amax):
+            raise DemoBertError(f"the calibration cache {path} is damaged: {name} reaches to {np.max(amax):g}; remove it")
+
+
 def _channels(path, name: str, text: str, config: BertConfig) -> np.ndarray:
-    """The ranges of one tensor's channels, whose ratios and products float32 can hold."""
+    """The ranges of one tensor's channels, float32."""
     texts = text.split(" ", config.hidden_size)
     if len(texts) != config.hidden_size:
         raise DemoBertError(
             f"the calibration cache {path} is damaged: {name} has not {config.hidden_size} ranges; remove it"
         )
-    values = np.array([_positive(path, name, value) for value in texts])
-    if values.max() and not 1e-20 < values.max() < 1e20:
-        raise DemoBertError(f"the calibration cache {path} is damaged: {name} reaches to {values.max():g}; remove it")
-    return values.astype(np.float32)
+    return np.array([_positive(path, name, value) for value in texts], np.float32)
 
 
 def _positive(path, name: str, text: str) -> float:

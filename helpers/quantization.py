@@ -30,6 +30,9 @@ GELU_MINIMUM = 0.1701
 #: 0.6 0.120, 0.75 0.107, 0.9 0.113.
 SMOOTHING = 0.75
 
+#: Between what a range lies that is not 0: float32 holds the squares, inverses and ratios of such values.
+PLAUSIBLE = 1e-20, 1e20
+
 _PARTS = ("query", "key", "value")
 
 _CHANNELS = "input_channel_amax"
@@ -37,6 +40,11 @@ _CHANNELS = "input_channel_amax"
 #: Ranges of query, key and value as they enter the products of attention, and of its probabilities.
 MATMUL_INPUTS = ("qv_a", "qv_b", "av_b")
 PROBABILITIES = "av_a"
+
+
+def is_plausible(amax: np.ndarray) -> bool:
+    """Whether a network can have this range, or, together, the ranges of these channels."""
+    return np.min(amax) >= 0 and (np.max(amax) == 0 or PLAUSIBLE[0] < np.max(amax) < PLAUSIBLE[1])
 
 
 def dense_input_names(dense: str) -> list[str]:

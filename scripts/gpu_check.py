@@ -232,11 +232,11 @@ class Check:
                 batch = random_padded_batch(checkpoint, batch_size, length)
                 peers = torch_models.runs(torch_half, batch, compiled=not self.args.no_compile)
                 ways |= {f"PyTorch, fp16, {way}": run for way, run in peers.items()}
-                medians[batch_size, length] = self.in_turn(ways)
+                medians[batch_size, length] = self.in_turn(model, ways)
         print(f"\n{model}: batch size × tokens, ms, median of {self.args.rounds * RUNS_PER_TURN} runs each, in turn\n")
         print(f"{comparison.latency_table(medians)}\n", flush=True)
 
-    def in_turn(self, ways: dict) -> dict:
+    def in_turn(self, model: str, ways: dict) -> dict:
         """Name → median ms. The order is drawn anew for every round; a way that fails is left out of the rest."""
         from tqdm import tqdm
 
@@ -249,7 +249,7 @@ class Check:
                 try:
                     latencies[name] += run(runs=RUNS_PER_TURN)
                 except DemoBertError as error:
-                    self.gave_up(f"{name}: {error}", "")
+                    self.gave_up(f"{name}, {model}: {error}", "")
                     del ways[name]
         return {name: statistics.median(latencies[name]) for name in ways}
 

@@ -389,6 +389,8 @@ def test_windows_too_short_to_calibrate_on(tmp_path, script):
         lambda text: text.replace("l0_attention_self_query_input_amax ", "l0_attention_self_query_input_amax nan #"),
         lambda text: text.replace("l0_attention_self_query_input_amax ", "l0_attention_self_query_input_amax -"),
         lambda text: text.replace("l0_attention_self_query_input_amax ", "l0_attention_self_query_input_amax 9e99"),
+        lambda text: re.sub("(l0_attention_self_query_input_amax) .*", r"\1 1e30", text),
+        lambda text: re.sub("(l0_attention_self_query_input_amax) .*", r"\1 1e-30", text),
         lambda text: text.replace("length", "width"),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1", text),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1 -1", text),

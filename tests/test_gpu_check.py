@@ -470,8 +470,8 @@ def test_a_way_that_fails_is_left_out_of_the_table():
     def broken(runs):
         raise DemoBertError("the GPU failed")
 
-    assert one.in_turn({"good": lambda runs: [1.0, 3.0, 2.0], "bad": broken}) == {"good": 2.0}
-    assert one.failed == ["bad: the GPU failed"]
+    assert one.in_turn("a model", {"good": lambda runs: [1.0, 3.0, 2.0], "bad": broken}) == {"good": 2.0}
+    assert one.failed == ["bad, a model: the GPU failed"]
 
 
 # What the GPU run taught: TensorRT-RTX's default targets are not all GPUs from 8.0 on
