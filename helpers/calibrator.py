@@ -155,7 +155,8 @@ def calibrate(
     """The range of every activation (`quantization.range_names`) over the batches, by one of METHODS.
 
     And those by channel, float32 [E], of the tensors that have them (`quantization.channel_range_names`): always the
-    largest values. `on_progress` is called after each batch. Raises DemoBertError for activations that are not finite.
+    largest values. `on_progress` is called after each batch. Raises DemoBertError for activations that are not finite,
+    or far too large.
     """
     try:
         from helpers.backends.openvino.observation import observe
@@ -175,12 +176,20 @@ def calibrate(
     for name in quantization.range_names(config):
         histogram = histograms[re.sub("_(key|value)_input_amax$", "_query_input_amax", name)]
         ranges[name] = chosen_range(name, histogram, method)
-    return ranges | channels
+    silent = [name for name, tensor in by_channel.items() if not ranges[tensor]]
+    return ranges | channels | {name: np.zeros_like(channels[name]) for name in silent}
 
 
 def chosen_range(name: str, histogram: Histogram, method: str) -> float:
-    """The range `name` by one of METHODS, by "max" where it keeps its largest value by any."""
-    return histogram.amax("max" if _KEPT_WHOLE.search(name) else method)
+    """The range `name` by one of METHODS, by "max" where it keeps its largest value by any.
+
+    0 where the values are too small to be of use in float32. Raises DemoBertError where they are too large.
+    """
+    smallest, largest = quantization.PLAUSIBLE
+    amax = histogram.amax("max" if _KEPT_WHOLE.search(name) else method)
+    if amax >= largest:
+        raise DemoBertError(f"the model can't be quantized: the range {name} would be {amax:g}")
+    return amax if amax > smallest else 0.0
 
 
 def model_fingerprint(config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool) -> str:
@@ -243,7 +252,7 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     channels = quantization.channel_range_names(config)
     for line in lines[count + 1 :]:
         name, _, text = line.partition(" ")
-        ranges[name] = _channels(path, name, text, config) if name in channels else _positive(path, name, text)
+        ranges[name] = _channels(path, name, text, config) if name in channels else _number(path, name, text)
     _check_names(path, ranges, [*quantization.range_names(config), *channels])
     _check_values(path, ranges)
     return ranges
@@ -272,7 +281,7 @@ def _tensorrt_ranges(path, lines: list[str], config: BertConfig) -> dict[str, fl
             raise DemoBertError(f"the calibration cache {path} is damaged: {line[:100]!r} is not a tensor and its scale")
         scale = struct.unpack(">f", bytes.fromhex(bits))[0]
         for name in known.get(tensor, ()):
-            ranges[name] = _positive(path, name, str(scale * quantization.LARGEST["int8"]))
+            ranges[name] = _number(path, name, str(scale * quantization.LARGEST["int8"]))
     if not ranges:
         raise DemoBertError(f"the calibration cache {path} names no tensor of this model; calibrate again")
     _check_values(path, ranges)
@@ -288,24 +297,25 @@ def _check_names(path, ranges: dict, names: list[str]) -> None:
 def _check_values(path, ranges: dict) -> None:
     for name, amax in ranges.items():
         if not quantization.is_plausible(amax):
-            raise DemoBertError(f"the calibration cache {path} is damaged: {name} reaches to {np.max(amax):g}; remove it")
+            what = f"no network has the range {name}, {quantization.described(amax)}"
+            raise DemoBertError(f"the calibration cache {path} is damaged: {what}; remove it")
 
 
 def _channels(path, name: str, text: str, config: BertConfig) -> np.ndarray:
-    """The ranges of one tensor's channels, float32."""
+    """The ranges of one tensor's channels."""
     texts = text.split(" ", config.hidden_size)
     if len(texts) != config.hidden_size:
         raise DemoBertError(
             f"the calibration cache {path} is damaged: {name} has not {config.hidden_size} ranges; remove it"
         )
-    return np.array([_positive(path, name, value) for value in texts], np.float32)
+    return np.array([_number(path, name, value) for value in texts])
 
 
-def _positive(path, name: str, text: str) -> float:
+def _number(path, name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value <= np.finfo(np.float32).max:
+        value = np.nan
+    if not np.isfinite(value):
         raise DemoBertError(f"the calibration cache {path} is damaged: {name[:100]} has the range {text[:30]!r}; remove it")
     return value

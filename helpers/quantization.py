@@ -31,7 +31,7 @@ GELU_MINIMUM = 0.1701
 SMOOTHING = 0.75
 
 #: Between what a range lies that is not 0: float32 holds the squares, inverses and ratios of such values.
-PLAUSIBLE = 1e-20, 1e20
+PLAUSIBLE = 1e-18, 1e18
 
 _PARTS = ("query", "key", "value")
 
@@ -45,6 +45,12 @@ PROBABILITIES = "av_a"
 def is_plausible(amax: np.ndarray) -> bool:
     """Whether a network can have this range, or, together, the ranges of these channels."""
     return np.min(amax) >= 0 and (np.max(amax) == 0 or PLAUSIBLE[0] < np.max(amax) < PLAUSIBLE[1])
+
+
+def described(amax: np.ndarray) -> str:
+    """A range, or the lowest and the highest of several, for a message."""
+    lowest, highest = np.min(amax), np.max(amax)
+    return f"{highest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
 
 
 def dense_input_names(dense: str) -> list[str]:

@@ -13,11 +13,13 @@ import pytest
 from helpers import building, calibrator, quantization
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import LAYERS, build, compile_network, int8_overflows
+from helpers.backends.openvino.engine import LAYERS, build, compile_network, half_precision, int8_overflows
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError
+from helpers.squad import read_squad
+from helpers.tokenization import BertTokenizer, load_vocabulary
 from helpers.weights import BertWeights, load_weights
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
@@ -138,6 +140,26 @@ def test_only_zeros_and_what_is_not_finite(rng):
             histogram.add(np.array([1, bad], np.float32))
 
 
+@pytest.mark.parametrize("factor", (1e-25, 1e25))
+def test_values_that_float32_can_t_be_quantized_by(factor, tmp_path, rng):
+    """Too small, they are as good as 0; too large, nothing is calibrated. What is written can be read again."""
+    config = dataclasses.replace(random_config(rng), num_hidden_layers=1)
+    tensors = random_weights(config, rng)
+    for name in ("l0_attention_self_value_kernel", "l0_attention_self_value_bias"):
+        tensors[name] = tensors[name] * np.float32(factor)
+    weights = BertWeights(tensors, "erf", "test")
+    batches = [PaddedBatch(*batch) for batch in rows_without_padding(config, rng, 2)]
+    if factor > 1:
+        with pytest.raises(DemoBertError, match="can't be quantized: the range l0_attention_self_av_b.* would be"):
+            calibrator.calibrate(config, weights, "erf", False, batches, "max")
+        return
+    ranges = calibrator.calibrate(config, weights, "erf", False, batches, "max")
+    assert ranges["l0_attention_self_av_b_input_quantizer_amax"] == 0 < ranges["l0_attention_self_qv_a_input_quantizer_amax"]
+    fingerprint = calibrator.Fingerprint("model", "data", 8, 2, "max")
+    calibrator.write_cache(tmp_path / "cache", fingerprint, ranges)
+    assert list(calibrator.read_cache(tmp_path / "cache", fingerprint, config)) == list(ranges)
+
+
 def test_calibration_without_openvino_says_so(monkeypatch, rng):
     config = random_config(rng)
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -167,7 +189,7 @@ def cpu_rounding(ranges: dict, attention: bool = False):
             # From where a GELU is least to amax in 255 steps, 0 among them.
             amax = float(ranges.get(name, 10.0))
             step = (amax + 0.1701) / 255
-            below = math.ceil(0.1701 / step)
+            below = round(0.1701 / step)
             return np.clip(np.round(values / step), -below, 255 - below) * step
         return fake_int8(values, ranges[name])
 
@@ -187,8 +209,9 @@ def int8_engine(config, weights, gelu, multiply_in_float, layout="padded", megat
 @pytest.mark.parametrize("megatron", (False, True))
 @pytest.mark.parametrize("kernel_ranges", ("none", "smoothed", "per tensor", "per channel"))
 def test_int8_rounds_as_the_reference_does(multiply_in_float, layout, megatron, kernel_ranges, rng):
-    if not multiply_in_float and int8_overflows(ov.Core()):
-        pytest.skip("this CPU's own int8 products overflow: no engine is built of them")
+    overflows = not multiply_in_float and int8_overflows(ov.Core())
+    if overflows and not kernel_ranges.startswith("per"):
+        pytest.skip("this CPU's own int8 products overflow, unless wide ranges keep the kernels small")
     config = dataclasses.replace(random_config(rng), max_position_embeddings=20, num_hidden_layers=1)
     tensors = random_weights(config, rng)
     gelu = str(rng.choice(["tanh", "erf"]))
@@ -199,11 +222,12 @@ def test_int8_rounds_as_the_reference_does(multiply_in_float, layout, megatron, 
         for part in ("key", "value"):
             ranges[name.replace("query", part)] = ranges[name]
     if kernel_ranges.startswith("per"):
-        for name in [name for name in seen if name.endswith("_kernel_amax") and rng.random() < 0.8]:
+        widths = (2.2, 3.2) if overflows else (0.6, 1)  # 127 / 2.2 = 58, and 2 · 255 · 58 < 2¹⁵
+        for name in [name for name in seen if name.endswith("_kernel_amax") and (overflows or rng.random() < 0.8)]:
             largest = np.abs(tensors[name.removesuffix("_amax")]).max(1, keepdims=True)
-            per_channel = (largest * rng.uniform(0.6, 1, largest.shape)).astype(np.float32)
+            per_channel = (largest * rng.uniform(*widths, largest.shape)).astype(np.float32)
             ranges[name] = per_channel if kernel_ranges == "per channel" else per_channel.max()
-    attention = bool(rng.random() < 0.5)
+    attention = not overflows and bool(rng.random() < 0.5)
     rounding = cpu_rounding(ranges, attention)
     if kernel_ranges == "smoothed":
         channels = seen_channels(config, tensors, gelu, batches, megatron)
@@ -226,6 +250,22 @@ def test_int8_rounds_as_the_reference_does(multiply_in_float, layout, megatron, 
     # What is left are values so near the middle of a step that float32 and float64 round them apart: few, hence the
     # medians. In packed int8 networks OpenVINO's attention is 5e-4 less exact, why is not known.
     assert np.median(near) < (0.1 if layout == "padded" else 0.5) * np.median(far)
+
+
+def test_what_a_gelu_put_out_has_no_zero_point(rng):
+    """Its integers begin at 0: so OpenVINO's product of them needs no correction of its own."""
+    config = dataclasses.replace(random_config(rng), num_hidden_layers=1)
+    tensors = random_weights(config, rng)
+    amax = float(10.0 ** rng.uniform(-2, 4))
+    ranges = {name: np.float32(amax) for name in quantization.range_names(config)}
+    layers = LAYERS["padded"](config, 1, 8, quantization.Quantization("int8", ranges, "test"))
+    build_bert(layers, config, BertWeights(tensors, "erf", "test", ranges), "erf")
+    (rounding,) = (node for node in layers.model().get_ops() if node.get_friendly_name() == "l0_output_dense_input")
+    lowest, highest, begin, end = (float(rounding.input_value(i).get_node().data.item()) for i in range(1, 5))
+    assert begin == 0 and end == pytest.approx(amax + 0.1701, rel=1e-6)
+    step = end / 255
+    assert lowest <= -0.1701 + 0.51 * step and highest >= amax - 0.51 * step
+    assert lowest / step == pytest.approx(round(lowest / step), abs=1e-3), "0 is not among the steps"
 
 
 def test_smoothing_tells_far_out_channels_apart(rng):
@@ -294,6 +334,25 @@ def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     importlib.import_module("builder").main(list(map(str, builder_flags(folder, "-j", SQUAD, "-n", 6))))
     return folder
+
+
+def test_half_precision_beside_int8_is_near(calibrated, tmp_path, script):
+    if half_precision(ov.Core()) == "fp32":
+        pytest.skip("this CPU has no half type")
+    cache = calibrated / f"{BUNDLED.name}_48.calibration"
+    assert script("builder.py", *builder_flags(tmp_path, "-p", cache, "--fp16")).code == 0
+    config = BertConfig.from_folder(BUNDLED)
+    tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), do_lower_case=True)
+    batches = calibrator.calibration_batches(read_squad(SQUAD).examples, tokenizer, 48, 12)
+    tensors = load_weights(config, pytorch=BUNDLED / "model.safetensors").tensors
+    exact = [reference_logits(config, tensors, "erf", *batch.inputs().values()) for batch in batches]
+    errors = []
+    for folder in (calibrated, tmp_path):
+        engine = load_engine(folder / "int8.engine", "padded")
+        misses = [engine.run(batch) - logits for batch, logits in zip(batches, exact, strict=True)]
+        errors.append(np.sqrt(np.mean([np.mean(miss**2) for miss in misses])))
+    # Roundings to a half type are finer than int8's, and move some of those to the next step. Seen with bf16: 0.117, 0.119.
+    assert errors[1] < 1.5 * errors[0], errors
 
 
 def test_the_cache_is_the_same_byte_for_byte(calibrated, tmp_path, script):
@@ -389,13 +448,8 @@ def test_windows_too_short_to_calibrate_on(tmp_path, script):
         lambda text: text.replace("l0_attention_self_query_input_amax ", "l0_attention_self_query_input_amax nan #"),
         lambda text: text.replace("l0_attention_self_query_input_amax ", "l0_attention_self_query_input_amax -"),
         lambda text: text.replace("l0_attention_self_query_input_amax ", "l0_attention_self_query_input_amax 9e99"),
-        lambda text: re.sub("(l0_attention_self_query_input_amax) .*", r"\1 1e30", text),
-        lambda text: re.sub("(l0_attention_self_query_input_amax) .*", r"\1 1e-30", text),
         lambda text: text.replace("length", "width"),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1", text),
-        lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1 -1", text),
-        lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1 3e38", text),
-        lambda text: re.sub("(l0_attention_self_input_channel_amax) .*", r"\1" + " 1e-40" * 384, text),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*)", r"\1 1", text),
         lambda text: re.sub("l0_intermediate_dense_input_channel_amax .*", "l0_intermediate_dense_input_channel_amax", text),
         lambda text: re.sub("l0_intermediate_dense_input_channel_amax .*\n", "", text),
@@ -411,13 +465,25 @@ def test_a_damaged_cache_is_refused(damage, calibrated, tmp_path):
     assert "\n" not in str(caught.value) and str(tmp_path / "cache") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "values, told",
+    (("-1", "-1"), ("1e30", r"1e\+30"), ("1e-30", "1e-30"), ("1 " * 383 + "3e38", r"1 to 3e\+38"), ("1e-40 " * 384, "1e-40")),
+)
+def test_ranges_that_no_network_has(values, told, calibrated, tmp_path):
+    name = "l0_attention_self_input_channel_amax" if " " in values else "l0_attention_self_query_input_amax"
+    text = (calibrated / f"{BUNDLED.name}_48.calibration").read_text()
+    (tmp_path / "cache").write_text(re.sub(f"{name} .*", f"{name} {values.strip()}", text))
+    with pytest.raises(DemoBertError, match=f"no network has the range {name}, {told}; remove it"):
+        calibrator.read_cache(tmp_path / "cache", ANY, BertConfig.from_folder(BUNDLED))
+
+
 def test_a_cache_keeps_every_range(calibrated, tmp_path):
     config = BertConfig.from_folder(BUNDLED)
     path = calibrated / f"{BUNDLED.name}_48.calibration"
     ranges = calibrator.read_cache(path, ANY, config)
     assert list(ranges) == quantization.range_names(config) + list(quantization.channel_range_names(config))
     for name, tensor in quantization.channel_range_names(config).items():
-        assert ranges[name].shape == (config.hidden_size,) and ranges[name].max() == np.float32(ranges[tensor])
+        assert ranges[name].shape == (config.hidden_size,) and np.float32(ranges[name].max()) == np.float32(ranges[tensor])
     facts = [line.split(" ")[1] for line in path.read_text().splitlines()[1:6]]
     fingerprint = calibrator.Fingerprint(facts[0], facts[1], int(facts[2]), int(facts[3]), facts[4])
     calibrator.write_cache(tmp_path / "again", fingerprint, ranges)
@@ -437,8 +503,9 @@ def test_tensorrt_s_own_cache(tmp_path, rng):
     ranges = calibrator.read_cache(tmp_path / "trt.cache", ANY, config)
     for tensor, names in tensors.items():
         assert all(ranges[name] == pytest.approx(127 * scales[tensor], rel=1e-6) for name in names)
-    for content in ("TRT-8601-EntropyCalibration2\nbert: 3f\n", "TRT-8601-EntropyCalibration2\nother: 3c010a14\n"):
-        (tmp_path / "bad").write_text(content)
+    tiny = f"{next(iter(tensors))}: {struct.pack('>f', 1e-30).hex()}"
+    for line in ("bert: 3f", "other: 3c010a14", tiny):
+        (tmp_path / "bad").write_text(f"TRT-8601-EntropyCalibration2\n{line}\n")
         with pytest.raises(DemoBertError):
             calibrator.read_cache(tmp_path / "bad", ANY, config)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import is_plausible
+from helpers.quantization import described, is_plausible
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_finite, check_shapes, check_weights
 
 
@@ -73,9 +73,9 @@ def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
     shapes = {name: _range_shape(stored, name) for name in stored.ranges}
     ranges = {name: _float32(stored.ranges[name]).reshape(shape) for name, shape in shapes.items()}
     check_finite(ranges, stored.source)
-    for name in [name for name, amax in ranges.items() if not is_plausible(amax)]:
-        fault = "is negative" if ranges[name].min() < 0 else f"reaches to {ranges[name].max():g}"
-        raise DemoBertError(f"{stored.source} can't be used: the range {name} {fault}")
+    for name, amax in ranges.items():
+        if not is_plausible(amax):
+            raise DemoBertError(f"{stored.source} can't be used: no network has the range {name}, {described(amax)}")
     return ranges
 
 

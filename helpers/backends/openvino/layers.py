@@ -81,15 +81,13 @@ class OpenVINOLayers(NetworkLayers):
         """A dense layer of int8 whose input a GELU put out.
 
         That is never below -0.17, so it takes its 256 steps between there and its range: twice as fine as even ones. It is
-        raised by the lowest of them, which the bias takes back: without a zero point OpenVINO does more of the layer in
+        raised so that they begin at 0, which the bias takes back: without a zero point OpenVINO does more of the layer in
         one kernel (2 % of BERT-base's time, with AMX).
         """
         step = (self._quantization.dense_input(name) + GELU_MINIMUM) / 255
-        lowest = -np.ceil(GELU_MINIMUM / step) * step  # a whole number of steps, so that 0 stays exact
+        lowest = -np.rint(GELU_MINIMUM / step) * step  # a whole number of steps, so that 0 stays exact
         hidden = _rounded(hidden, lowest, lowest + 255 * step, f"{name}_input", raised_by=-lowest)
-        kernel_steps = self._kernel_steps(kernel, name)
-        row_sums = to_int8(kernel, kernel_steps[:, None]).sum(1, dtype=np.float64) * kernel_steps
-        return self._product(hidden, kernel, bias + lowest * row_sums, kernel_steps, name)
+        return self._product(hidden, kernel, bias, self._kernel_steps(kernel, name), name, raised_by=-lowest)
 
     def gelu(self, hidden, formula, name):
         return op.gelu(hidden, formula, name=name)
@@ -116,28 +114,29 @@ class OpenVINOLayers(NetworkLayers):
         self._inputs.append(parameter)
         return parameter
 
-    def _product(self, hidden, kernel, bias, step, name, factor: float = 1.0, unit: float = 1.0):
-        """(unit · hidden · kernelᵀ + bias) · factor.
+    def _product(self, hidden, kernel, bias, step, name, factor: float = 1.0, unit: float = 1.0, raised_by: float = 0.0):
+        """(unit · (hidden - raised_by) · kernelᵀ + bias) · factor.
 
-        `step` [out]: the kernel in int8 of these steps; None: in float, where `unit` has to be 1.
+        `step` [out]: the kernel in int8 of these steps; None: in float, where `unit` has to be 1, `raised_by` 0.
         """
         factor = np.float32(factor)
         if step is None:
             weight = _constant(kernel * factor, f"{name}_kernel")
         else:
-            integers = op.constant(to_int8(kernel, step[:, None]), name=f"{name}_kernel")
-            scale = step * factor * np.float32(unit)
-            weight = op.multiply(op.convert(integers, "f32"), _constant(scale[:, None], f"{name}_step"))
+            integers, scale = to_int8(kernel, step[:, None]), step * np.float32(unit)
+            bias = bias - raised_by * integers.sum(1, dtype=np.float64) * scale
+            integers = op.constant(integers, name=f"{name}_kernel")
+            weight = op.multiply(op.convert(integers, "f32"), _constant(scale[:, None] * factor, f"{name}_step"))
         product = op.matmul(hidden, weight, False, True, name=name)
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
 
     def _quantized_input(self, hidden, kernel, name):
-        """A dense layer's input in int8, the kernel for it, and the unit of their product; in a float network as they are, 1.
+        """A dense layer's input (no GELU's) in int8, the kernel for it, the unit of their product; in float as they are, 1.
 
         It is divided by its range, each channel by its own where they are known, and rounded there: OpenVINO then rounds in
         the kernel of that multiplication, in any float type. A FakeQuantize alone it computes by an operation of its own,
-        in float32 (a GELU's output is rounded by the dense layer before it). A multiplication by one number would be moved
-        into the FakeQuantize, so the first is another, by its last bit.
+        in float32. A multiplication by one number would be moved into the FakeQuantize, so the first is another, by its
+        last bit.
         """
         if self._quantization is None:
             return hidden, kernel, 1.0
@@ -293,7 +292,7 @@ def _slice(vector, first: int, stop: int):
     return op.slice(vector, _int32([first]), _int32([stop]), _int32([1]), _int32([0]))
 
 
-def _constant(values: np.ndarray, name: str):
+def _constant(values, name: str):
     return op.constant(np.ascontiguousarray(values, np.float32), name=name)
 
 
