@@ -1,5 +1,6 @@
 """From the builders' arguments to an engine: builder.py and builder_varseqlen.py differ in their flags' layout only."""
 
+import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +178,20 @@ def _add_padded_int8(group) -> None:
     group.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs; on the CPU, query and key")
 
 
+class _OfBuilder(argparse.Action):
+    """A flag of builder.py that packed engines have no use for."""
+
+    def __init__(self, option_strings, dest, **settings):
+        super().__init__(option_strings, dest, nargs=0, **settings)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is builder.py's: a packed int8 engine takes attention and add + norm in int8 anyway")
+
+
 def _add_packed_int8(group) -> None:
+    # Without them argparse would read -imh as -i -m h.
+    group.add_argument("-iln", "--force-int8-skipln", action=_OfBuilder, help=argparse.SUPPRESS)
+    group.add_argument("-imh", "--force-int8-multihead", action=_OfBuilder, help=argparse.SUPPRESS)
     group.add_argument(
         "-il", "--interleaved", action="store_true", help="int8 plugins with interleaved channels (with --int8)"
     )
@@ -344,12 +358,14 @@ def with_ranges(
 ) -> BertWeights:
     """`weights` with the ranges that int8 and fp8 need: their own (QAT), the calibration cache's, or calibrated now.
 
-    A checkpoint's own ranges come first. Those that it lacks are calibrated where text or a cache is named.
+    A checkpoint's own ranges come first. Those that it lacks, its channels' too, are calibrated where text or a cache is
+    named.
     Raises DemoBertError where they can't be had.
     """
     if weights.ranges:
         cli.note(f"Ranges: {len(weights.ranges)} of the checkpoint (quantization-aware training)")
-    if quantization.has_dense_ranges(config, weights.ranges) and not (args.squad_json or args.calib_path):
+    complete = quantization.channel_range_names(config).keys() <= weights.ranges.keys()
+    if quantization.has_dense_ranges(config, weights.ranges) and (complete or not (args.squad_json or args.calib_path)):
         for flag in [flag for name, flag in _CALIBRATION_ONLY if getattr(args, name)]:
             cli.note(f"Note: {flag} has no effect on this engine: the checkpoint has its own ranges")
         return weights
@@ -370,7 +386,8 @@ def with_ranges(
     )
     if cache.exists():
         ranges = calibrator.read_cache(cache, wanted, config)
-        cli.note(f"Ranges: calibration cache {cache}" + ("" if text_is_here else " (not compared with any text)"))
+        compared = "" if text_is_here else ", not compared with any text"
+        cli.note(f"Ranges: calibration cache {cache} ({cli.one_line(calibrator.origin(cache))}{compared})")
     elif text_is_here:
         samples = args.calib_num or DEFAULT_CALIBRATION_SAMPLES
         if len(examples) < samples:
@@ -390,7 +407,7 @@ def with_ranges(
         )
     ranges = {name: np.float32(amax) for name, amax in ranges.items()}
     source = f"{weights.source} with the calibration cache {cache}"
-    return replace(weights, ranges=quantization.with_calibrated(weights.ranges, ranges), source=source)
+    return replace(weights, ranges=ranges | weights.ranges, source=source)
 
 
 def calibration_cache(args) -> Path:

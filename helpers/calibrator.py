@@ -252,10 +252,21 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     channels = quantization.channel_range_names(config)
     for line in lines[count + 1 :]:
         name, _, text = line.partition(" ")
+        if name in ranges:
+            raise DemoBertError(f"the calibration cache {path} is damaged: it has {name[:100]} twice; remove it")
         ranges[name] = _channels(path, name, text, config) if name in channels else _number(path, name, text)
     _check_names(path, ranges, [*quantization.range_names(config), *channels])
     _check_values(path, ranges)
     return ranges
+
+
+def origin(path) -> str:
+    """What a cache that `read_cache` takes was made from, for a message."""
+    facts = dict(line.partition(" ")[::2] for line in read_text(path, "calibration cache").splitlines()[1:6])
+    if "method" not in facts:
+        return "TensorRT's own"
+    method, samples, length = (facts[name][:20] for name in ("method", "samples", "length"))
+    return f"{method}, {samples} windows of up to {length} tokens"
 
 
 _FACTS = {

@@ -137,8 +137,8 @@ def make_features(
     if capacity < 1:
         raise UsageError(
             f"a question of {len(query)} tokens leaves no room for the passage in windows of {sequence_length}: "
-            f"give a smaller --max-query-length (at most {max(sequence_length - _SPECIAL_TOKENS - 1, 0)}) "
-            "or a longer -s/--sequence-length"
+            f"give a longer -s/--sequence-length, or cut questions (--max-query-length, where there is that flag, at most "
+            f"{max(sequence_length - _SPECIAL_TOKENS - 1, 0)})"
         )
     head = np.concatenate(([tokenizer.cls_id], query, [tokenizer.sep_id])).astype(np.int32)
     spans = window_spans(len(passage), capacity, doc_stride)

@@ -2,7 +2,7 @@
 
 A range `amax` is symmetric: values of -amax to amax are kept, those beyond are clipped. In int8 a step is amax / 127, in
 fp8 (E4M3) amax is put on 448, the type's largest value (arXiv:2004.09602, arXiv:2209.05433). Activations have one range
-per tensor, dense kernels one per output channel, or, where a checkpoint says so, one per tensor. Calibration also takes
+per tensor, dense kernels one per output channel, or, where a checkpoint says so, one per tensor. This project also takes
 one for each channel of what a layer norm hands to a dense layer, for networks that can even the channels out.
 
 Names are those of shared/spec/weights.md, whoever took the range: helpers/calibrator.py, or training (QAT checkpoints).
@@ -142,19 +142,9 @@ def channel_range_names(config: BertConfig) -> dict[str, str]:
     return {f"{dense}_{_CHANNELS}": dense_input_names(dense)[0] for dense in denses}
 
 
-def with_calibrated(trained: Mapping[str, np.ndarray], calibrated: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The ranges of a checkpoint, and of those that it lacks the calibrated ones.
-
-    A dense layer that was trained with ranges was trained without smoothing: its channels' ranges are left out.
-    """
-
-    def was_trained(channels: str) -> bool:
-        dense = channels.removesuffix(f"_{_CHANNELS}")
-        kernels = [f"{kernel}_amax" for kernel in dense_kernel_names(dense)]
-        return any(name in trained for name in dense_input_names(dense) + kernels)
-
-    left_out = {name for name in calibrated if name.endswith(_CHANNELS) and was_trained(name)}
-    return {name: amax for name, amax in calibrated.items() if name not in left_out} | dict(trained)
+def dense_of_channels(name: str) -> str | None:
+    """The dense layer whose input's channels have the ranges `name`; None: that is another range."""
+    return name.removesuffix(f"_{_CHANNELS}") if name.endswith(f"_{_CHANNELS}") else None
 
 
 def has_dense_ranges(config: BertConfig, ranges: Mapping[str, np.ndarray]) -> bool:
@@ -205,11 +195,15 @@ class Quantization:
         `kernel` [out, in], which is to be multiplied by them. They even the input's channels out, as far as the kernel
         stays even itself (SMOOTHING; equation 4 of arXiv:2211.10438). None where they are not known, or of no use, as in
         fp8, whose steps grow with the values: then `dense_input` is for all.
+
+        What the tensor's one range clips counts as clipped: training has learned to (the bundled model's QAT, logits on 120
+        windows of XQuAD, root mean square off float32: one range 0.147, channels 0.141, clipped 0.110).
         """
         largest = self.ranges.get(f"{dense}_{_CHANNELS}")
         if largest is None or self.kind != "int8":
             return None
-        inputs, weights = _above_nothing(largest), _above_nothing(np.abs(kernel).max(axis=0))
+        whole = max((np.max(self.ranges[name]) for name in dense_input_names(dense) if name in self.ranges), default=np.inf)
+        inputs, weights = _above_nothing(np.minimum(largest, whole)), _above_nothing(np.abs(kernel).max(axis=0))
         factors = inputs**SMOOTHING / weights ** (1 - SMOOTHING)
         return (factors * (inputs / factors).max()).astype(np.float32)
 
@@ -223,17 +217,37 @@ class Quantization:
         The checkpoint's where it has them, else the kernel's own largest values.
         """
         names = [f"{name}_amax" for name in dense_kernel_names(dense)]
-        largest = np.abs(kernel).max(axis=1).astype(np.float32)
         parts = [
             np.broadcast_to(np.ravel(self.ranges[name]), part.shape) if name in self.ranges else part
-            for name, part in zip(names, np.split(largest, len(names)))
+            for name, part in zip(names, np.split(_largest_by_row(kernel), len(names)))
         ]
-        amax = np.concatenate(parts)
-        return np.where(amax > 0, amax, np.float32(1))  # a channel of zeros stays zero with any scale
+        return _or_one(np.concatenate(parts))
 
-    def kernel_scale(self, dense: str, kernel: np.ndarray) -> np.ndarray:
-        """The step of each output channel of `kernel` [out, in], float32 [out]."""
-        return (self.kernel(dense, kernel) / np.float32(self.largest)).astype(np.float32)
+    def evened(self, dense: str, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What a dense layer multiplies: the kernel [out, in], amax of its output channels [out], `channel_limits` [in].
+
+        Where the input's channels are evened out, its limits are in the kernel. Training may have clipped that: it stays
+        clipped, and its ranges are then new ones.
+        """
+        amax, limits = self.kernel(dense, kernel), self.channel_limits(dense, kernel)
+        if limits is None:
+            return kernel, amax, None
+        kernel = np.clip(kernel, -amax[:, None], amax[:, None]) * limits
+        return kernel, _largest_by_row(kernel), limits
+
+    def steps(self, amax) -> np.ndarray:
+        """The steps of ranges, float32."""
+        return np.float32(amax) / np.float32(self.largest)
+
+
+def _largest_by_row(kernel: np.ndarray) -> np.ndarray:
+    """amax of each output channel of `kernel` [out, in], float32 [out]."""
+    return _or_one(np.abs(kernel).max(axis=1).astype(np.float32))
+
+
+def _or_one(amax: np.ndarray) -> np.ndarray:
+    """1 for a channel of zeros, which stays zero with any step."""
+    return np.where(amax > 0, amax, np.float32(1))
 
 
 def _above_nothing(amax: np.ndarray) -> np.ndarray:

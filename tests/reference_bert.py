@@ -126,18 +126,21 @@ def channels_of(seen: dict) -> dict:
     }
 
 
-def smoothed(quantize, tensors: dict, channels: dict):
+def smoothed(quantize, tensors: dict, channels: dict, ranges: dict):
     """`quantize` of reference_logits in int8, where dense inputs are evened out by the ranges of their channels.
 
     SmoothQuant (arXiv:2211.10438), equation 4, with α = 0.75, scaled so that no channel exceeds 1. `channels`: dense layer
     ("l<i>_attention_self": query, key and value in one) → largest values [in]. Neither factor is taken back: their
-    product is 1. They are float32, as engines hold them.
+    product is 1. They are float32, as engines hold them. A kernel that has a range in `ranges` is clipped to it first,
+    and so are the ranges of channels to their tensor's.
     """
     limits = {}
     for dense, largest in channels.items():
         kernels = [tensors[name] for name in tensors if re.fullmatch(f"{dense}(_query|_key|_value)?_kernel", name)]
         weights = np.abs(np.concatenate(kernels)).max(0).astype(np.float64)
-        inputs = np.maximum(np.float64(largest), 1e-5 * np.float64(largest).max())
+        whole = [ranges[name] for name in ranges if re.fullmatch(f"{dense}(_query|_key|_value)?_input_amax", name)]
+        largest = np.minimum(np.float64(largest), max(whole, default=np.inf))
+        inputs = np.maximum(largest, 1e-5 * largest.max())
         shares = inputs**0.75 / np.maximum(weights, 1e-5 * weights.max()) ** 0.25
         limits[dense] = np.float32(shares * (inputs / shares).max())
 
@@ -147,7 +150,9 @@ def smoothed(quantize, tensors: dict, channels: dict):
         if dense not in limits:
             return quantize(name, values)
         if kind == "kernel":
-            return quantize(name, np.float32(values) * limits[dense])
+            amax = np.reshape(ranges.get(name, np.inf), (-1, 1))
+            evened = np.float32(np.clip(values, -amax, amax)) * limits[dense]
+            return fake_int8(evened, np.abs(evened).max(1, keepdims=True), lowest=-127)
         return fake_int8(values * np.float64(1 / limits[dense]), 1.0)
 
     return quantize_smoothed

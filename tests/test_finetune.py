@@ -1,13 +1,15 @@
 """squad/finetune.py: its network, quantizers, masks, windows and loop; the script end to end on a tiny random model."""
 
 import json
+import os
 import shutil
+import signal
 import string
 
 import numpy as np
 import pytest
 
-from helpers import cli
+from helpers import cli, quantization
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
@@ -302,6 +304,21 @@ def test_distillation_brings_a_pruned_int8_network_back_to_its_teacher(tiny):
     assert teacher.weights["l0_output_dense_kernel"].equal(_start(folder).weights["l0_output_dense_kernel"])
 
 
+def test_channels_have_ranges_too(rng):
+    """What the float network's layer norms put out, over text: padding is left out."""
+    config = random_config(rng)
+    tensors = random_weights(config, rng)
+    inputs = random_inputs(config, rng, 3, min(30, config.max_position_embeddings))
+    measured = run.measured_ranges(network_of(config, tensors), [PaddedBatch(*inputs)])
+    seen, text = {}, inputs[2].astype(bool)
+    reference_logits(config, tensors, "erf", *inputs, quantize=seen.setdefault)
+    names = quantization.channel_range_names(config)
+    assert measured.keys() - quantization.range_names(config) == names.keys()
+    for name, tensor in names.items():
+        np.testing.assert_allclose(measured[name], np.abs(seen[tensor][text]).max(0), rtol=1e-3, atol=1e-5)
+        assert measured[name].max() == np.float32(measured[tensor])
+
+
 def test_the_rate_rises_and_falls():
     options = training.TrainingOptions(learning_rate=1.0)
     rates = [training.learning_rate_at(step, 50, options) for step in range(50)]
@@ -355,7 +372,8 @@ def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) and ours[name].shape == theirs[name].shape for name in ours)
     expected = {f"l{i}_{part}" for i in range(2) for part in _RANGES_OF_A_LAYER}
-    assert weights.ranges.keys() == expected | {"bert_encoder_final_input_quantizer_amax"}
+    channels = quantization.channel_range_names(config)
+    assert weights.ranges.keys() == expected | channels.keys() | {"bert_encoder_final_input_quantizer_amax"}
     assert all((amax > 0).all() for amax in weights.ranges.values())
     kernel = weights["l1_output_dense_kernel"]
     np.testing.assert_array_equal(weights.ranges["l1_output_dense_kernel_amax"][:, 0], np.abs(kernel).max(1))
@@ -399,24 +417,31 @@ def test_onnx_computes_what_the_trained_network_does(rng, tmp_path, gelu):
     assert np.quantile(error, 0.25) < 1e-4 < 1e-3 < np.median(effect)
 
 
-def test_a_stopped_run_ends_like_one_that_was_not(tiny, finetune, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by, done", [("an error", 4), (signal.SIGINT, 5), (signal.SIGTERM, 5)], ids=str)
+def test_a_stopped_run_ends_like_one_that_was_not(by, done, tiny, finetune, tmp_path, monkeypatch):
+    """By a signal, the step is still done and saved; by what nothing catches, the last saved state is what is left."""
     folder, data = tiny
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     flags = ("--qat", "--sparse", "--epochs", 2, "--save-every", 2, "--distill", 0.5)
     assert run_of(finetune, folder, data, tmp_path / "whole", *flags).code == 0
     show = run._show
 
     def stop_at_five(bar, progress):
         show(bar, progress)
-        if progress.step == 5:
+        if progress.step == 5 and by == "an error":
             raise KeyboardInterrupt
+        if progress.step == 5:
+            os.kill(os.getpid(), by)
 
     monkeypatch.setattr(run, "_show", stop_at_five)
     stopped = tmp_path / "stopped"
-    assert run_of(finetune, folder, data, stopped, *flags).code == 130
+    result = run_of(finetune, folder, data, stopped, *flags)
+    assert result.code == 130 and (by == "an error" or "Stopped after step 5, which is saved" in result.err), result
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert [path.name for path in stopped.iterdir()] == [STATE_NAME]
     monkeypatch.setattr(run, "_show", show)
     again = run_of(finetune, folder, data, stopped, *flags)
-    assert again.code == 0 and "Going on after step 4" in again.err
+    assert again.code == 0 and f"Going on after step {done}" in again.err
     for name in ("model.safetensors", "model_fake_quant.onnx", "config.json"):
         assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (stopped / STATE_NAME).exists()

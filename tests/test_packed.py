@@ -323,11 +323,12 @@ def test_a_packed_blob_without_a_card_is_recognised(script, bundled_packed_engin
         (["-s", 64, "-s", 128], "give -s once"),
         (["-s", 513], "max_position_embeddings, 512"),
         (["--interleaved"], "--interleaved is a layout of int8 plugins: add --int8"),
+        (["--int8", "-imh"], "-imh is builder.py's: a packed int8 engine"),
         (["--megatron"], "--megatron needs --int8 and the weights from --pickle"),
         (["--megatron", "--int8"], "--megatron needs --int8 and the weights from --pickle"),
         (["--pickle", "x.pickle"], "name one checkpoint with -m, -x, -pt or --pickle, not -pt and --pickle"),
         (["--network", "plugin"], "--network plugin is a form of TensorRT's"),
-        (["--force-int8-skipln"], "unrecognized arguments: --force-int8-skipln"),
+        (["--force-int8-skipln"], "--force-int8-skipln is builder.py's: a packed int8 engine"),
         (["--batch-size", 4], "unrecognized arguments: --batch-size 4"),
     ],
 )

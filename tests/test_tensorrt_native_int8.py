@@ -148,7 +148,7 @@ def test_channels_are_evened_out_in_int8(version, kind, layout, model, engine_pa
     channels = channels_of(seen)
     more = {f"{dense}_input_channel_amax": largest for dense, largest in channels.items()}
     plain = reference(model, kind)
-    quantize = smoothed(fake_quantizer("int8", ranges, is_dense), tensors, channels)
+    quantize = smoothed(fake_quantizer("int8", ranges, is_dense), tensors, channels, ranges)
     expected = reference_logits(CONFIG, tensors, "erf", *inputs, quantize=quantize) if kind == "int8" else plain
     installed(version)
     engine, _ = engine_of(engine_path, version, model, layout, more, **{kind: True})

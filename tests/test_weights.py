@@ -367,6 +367,27 @@ def test_ranges_that_make_no_sense(tmp_path, amax):
     assert "l0_output_dense_kernel_amax" in error_of(pytorch=path)
 
 
+def test_ranges_of_channels(tmp_path):
+    """This project's own: of the inputs that layer norms put out."""
+    amax = {"attention.self": np.arange(16) / np.float32(8), "intermediate.dense": np.ones(16)}
+    named = {f"bert.encoder.layer.0.{module}._input_quantizer._channel_amax": value for module, value in amax.items()}
+    weights = load_weights(CONFIG, pytorch=write_safetensors(tmp_path / "a.safetensors", state(**named)))
+    assert_ranges(weights, {f"l0_{module.replace('.', '_')}_input_channel_amax": value for module, value in amax.items()})
+
+
+@pytest.mark.parametrize("amax", [1.0, np.ones(1), np.ones(15), np.ones((16, 1)), np.full(16, -1), np.full(16, 1e30)], ids=str)
+def test_ranges_of_channels_that_make_no_sense(tmp_path, amax):
+    name = "bert.encoder.layer.0.attention.self._input_quantizer._channel_amax"
+    path = write_safetensors(tmp_path / "a.safetensors", state(**{name: np.array(amax)}))
+    assert "l0_attention_self_input_channel_amax" in error_of(pytorch=path)
+
+
+def test_ranges_of_channels_of_no_layer(tmp_path):
+    name = "bert.encoder.layer.7.intermediate.dense._input_quantizer._channel_amax"
+    path = write_safetensors(tmp_path / "a.safetensors", state(**{name: np.ones(16)}))
+    assert "l7_intermediate_dense_input_channel_amax" in error_of(pytorch=path)
+
+
 # --- contents that don't fit -------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -18,16 +19,24 @@ from helpers.finetuning.pruning import pruned_2_4
 RANGE_METHOD = "percentile"
 
 
-def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, float]:
-    """The range of every activation that has one (helpers/quantization.py), by its name, from what `batches` show."""
-    histograms = defaultdict(Histogram)
+def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[str, float | np.ndarray]:
+    """The range of every activation that has one (helpers/quantization.py), by its name, from what `batches` show.
+
+    And those by channel, float32 [E], of what layer norms hand to dense layers.
+    """
+    histograms, channels = defaultdict(Histogram), {}
+    channels_of = {tensor: name for name, tensor in quantization.channel_range_names(network.config).items()}
 
     def observe(name: str, tensor: torch.Tensor, valid: torch.Tensor) -> None:
         # Padding is computed like text, but no answer depends on it.
-        histograms[name].add(_text_only(tensor, valid).float().cpu().numpy())
+        values = _text_only(tensor, valid).float().cpu().numpy()
+        histograms[name].add(values)
+        if name in channels_of:
+            largest = np.abs(values).max(axis=0)
+            channels[channels_of[name]] = np.maximum(channels.get(channels_of[name], 0), largest)
 
     _observe_all(network, batches, observe, "Ranges")
-    return {name: chosen_range(name, histogram, RANGE_METHOD) for name, histogram in histograms.items()}
+    return {name: chosen_range(name, histogram, RANGE_METHOD) for name, histogram in histograms.items()} | channels
 
 
 def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:

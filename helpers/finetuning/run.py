@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import json
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,10 +103,36 @@ def _finetune(args) -> None:
     kind = "bf16" if half else "fp32"
     cli.note(f"Training {steps} steps of {options.batch_size} windows on {_device_name(device)}, {kind};")
     cli.note(f"its state is saved every {options.save_every} steps: stopped, it goes on with the same command")
-    with tqdm(total=steps, initial=state.step, desc="Training", unit="step") as bar:
-        train(state, teacher, windows, options, lambda progress: _show(bar, progress), state_file.write)
+    with tqdm(total=steps, initial=state.step, desc="Training", unit="step") as bar, _Stop() as stop:
+        train(state, teacher, windows, options, lambda progress: _show(bar, progress), state_file.write, stop.is_asked_for)
+    if state.step < steps:
+        cli.note(f"Stopped after step {state.step}, which is saved: the same command goes on from there")
+        raise KeyboardInterrupt
     _write(args, folder, model, network, calibration)
     state_file.path.unlink(missing_ok=True)
+
+
+class _Stop:
+    """While it is entered, Ctrl-C and SIGTERM let the step end that is running; a second one stops at once."""
+
+    def __init__(self):
+        self._handlers, self._asked = {}, False
+
+    def is_asked_for(self) -> bool:
+        return self._asked
+
+    def __enter__(self) -> "_Stop":
+        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        self.__exit__()
+        self._asked = True
+        cli.note("Stopping when this step is done and saved; once more stops at once")
 
 
 def _output_folder(args) -> Path:
@@ -115,7 +142,8 @@ def _output_folder(args) -> Path:
     if folder.resolve() in (source, source.parent, args.config_dir and Path(args.config_dir).resolve()):
         raise UsageError(f"-o {folder} is the folder of the model to start from: name another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE_NAME).exists():
-        raise UsageError(f"-o {folder} is there, and holds no run that was stopped: name another, or remove it first")
+        holds = "a finished model" if (folder / MODEL_NAME).exists() else "no run that was stopped"
+        raise UsageError(f"-o {folder} is there, and holds {holds}: name another, or remove it first")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -101,10 +101,11 @@ def train(
     options: TrainingOptions,
     on_step: Callable[[Progress], None] = lambda progress: None,
     save: Callable[[TrainingState], None] = lambda state: None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train `state.network` in place from `state.step` to the end. `save` is called every `options.save_every` steps.
 
-    Each step depends on the state and the step's number only, so a resumed run ends like one that was never stopped.
+    And after the step in which `is_stopped` becomes true, the last one then. Each step depends on the state and the step's number only, so a resumed run ends like one that was never stopped.
     Raises DemoBertError when the loss is no longer finite.
     """
     network, steps = state.network, step_count(len(windows), options)
@@ -132,9 +133,12 @@ def train(
         state.step = step + 1
         smoothed = value if smoothed is None else 0.95 * smoothed + 0.05 * value
         on_step(Progress(state.step, steps, smoothed, rate))
-        if state.step % options.save_every == 0 and state.step < steps:
+        ends = state.step < steps and is_stopped()
+        if ends or (state.step % options.save_every == 0 and state.step < steps):
             _keep(optimizer, parameters, state)
             save(state)
+        if ends:
+            break
     for parameter in parameters.values():
         parameter.requires_grad_(False)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import described, is_plausible
+from helpers.quantization import dense_kernel_names, dense_of_channels, described, is_plausible
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_finite, check_shapes, check_weights
 
 
@@ -69,7 +69,7 @@ def _float32(tensor: StoredTensor) -> np.ndarray:
 
 
 def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
-    """The quantization ranges: a scalar per tensor, or [out, 1] for a kernel quantized per output channel."""
+    """The quantization ranges: a scalar per tensor, or [out, 1] for a kernel quantized per output channel, or [in]."""
     shapes = {name: _range_shape(stored, name) for name in stored.ranges}
     ranges = {name: _float32(stored.ranges[name]).reshape(shape) for name, shape in shapes.items()}
     check_finite(ranges, stored.source)
@@ -80,10 +80,12 @@ def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
 
 
 def _range_shape(stored: StoredCheckpoint, name: str) -> tuple:
-    tensor = stored.ranges[name]
-    ranged = stored.tensors.get(name.removesuffix("_amax"))
-    if all(size == 1 for size in tensor.shape):
+    tensor, dense = stored.ranges[name], dense_of_channels(name)
+    ranged = stored.tensors.get(dense_kernel_names(dense)[0] if dense else name.removesuffix("_amax"))
+    if dense is None and all(size == 1 for size in tensor.shape):
         return ()
-    if ranged is not None and tensor.shape in ((ranged.shape[0],), (ranged.shape[0], 1)):
+    if ranged is not None and dense is None and tensor.shape in ((ranged.shape[0],), (ranged.shape[0], 1)):
         return (ranged.shape[0], 1)
+    if ranged is not None and dense is not None and tensor.shape == ranged.shape[1:]:
+        return tensor.shape
     raise DemoBertError(f"{stored.source} can't be used: the range {name} has the shape {list(tensor.shape)}")

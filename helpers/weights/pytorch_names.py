@@ -24,6 +24,9 @@ _DENSE = (
 )
 _LAYER_NORM = ("attention.output.LayerNorm", "output.LayerNorm")
 
+#: What reads a layer norm's output has a range for each channel, too: this project's own, nobody else writes it.
+_AFTER_NORM = ("attention.self", "intermediate.dense")
+
 #: Inputs of the attention matmuls, as sparse QAT models name them → as dense ones do.
 _MATMUL_QUANTIZERS = {"matmul_q": "qv_a", "matmul_k": "qv_b", "matmul_v": "av_b", "matmul_a": "av_a"}
 #: NVIDIA ModelOpt's quantizers of the same tensors (its plugins for Hugging Face's attention).
@@ -51,6 +54,8 @@ def _layer_names() -> dict[str, str]:
         names[f"{module}._weight_quantizer._amax"] = f"{_flat(module)}_kernel_amax"
     for module in _LAYER_NORM:
         names |= _layer_norm_names(module, _flat(module))
+    for module in _AFTER_NORM:
+        names[f"{module}._input_quantizer._channel_amax"] = f"{_flat(module)}_input_channel_amax"
     for theirs, ours in _MODELOPT_QUANTIZERS.items():
         names[f"attention.self.{theirs}_quantizer._amax"] = f"attention_self_{ours}_input_quantizer_amax"
     for tensor in _TENSOR_QUANTIZERS:

@@ -58,8 +58,7 @@ class OpenVINOLayers(NetworkLayers):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
         # scores by 1/√H, at no cost when the network runs.
         factors = (self._config.attention_scale, 1, 1)
-        hidden, kernel, unit = self._quantized_input(hidden, kernel, name)
-        step = self._kernel_steps(kernel, name)
+        hidden, kernel, step, unit = self._quantized_input(hidden, kernel, name)
         steps = (None,) * 3 if step is None else np.split(step, 3)
         parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), factors, steps)
         query, key, value = (
@@ -74,8 +73,8 @@ class OpenVINOLayers(NetworkLayers):
     def dense(self, hidden, kernel, bias, name):
         if self._quantization is not None and is_gelu_output(name):
             return self._dense_after_gelu(hidden, kernel, bias, name)
-        hidden, kernel, unit = self._quantized_input(hidden, kernel, name)
-        return self._product(hidden, kernel, bias, self._kernel_steps(kernel, name), name, unit=unit)
+        hidden, kernel, step, unit = self._quantized_input(hidden, kernel, name)
+        return self._product(hidden, kernel, bias, step, name, unit=unit)
 
     def _dense_after_gelu(self, hidden, kernel, bias, name):
         """A dense layer of int8 whose input a GELU put out.
@@ -87,7 +86,8 @@ class OpenVINOLayers(NetworkLayers):
         step = (self._quantization.dense_input(name) + GELU_MINIMUM) / 255
         lowest = -np.rint(GELU_MINIMUM / step) * step  # a whole number of steps, so that 0 stays exact
         hidden = _rounded(hidden, lowest, lowest + 255 * step, f"{name}_input", raised_by=-lowest)
-        return self._product(hidden, kernel, bias, self._kernel_steps(kernel, name), name, raised_by=-lowest)
+        kernel_steps = self._quantization.steps(self._quantization.kernel(name, kernel))
+        return self._product(hidden, kernel, bias, kernel_steps, name, raised_by=-lowest)
 
     def gelu(self, hidden, formula, name):
         return op.gelu(hidden, formula, name=name)
@@ -131,7 +131,9 @@ class OpenVINOLayers(NetworkLayers):
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
 
     def _quantized_input(self, hidden, kernel, name):
-        """A dense layer's input (no GELU's) in int8, the kernel for it, the unit of their product; in float as they are, 1.
+        """A dense layer's input (no GELU's) in int8, the kernel for it, the kernel's steps, the unit of their product.
+
+        In a float network input and kernel as they are, None and 1.
 
         It is divided by its range, each channel by its own where they are known, and rounded there: OpenVINO then rounds in
         the kernel of that multiplication, in any float type. A FakeQuantize alone it computes by an operation of its own,
@@ -139,20 +141,14 @@ class OpenVINOLayers(NetworkLayers):
         last bit.
         """
         if self._quantization is None:
-            return hidden, kernel, 1.0
-        limits, unit = self._quantization.channel_limits(name, kernel), 1.0
-        if limits is None:
-            unit = self._quantization.dense_input(name)
-            inverse = np.full(kernel.shape[1], 1 / unit, np.float32)
-        else:
-            kernel, inverse = kernel * limits, 1 / limits
+            return hidden, kernel, None, 1.0
+        kernel, amax, limits = self._quantization.evened(name, kernel)
+        unit = self._quantization.dense_input(name) if limits is None else 1.0
+        inverse = np.full(kernel.shape[1], 1 / unit, np.float32) if limits is None else 1 / limits
         inverse[0] = np.nextafter(inverse[0], np.float32(0))
         shares = op.multiply(hidden, self._last_axis(inverse, f"{name}_input_inverse"))
-        return _rounded(shares, *self._even_limits(1.0), f"{name}_input"), kernel, unit
-
-    def _kernel_steps(self, kernel, name):
-        """The steps [out] of a dense layer's kernel in int8; None in a float network."""
-        return None if self._quantization is None else self._quantization.kernel_scale(name, kernel)
+        shares = _rounded(shares, *self._even_limits(1.0), f"{name}_input")
+        return shares, kernel, self._quantization.steps(amax), unit
 
     def _attention_input(self, part, name, which: int, factor: float = 1.0):
         """Query or key, rounded to int8 for their product where its range is known; `factor`: what scales the values."""

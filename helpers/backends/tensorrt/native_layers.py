@@ -160,10 +160,10 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         """hidden · kernelᵀ + bias; in a quantized network by the ranges of `ranges`, None: in the network's type."""
         quantized = self.quantization is not None and ranges is not None
         if quantized:
-            hidden, kernel = self._quantized_input(hidden, kernel, name, ranges)
+            kernel, channels, limits = self.quantization.evened(ranges, kernel)
+            hidden = self._quantized_input(hidden, limits, name, ranges)
         weight = self._constant(kernel, (*(1,) * (self.rank - 2), *kernel.shape), f"{name}/kernel")
         if quantized:
-            channels = self.quantization.kernel(ranges, kernel)
             weight = self._quantized(weight, channels, f"{name}/kernel", axis=self.rank - 2)
         in_float16 = self.precision == "fp16" and not quantized
         product = (self._summed_in_float32 if in_float16 else self._product)(hidden, weight, f"{name}/matmul")
@@ -200,16 +200,13 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         left, right = self._float32(left, f"{name}/left"), self._float32(right, f"{name}/right")
         return self.elementwise(left, right, "SUM", name)
 
-    def _quantized_input(self, hidden: Tensor, kernel: np.ndarray, name: str, ranges: str) -> tuple[Tensor, np.ndarray]:
-        """A dense layer's input, rounded by the ranges of `ranges`, its channels evened out where they are known; the
-        kernel for it."""
-        limits, amax = self.quantization.channel_limits(ranges, kernel), 1.0
+    def _quantized_input(self, hidden: Tensor, limits: np.ndarray | None, name: str, ranges: str) -> Tensor:
+        """A dense layer's input, rounded: each channel by its own of `limits` [in], or all by the range of `ranges`."""
         if limits is None:
-            amax = self.quantization.dense_input(ranges)
-        else:
-            kernel, inverse = kernel * limits, self._row(1 / limits, f"{name}/input/inverse")
-            hidden = self.elementwise(hidden, inverse, "PROD", f"{name}/input/shares")
-        return self._quantized(hidden, amax, f"{name}/input"), kernel
+            return self._quantized(hidden, self.quantization.dense_input(ranges), f"{name}/input")
+        inverse = self._row(1 / limits, f"{name}/input/inverse")
+        shares = self.elementwise(hidden, inverse, "PROD", f"{name}/input/shares")
+        return self._quantized(shares, 1.0, f"{name}/input")
 
     def _quantized(self, tensor: Tensor, amax, name: str, axis: int | None = None) -> Tensor:
         """`tensor` rounded to the quantized type and back; `amax` is one range, or one for each entry of `axis`."""
@@ -227,7 +224,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
 
     def _scale(self, amax, name: str) -> Tensor:
         """The steps of ranges, a constant in the network's type, which is the one that the layers take."""
-        steps = np.float32(amax) / np.float32(self.quantization.largest)
+        steps = self.quantization.steps(amax)
         if self.precision == "fp16":
             # A kernel's channel of next to nothing; finer steps than this its weights do not have in float16 either.
             steps = np.maximum(steps, np.float32(np.finfo(np.float16).smallest_subnormal))
