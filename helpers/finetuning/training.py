@@ -103,9 +103,10 @@ def train(
     save: Callable[[TrainingState], None] = lambda state: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `state.network` in place from `state.step` to the end. `save` is called every `options.save_every` steps.
+    """Train `state.network` in place from `state.step` to the end, or to the step in which `is_stopped` becomes true.
 
-    And after the step in which `is_stopped` becomes true, the last one then. Each step depends on the state and the step's number only, so a resumed run ends like one that was never stopped.
+    `save` is called every `options.save_every` steps, and after such a last one. Each step depends on the state and the
+    step's number only, so a resumed run ends like one that was never stopped.
     Raises DemoBertError when the loss is no longer finite.
     """
     network, steps = state.network, step_count(len(windows), options)
