@@ -430,8 +430,8 @@ def test_a_stopped_run_ends_like_one_that_was_not(by, done, tiny, finetune, tmp_
         if progress.step == 5 and by == "an error":
             raise KeyboardInterrupt
         if progress.step == 5:
-            # What the signal calls. Sent, it might crash: OpenVINO, where other tests loaded it, leaves a signal stack that
-            # is no longer mapped.
+            # What the signal calls. Sent, it may crash: OpenVINO, which other tests load, sets a signal stack of its own and
+            # takes its memory back when it is freed, not always in the thread that has the stack.
             signal.getsignal(by)(by, None)
 
     monkeypatch.setattr(run, "_show", stop_at_five)
