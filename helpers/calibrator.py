@@ -237,8 +237,7 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
         is_ours = bool(lines) and re.fullmatch(rf"{_KIND} \d+", lines[0])
         kind = "a calibration cache of another version of demoBERT" if is_ours else "not a calibration cache"
         raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
-    count = len(vars(wanted))
-    found = dict(line.partition(" ")[::2] for line in lines[1 : count + 1])
+    found = _facts(lines)
     for name, value in vars(wanted).items():
         if name not in found:
             raise DemoBertError(f"the calibration cache {path} is damaged: it does not say its {name}; remove it")
@@ -250,7 +249,7 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
             )
     ranges = {}
     channels = quantization.channel_range_names(config)
-    for line in lines[count + 1 :]:
+    for line in lines[1 + len(_FACTS) :]:
         name, _, text = line.partition(" ")
         if name in ranges:
             raise DemoBertError(f"the calibration cache {path} is damaged: it has {name[:100]} twice; remove it")
@@ -260,9 +259,14 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> dict[str, float
     return ranges
 
 
+def _facts(lines: list[str]) -> dict[str, str]:
+    """The fingerprint at a cache's head, under its title: name → value."""
+    return dict(line.partition(" ")[::2] for line in lines[1 : 1 + len(_FACTS)])
+
+
 def origin(path) -> str:
     """What a cache that `read_cache` takes was made from, for a message."""
-    facts = dict(line.partition(" ")[::2] for line in read_text(path, "calibration cache").splitlines()[1:6])
+    facts = _facts(read_text(path, "calibration cache").splitlines())
     if "method" not in facts:
         return "TensorRT's own"
     method, samples, length = (facts[name][:20] for name in ("method", "samples", "length"))
@@ -306,10 +310,8 @@ def _check_names(path, ranges: dict, names: list[str]) -> None:
 
 
 def _check_values(path, ranges: dict) -> None:
-    for name, amax in ranges.items():
-        if not quantization.is_plausible(amax):
-            what = f"no network has the range {name}, {quantization.described(amax)}"
-            raise DemoBertError(f"the calibration cache {path} is damaged: {what}; remove it")
+    if fault := quantization.implausible(ranges):
+        raise DemoBertError(f"the calibration cache {path} is damaged: {fault}; remove it")
 
 
 def _channels(path, name: str, text: str, config: BertConfig) -> np.ndarray:

@@ -42,15 +42,14 @@ MATMUL_INPUTS = ("qv_a", "qv_b", "av_b")
 PROBABILITIES = "av_a"
 
 
-def is_plausible(amax: np.ndarray) -> bool:
-    """Whether a network can have this range, or, together, the ranges of these channels."""
-    return np.min(amax) >= 0 and (np.max(amax) == 0 or PLAUSIBLE[0] < np.max(amax) < PLAUSIBLE[1])
-
-
-def described(amax: np.ndarray) -> str:
-    """A range, or the lowest and the highest of several, for a message."""
-    lowest, highest = np.min(amax), np.max(amax)
-    return f"{highest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
+def implausible(ranges: Mapping[str, np.ndarray]) -> str | None:
+    """Of the first of `ranges`, one number or one for each channel, that no network has: what to say. None: there is none."""
+    for name, amax in ranges.items():
+        lowest, highest = np.min(amax), np.max(amax)
+        if lowest < 0 or not (highest == 0 or PLAUSIBLE[0] < highest < PLAUSIBLE[1]):
+            values = f"{highest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
+            return f"no network has the range {name}, {values}"
+    return None
 
 
 def dense_input_names(dense: str) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import dense_kernel_names, dense_of_channels, described, is_plausible
+from helpers.quantization import dense_kernel_names, dense_of_channels, implausible
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_finite, check_shapes, check_weights
 
 
@@ -73,19 +73,21 @@ def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
     shapes = {name: _range_shape(stored, name) for name in stored.ranges}
     ranges = {name: _float32(stored.ranges[name]).reshape(shape) for name, shape in shapes.items()}
     check_finite(ranges, stored.source)
-    for name, amax in ranges.items():
-        if not is_plausible(amax):
-            raise DemoBertError(f"{stored.source} can't be used: no network has the range {name}, {described(amax)}")
+    if fault := implausible(ranges):
+        raise DemoBertError(f"{stored.source} can't be used: {fault}")
     return ranges
 
 
 def _range_shape(stored: StoredCheckpoint, name: str) -> tuple:
-    tensor, dense = stored.ranges[name], dense_of_channels(name)
-    ranged = stored.tensors.get(dense_kernel_names(dense)[0] if dense else name.removesuffix("_amax"))
-    if dense is None and all(size == 1 for size in tensor.shape):
+    tensor = stored.ranges[name]
+    if dense := dense_of_channels(name):
+        kernel = stored.tensors.get(dense_kernel_names(dense)[0])
+        if kernel is not None and tensor.shape == kernel.shape[1:]:
+            return tensor.shape
+    elif all(size == 1 for size in tensor.shape):
         return ()
-    if ranged is not None and dense is None and tensor.shape in ((ranged.shape[0],), (ranged.shape[0], 1)):
-        return (ranged.shape[0], 1)
-    if ranged is not None and dense is not None and tensor.shape == ranged.shape[1:]:
-        return tensor.shape
+    else:
+        kernel = stored.tensors.get(name.removesuffix("_amax"))
+        if kernel is not None and tensor.shape in ((kernel.shape[0],), (kernel.shape[0], 1)):
+            return (kernel.shape[0], 1)
     raise DemoBertError(f"{stored.source} can't be used: the range {name} has the shape {list(tensor.shape)}")

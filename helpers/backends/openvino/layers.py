@@ -124,7 +124,8 @@ class OpenVINOLayers(NetworkLayers):
             weight = _constant(kernel * factor, f"{name}_kernel")
         else:
             integers, scale = to_int8(kernel, step[:, None]), step * np.float32(unit)
-            bias = bias - raised_by * integers.sum(1, dtype=np.float64) * scale
+            if raised_by:
+                bias = bias - raised_by * integers.sum(1, dtype=np.float64) * scale
             integers = op.constant(integers, name=f"{name}_kernel")
             weight = op.multiply(op.convert(integers, "f32"), _constant(scale[:, None] * factor, f"{name}_step"))
         product = op.matmul(hidden, weight, False, True, name=name)
