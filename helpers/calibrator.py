@@ -176,8 +176,7 @@ def calibrate(
     for name in quantization.range_names(config):
         histogram = histograms[re.sub("_(key|value)_input_amax$", "_query_input_amax", name)]
         ranges[name] = chosen_range(name, histogram, method)
-    silent = [name for name, tensor in by_channel.items() if not ranges[tensor]]
-    return ranges | channels | {name: np.zeros_like(channels[name]) for name in silent}
+    return with_channels(ranges, channels, config)
 
 
 def chosen_range(name: str, histogram: Histogram, method: str) -> float:
@@ -190,6 +189,14 @@ def chosen_range(name: str, histogram: Histogram, method: str) -> float:
     if amax >= largest:
         raise DemoBertError(f"the model can't be quantized: the range {name} would be {amax:g}")
     return amax if amax > smallest else 0.0
+
+
+def with_channels(
+    ranges: dict[str, float], channels: dict[str, np.ndarray], config: BertConfig
+) -> dict[str, float | np.ndarray]:
+    """`ranges`, and the largest values of `channels` by their ranges' names: 0 where the whole tensor's range is."""
+    by_channel = quantization.channel_range_names(config)
+    return ranges | {name: np.where(ranges[by_channel[name]], largest, 0) for name, largest in channels.items()}
 
 
 def model_fingerprint(config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool) -> str:

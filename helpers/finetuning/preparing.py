@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from helpers import quantization
 from helpers.batching import PaddedBatch
-from helpers.calibrator import Histogram, chosen_range
+from helpers.calibrator import Histogram, chosen_range, with_channels
 from helpers.errors import UsageError
 from helpers.finetuning.network import Network, encoder_denses
 from helpers.finetuning.pruning import pruned_2_4
@@ -36,7 +36,8 @@ def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[st
             channels[channels_of[name]] = np.maximum(channels.get(channels_of[name], 0), largest)
 
     _observe_all(network, batches, observe, "Ranges")
-    return {name: chosen_range(name, histogram, RANGE_METHOD) for name, histogram in histograms.items()} | channels
+    ranges = {name: chosen_range(name, histogram, RANGE_METHOD) for name, histogram in histograms.items()}
+    return with_channels(ranges, channels, network.config)
 
 
 def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:
