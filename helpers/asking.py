@@ -45,7 +45,10 @@ def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
     parser.add_argument("-qf", "--question-file", metavar="FILE", help="file with questions, UTF-8, one a line")
     parser.add_argument("-sq", "--squad-json", metavar="FILE", help="SQuAD v1.1 or v2.0 file: answer all its questions")
     parser.add_argument(
-        "-o", "--output-prediction-file", metavar="FILE", help=f"answers to the SQuAD file (default: {DEFAULT_PREDICTIONS})"
+        "-o",
+        "--output-prediction-file",
+        metavar="FILE",
+        help=f"answers to the SQuAD file (default: {DEFAULT_PREDICTIONS})",
     )
     parser.add_argument("--n-best-output", metavar="FILE", help="the n best answers to each question of the SQuAD file")
     parser.add_argument(

@@ -79,7 +79,9 @@ class BertConfig:
             raise DemoBertError(f"the configuration lacks {', '.join(missing)}")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise DemoBertError("only absolute position embeddings are supported")
-        fields = {name: values[name] for name in (*_LIMITS, "layer_norm_eps", "gelu", "do_lower_case") if name in values}
+        fields = {
+            name: values[name] for name in (*_LIMITS, "layer_norm_eps", "gelu", "do_lower_case") if name in values
+        }
         if "hidden_act" in values:
             activation = values["hidden_act"]
             if not isinstance(activation, str) or activation not in _GELU_BY_ACTIVATION:

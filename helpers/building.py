@@ -77,9 +77,14 @@ def add_build_arguments(parser: cli.Parser, layout: str) -> None:
         metavar="DIR",
         help="folder with bert_config.json or config.json (default: the folder of -pt, where it has one)",
     )
-    checkpoint.add_argument("--gelu", choices=("tanh", "erf"), help="formula of GELU (default: by the checkpoint's kind)")
     checkpoint.add_argument(
-        "-v", "--vocab-file", metavar="FILE", help="vocabulary, recorded in the card (default: vocab.txt of the config folder)"
+        "--gelu", choices=("tanh", "erf"), help="formula of GELU (default: by the checkpoint's kind)"
+    )
+    checkpoint.add_argument(
+        "-v",
+        "--vocab-file",
+        metavar="FILE",
+        help="vocabulary, recorded in the card (default: vocab.txt of the config folder)",
     )
 
     engine = parser.add_argument_group("engine")
@@ -96,18 +101,24 @@ def add_build_arguments(parser: cli.Parser, layout: str) -> None:
         metavar="MIB",
         help=f"TensorRT's scratch memory in MiB (default: {DEFAULT_WORKSPACE_MIB})",
     )
-    engine.add_argument("-tcf", "--timing-cache-file", metavar="FILE", help="TensorRT timing cache, read and written back")
+    engine.add_argument(
+        "-tcf", "--timing-cache-file", metavar="FILE", help="TensorRT timing cache, read and written back"
+    )
     engine.add_argument(
         "--compute-capability",
         action="append",
         metavar="X.Y",
         help="GPUs that TensorRT-RTX builds for, such as 8.6; repeatable (default: all that it knows but 7.5)",
     )
-    engine.add_argument("--distributive_independence", action="store_true", help="rows independent of their batch; one profile")
+    engine.add_argument(
+        "--distributive_independence", action="store_true", help="rows independent of their batch; one profile"
+    )
     plugins = engine.add_mutually_exclusive_group()
     plugins.add_argument("--use-v3-plugins", action="store_true", help="plugins of the IPluginV3 interface")
     plugins.add_argument(
-        "--use-deprecated-plugins", action="store_true", help="plugins of the IPluginV2 interface (the default where it exists)"
+        "--use-deprecated-plugins",
+        action="store_true",
+        help="plugins of the IPluginV2 interface (the default where it exists)",
     )
     cli.add_verbose(engine)
 
@@ -115,11 +126,18 @@ def add_build_arguments(parser: cli.Parser, layout: str) -> None:
     precision.add_argument("-f", "--fp16", action="store_true", help="half precision; on a CPU its own half type")
     precision.add_argument("--bf16", action="store_true", help="bfloat16 (native networks; CPUs that have it)")
     precision.add_argument("-i", "--int8", action="store_true", help="8-bit integers, calibrated or from QAT ranges")
-    precision.add_argument("--fp8", action="store_true", help="8-bit floats in the matmuls (native networks, SM 8.9 and newer)")
-    precision.add_argument("-t", "--strict", action="store_true", help="obey the precision asked for")
-    precision.add_argument("-sp", "--sparse", action="store_true", help="the weights are 2:4 sparse: checked, then made use of")
     precision.add_argument(
-        "-g", "--force-fc2-gemm", action="store_true", help="accepted as upstream; has no effect since the FC plugin left"
+        "--fp8", action="store_true", help="8-bit floats in the matmuls (native networks, SM 8.9 and newer)"
+    )
+    precision.add_argument("-t", "--strict", action="store_true", help="obey the precision asked for")
+    precision.add_argument(
+        "-sp", "--sparse", action="store_true", help="the weights are 2:4 sparse: checked, then made use of"
+    )
+    precision.add_argument(
+        "-g",
+        "--force-fc2-gemm",
+        action="store_true",
+        help="accepted as upstream; has no effect since the FC plugin left",
     )
     if packed:
         _add_packed_int8(precision)
@@ -174,8 +192,15 @@ def _add_sizes(group, layout: str) -> None:
 
 
 def _add_padded_int8(group) -> None:
-    group.add_argument("-iln", "--force-int8-skipln", action="store_true", help="add + layer norm with int8 inputs and outputs")
-    group.add_argument("-imh", "--force-int8-multihead", action="store_true", help="attention with int8 inputs and outputs; on the CPU, query and key")
+    group.add_argument(
+        "-iln", "--force-int8-skipln", action="store_true", help="add + layer norm with int8 inputs and outputs"
+    )
+    group.add_argument(
+        "-imh",
+        "--force-int8-multihead",
+        action="store_true",
+        help="attention with int8 inputs and outputs; on the CPU, query and key",
+    )
 
 
 class _OfBuilder(argparse.Action):
@@ -185,7 +210,9 @@ class _OfBuilder(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **settings)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} is builder.py's: a packed int8 engine takes attention and add + norm in int8 anyway")
+        parser.error(
+            f"{option_string} is builder.py's: a packed int8 engine takes attention and add + norm in int8 anyway"
+        )
 
 
 def _add_packed_int8(group) -> None:

@@ -211,7 +211,11 @@ def model_fingerprint(config: BertConfig, weights: BertWeights, gelu: str, pre_n
 
 def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
     """SHA-256 over the calibration text and the vocabulary and case that it is read with."""
-    parts = (sha256_of(require_file(path, "calibration data")), tokenizer.vocabulary.sha256, str(tokenizer.do_lower_case))
+    parts = (
+        sha256_of(require_file(path, "calibration data")),
+        tokenizer.vocabulary.sha256,
+        str(tokenizer.do_lower_case),
+    )
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
@@ -300,7 +304,9 @@ def _tensorrt_ranges(path, lines: list[str], config: BertConfig) -> dict[str, fl
     for line in filter(None, lines):
         tensor, separator, bits = line.rpartition(": ")
         if not separator or not re.fullmatch("[0-9a-f]{8}", bits):
-            raise DemoBertError(f"the calibration cache {path} is damaged: {line[:100]!r} is not a tensor and its scale")
+            raise DemoBertError(
+                f"the calibration cache {path} is damaged: {line[:100]!r} is not a tensor and its scale"
+            )
         scale = struct.unpack(">f", bytes.fromhex(bits))[0]
         for name in known.get(tensor, ()):
             ranges[name] = _number(path, name, str(scale * quantization.LARGEST["int8"]))
@@ -337,5 +343,7 @@ def _number(path, name: str, text: str) -> float:
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise DemoBertError(f"the calibration cache {path} is damaged: {name[:100]} has the range {text[:30]!r}; remove it")
+        raise DemoBertError(
+            f"the calibration cache {path} is damaged: {name[:100]} has the range {text[:30]!r}; remove it"
+        )
     return value

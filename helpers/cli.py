@@ -79,7 +79,12 @@ def add_engine(parser: Parser) -> None:
 def add_benchmark_arguments(parser: Parser) -> None:
     """perf.py's flags but -e; shared with perf_varseqlen.py."""
     parser.add_argument(
-        "-b", "--batch-size", type=positive_int, action="append", metavar="N", help="batch size; repeat for more (default: 1)"
+        "-b",
+        "--batch-size",
+        type=positive_int,
+        action="append",
+        metavar="N",
+        help="batch size; repeat for more (default: 1)",
     )
     parser.add_argument(
         "-s",

@@ -88,7 +88,9 @@ def check_writable(path, what: str) -> Path:
     path = Path(path)
     folder = path.parent
     if not folder.is_dir():
-        raise DemoBertError(f"{what}: the folder {folder} does not exist; create it first: mkdir -p {shlex.quote(str(folder))}")
+        raise DemoBertError(
+            f"{what}: the folder {folder} does not exist; create it first: mkdir -p {shlex.quote(str(folder))}"
+        )
     if path.is_dir():
         raise DemoBertError(f"{what} is a folder, not a file: {path}")
     try:

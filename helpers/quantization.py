@@ -149,7 +149,9 @@ def dense_of_channels(name: str) -> str | None:
 def has_dense_ranges(config: BertConfig, ranges: Mapping[str, np.ndarray]) -> bool:
     """Whether the input of every dense layer of the encoder has its range (a GELU's output needs none)."""
     layers = range(config.num_hidden_layers)
-    denses = [f"l{i}_{dense}" for i in layers for dense in ("attention_self", "attention_output_dense", "intermediate_dense")]
+    denses = [
+        f"l{i}_{dense}" for i in layers for dense in ("attention_self", "attention_output_dense", "intermediate_dense")
+    ]
     return all(name in ranges for dense in denses for name in dense_input_names(dense))
 
 
@@ -201,7 +203,9 @@ class Quantization:
         largest = self.ranges.get(f"{dense}_{_CHANNELS}")
         if largest is None or self.kind != "int8":
             return None
-        whole = max((np.max(self.ranges[name]) for name in dense_input_names(dense) if name in self.ranges), default=np.inf)
+        whole = max(
+            (np.max(self.ranges[name]) for name in dense_input_names(dense) if name in self.ranges), default=np.inf
+        )
         inputs, weights = _above_nothing(np.minimum(largest, whole)), _above_nothing(np.abs(kernel).max(axis=0))
         factors = inputs**SMOOTHING / weights ** (1 - SMOOTHING)
         return (factors * (inputs / factors).max()).astype(np.float32)

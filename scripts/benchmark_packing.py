@@ -104,8 +104,10 @@ def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
         median = float(np.median(times))
         row = {"questions_per_second": len(data.examples) / median, "tokens_per_second": tokens / median}
         row |= {"f1": f1[name], "times_filled": float(filled / median)}
-        print(f"| {name:14} | {row['questions_per_second']:11.2f} | {row['tokens_per_second']:8.0f} "
-              f"| {row['f1']:5.2f} | {row['times_filled']:8.2f} |")
+        print(
+            f"| {name:14} | {row['questions_per_second']:11.2f} | {row['tokens_per_second']:8.0f} "
+            f"| {row['f1']:5.2f} | {row['times_filled']:8.2f} |"
+        )
         rows.append({"windows": name, **row})
     return rows
 

@@ -50,7 +50,9 @@ RUNS_PER_TURN = 2
 
 def parse(arguments):
     parser = cli.Parser("Time this project's CPU engine beside Hugging Face, ONNX Runtime and plain OpenVINO.")
-    parser.add_argument("--model", default="base", help="base or large (random weights), or a Hugging Face or config folder")
+    parser.add_argument(
+        "--model", default="base", help="base or large (random weights), or a Hugging Face or config folder"
+    )
     parser.add_argument("-b", "--batch-size", type=cli.positive_int, default=1, metavar="N", help="batch size")
     parser.add_argument(
         "-s",
@@ -60,12 +62,25 @@ def parse(arguments):
         metavar="N",
         help="tokens; repeat for more (default: 128 and 384; with --squad: 384)",
     )
-    parser.add_argument("-i", "--iterations", type=cli.positive_int, default=30, metavar="N", help="timed runs of each peer")
-    parser.add_argument("--peers", metavar="WORD", nargs="+", help="only peers whose name holds one of these words, such as openvino or bf16")
+    parser.add_argument(
+        "-i", "--iterations", type=cli.positive_int, default=30, metavar="N", help="timed runs of each peer"
+    )
+    parser.add_argument(
+        "--peers",
+        metavar="WORD",
+        nargs="+",
+        help="only peers whose name holds one of these words, such as openvino or bf16",
+    )
     parser.add_argument("--squad", metavar="FILE", help="measure throughput on this SQuAD file instead")
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, metavar="N", help="with --squad: how often each side runs")
-    parser.add_argument("--questions", type=cli.positive_int, metavar="N", help="with --squad: only N of the questions, evenly spread")
-    parser.add_argument("--calibration", metavar="FILE", help="SQuAD-format text to calibrate int8 on (default: random ids)")
+    parser.add_argument(
+        "--rounds", type=cli.positive_int, default=3, metavar="N", help="with --squad: how often each side runs"
+    )
+    parser.add_argument(
+        "--questions", type=cli.positive_int, metavar="N", help="with --squad: only N of the questions, evenly spread"
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="SQuAD-format text to calibrate int8 on (default: random ids)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
@@ -83,7 +98,9 @@ def main(arguments) -> None:
             lengths = args.sequence_length or (128, 384)
             report = [measure_latency(args, torch_model, config, length, Path(folder)) for length in lengths]
     if args.json:
-        write_json(args.json, {"model": args.model, "batch_size": args.batch_size, "machine": machine(), "report": report})
+        write_json(
+            args.json, {"model": args.model, "batch_size": args.batch_size, "machine": machine(), "report": report}
+        )
 
 
 def load_model(name: str):
@@ -192,12 +209,15 @@ def measure_throughput(args, torch_model, config, folder: Path) -> dict:
     engines = {f"this engine, {form}": builder.engine(form, length, args.batch_size, throughput=True) for form in FORMS}
     engines["NNCF, int8"] = builder.nncf_engine(length, args.batch_size, throughput=True)
     answerers = {
-        name: QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size)) for name, engine in engines.items()
+        name: QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size))
+        for name, engine in engines.items()
     }
     sides = {name: partial(answer_with_engine, answerer, data) for name, answerer in answerers.items()}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         model = copy.deepcopy(torch_model).to(dtype)
-        sides[f"Hugging Face, {precision}"] = partial(answer_with_torch, model, Path(args.model) / "vocab.txt", data, length)
+        sides[f"Hugging Face, {precision}"] = partial(
+            answer_with_torch, model, Path(args.model) / "vocab.txt", data, length
+        )
     sides = {name: answer for name, answer in sides.items() if is_wanted(args.peers, name)}
     seconds, f1 = {name: [] for name in sides}, {}
     for round_ in range(args.rounds):
@@ -362,7 +382,12 @@ def export_onnx(torch_model, batch, folder: Path) -> Path:
     inputs = torch_inputs(batch)
     with torch.inference_mode(), silence():
         torch.onnx.export(
-            StartAndEnd().eval(), tuple(inputs.values()), str(path), input_names=list(inputs), dynamo=True, verbose=False
+            StartAndEnd().eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            dynamo=True,
+            verbose=False,
         )
     return path
 
@@ -429,8 +454,12 @@ def silence():
 
 def print_table(latencies: dict, batch_size: int, length: int) -> list[dict]:
     """Print medians, and each peer's ratio to this engine at the peer's precision (above 1: the peer is slower)."""
-    ours = {name.split(", ")[1]: float(np.median(values)) for name, values in latencies.items() if name.startswith("this")}
-    print(f"\nbatch size {batch_size}, sequence length {length}; median of {len(next(iter(latencies.values())))} runs each, in turn\n")
+    ours = {
+        name.split(", ")[1]: float(np.median(values)) for name, values in latencies.items() if name.startswith("this")
+    }
+    print(
+        f"\nbatch size {batch_size}, sequence length {length}; median of {len(next(iter(latencies.values())))} runs each, in turn\n"
+    )
     print(f"| {'engine':30} | median ms | 5th percentile ms | this engine's median is |")
     print(f"| {'-' * 30} | --------: | ----------------: | ----------------------: |")
     rows = []
@@ -441,7 +470,9 @@ def print_table(latencies: dict, batch_size: int, length: int) -> list[dict]:
         ratio = base / median if base and not name.startswith("this") else None
         print(f"| {name:30} | {median:9.2f} | {fifth:17.2f} | {f'{ratio:.2f} ×' if ratio else '':>23} |")
         rows.append({"engine": name, "median_ms": median, "percentile_5_ms": fifth, "ratio": ratio})
-    print(f"\nint8 takes {ours['int8'] / ours['bf16']:.2f} × this engine's bf16, {ours['int8'] / ours['fp32']:.2f} × its fp32")
+    print(
+        f"\nint8 takes {ours['int8'] / ours['bf16']:.2f} × this engine's bf16, {ours['int8'] / ours['fp32']:.2f} × its fp32"
+    )
     return rows
 
 

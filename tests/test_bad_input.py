@@ -64,11 +64,18 @@ def test_engine_files(script, engine, damage, card, program):
     elif damage != "missing":
         flipped = bytearray(content)
         flipped[-1000:] = bytes(1000)  # the end of the network's description
-        damaged = {"empty": b"", "foreign": b"ELF, or nearly" * 999, "truncated": content[: len(content) // 2], "flipped": flipped}
+        damaged = {
+            "empty": b"",
+            "foreign": b"ELF, or nearly" * 999,
+            "truncated": content[: len(content) // 2],
+            "flipped": flipped,
+        }
         engine.write_bytes(damaged[damage])
     if not card:
         Path(f"{engine}.json").unlink()
-    flags = ["-p", PASSAGE, "-q", "When?", "-v", BUNDLED / "vocab.txt"] if program == "inference.py" else ["-s", 8, "-i", 1]
+    flags = (
+        ["-p", PASSAGE, "-q", "When?", "-v", BUNDLED / "vocab.txt"] if program == "inference.py" else ["-s", 8, "-i", 1]
+    )
     result = script(program, "-e", engine, *flags)
     message = {
         "missing": "not found",
@@ -305,7 +312,8 @@ def test_configurations(script, tmp_path, checkpoint, change, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "JSON"), ("[]", "object"), ("{}", "lacks hidden_size"), (None, "no bert_config.json")]
+    ("content", "message"),
+    [("{", "JSON"), ("[]", "object"), ("{}", "lacks hidden_size"), (None, "no bert_config.json")],
 )
 def test_configuration_files(script, tmp_path, checkpoint, content, message):
     path = checkpoint[0] / "bert_config.json"

@@ -76,7 +76,13 @@ def test_the_largest_values_are_the_reference_s(gelu, pre_normalised, rng):
     weights = BertWeights(tensors, gelu, "test")
     steps = []
     ranges = calibrator.calibrate(
-        config, weights, gelu, pre_normalised, [PaddedBatch(*batch) for batch in batches], "max", lambda: steps.append(1)
+        config,
+        weights,
+        gelu,
+        pre_normalised,
+        [PaddedBatch(*batch) for batch in batches],
+        "max",
+        lambda: steps.append(1),
     )
     assert len(steps) == 3
     expected = seen_ranges(config, tensors, gelu, batches, pre_normalised)
@@ -154,7 +160,11 @@ def test_values_that_float32_can_t_be_quantized_by(factor, tmp_path, rng):
             calibrator.calibrate(config, weights, "erf", False, batches, "max")
         return
     ranges = calibrator.calibrate(config, weights, "erf", False, batches, "max")
-    assert ranges["l0_attention_self_av_b_input_quantizer_amax"] == 0 < ranges["l0_attention_self_qv_a_input_quantizer_amax"]
+    assert (
+        ranges["l0_attention_self_av_b_input_quantizer_amax"]
+        == 0
+        < ranges["l0_attention_self_qv_a_input_quantizer_amax"]
+    )
     fingerprint = calibrator.Fingerprint("model", "data", 8, 2, "max")
     calibrator.write_cache(tmp_path / "cache", fingerprint, ranges)
     assert list(calibrator.read_cache(tmp_path / "cache", fingerprint, config)) == list(ranges)
@@ -164,7 +174,9 @@ def test_calibration_without_openvino_says_so(monkeypatch, rng):
     config = random_config(rng)
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "helpers.backends.openvino.observation", raising=False)
-    with pytest.raises(DemoBertError, match="calibration.* needs the package openvino, which is not installed: pip install"):
+    with pytest.raises(
+        DemoBertError, match="calibration.* needs the package openvino, which is not installed: pip install"
+    ):
         calibrator.calibrate(config, BertWeights(random_weights(config, rng), "erf", "test"), "erf", False, [], "max")
 
 
@@ -299,7 +311,9 @@ def test_a_range_that_is_missing_is_named(rng):
     weights = BertWeights(random_weights(config, rng), "erf", "some.safetensors")
     names = [name for name in quantization.range_names(config) if name.endswith("_input_amax")]
     weights.ranges.update({name: np.float32(1) for name in names if "intermediate" not in name})
-    with pytest.raises(DemoBertError, match="some.safetensors has no range l0_intermediate_dense_input_amax: calibrate"):
+    with pytest.raises(
+        DemoBertError, match="some.safetensors has no range l0_intermediate_dense_input_amax: calibrate"
+    ):
         build(config, weights, "erf", BuildOptions((1,), (8,), int8=True))
     weights.ranges["l0_intermediate_dense_input_amax"] = np.float32(0)
     with pytest.raises(DemoBertError, match="the range l0_intermediate_dense_input_amax is 0"):
@@ -355,7 +369,9 @@ def test_the_cache_is_used_by_both_builders(calibrated, tmp_path, script, rng):
     before = cache.read_bytes()
     for data in (("-j", SQUAD), ("-j", SQUAD, "-n", 6), ()):
         result = script("builder.py", *builder_flags(tmp_path, "-p", cache, *data))
-        assert result.code == 0 and f"calibration cache {cache}" in result.err and "Calibrating" not in result.err, result
+        assert result.code == 0 and f"calibration cache {cache}" in result.err and "Calibrating" not in result.err, (
+            result
+        )
     batch = PaddedBatch(*random_inputs(BertConfig.from_folder(BUNDLED), rng, 1, 48))
     logits = [load_engine(folder / "int8.engine", "padded").run(batch) for folder in (calibrated, tmp_path)]
     np.testing.assert_array_equal(*logits)
@@ -439,7 +455,9 @@ def test_windows_too_short_to_calibrate_on(tmp_path, script):
         lambda text: text + "l0_attention_self_query_input_amax 1\n",
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*) .*", r"\1", text),
         lambda text: re.sub("(l0_attention_self_input_channel_amax .*)", r"\1 1", text),
-        lambda text: re.sub("l0_intermediate_dense_input_channel_amax .*", "l0_intermediate_dense_input_channel_amax", text),
+        lambda text: re.sub(
+            "l0_intermediate_dense_input_channel_amax .*", "l0_intermediate_dense_input_channel_amax", text
+        ),
         lambda text: re.sub("l0_intermediate_dense_input_channel_amax .*\n", "", text),
         lambda text: "\n".join(text.splitlines()[:1]),
         lambda text: "\x00" + text,
@@ -455,7 +473,13 @@ def test_a_damaged_cache_is_refused(damage, calibrated, tmp_path):
 
 @pytest.mark.parametrize(
     "values, told",
-    (("-1", "-1"), ("1e30", r"1e\+30"), ("1e-30", "1e-30"), ("1 " * 383 + "3e38", r"1 to 3e\+38"), ("1e-40 " * 384, "1e-40")),
+    (
+        ("-1", "-1"),
+        ("1e30", r"1e\+30"),
+        ("1e-30", "1e-30"),
+        ("1 " * 383 + "3e38", r"1 to 3e\+38"),
+        ("1e-40 " * 384, "1e-40"),
+    ),
 )
 def test_ranges_that_no_network_has(values, told, calibrated, tmp_path):
     name = "l0_attention_self_input_channel_amax" if " " in values else "l0_attention_self_query_input_amax"
@@ -471,7 +495,9 @@ def test_a_cache_keeps_every_range(calibrated, tmp_path):
     ranges = calibrator.read_cache(path, ANY, config)
     assert list(ranges) == quantization.range_names(config) + list(quantization.channel_range_names(config))
     for name, tensor in quantization.channel_range_names(config).items():
-        assert ranges[name].shape == (config.hidden_size,) and np.float32(ranges[name].max()) == np.float32(ranges[tensor])
+        assert ranges[name].shape == (config.hidden_size,) and np.float32(ranges[name].max()) == np.float32(
+            ranges[tensor]
+        )
     facts = [line.split(" ")[1] for line in path.read_text().splitlines()[1:6]]
     fingerprint = calibrator.Fingerprint(facts[0], facts[1], int(facts[2]), int(facts[3]), facts[4])
     calibrator.write_cache(tmp_path / "again", fingerprint, ranges)

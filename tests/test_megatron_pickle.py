@@ -44,7 +44,9 @@ def demobert_state() -> dict:
             found[name.replace("encoder.layer.", "encoder.layers.")] = array
     for i in range(CONFIG.num_hidden_layers):
         for kind in ("weight", "bias"):
-            parts = [names[f"bert.encoder.layer.{i}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            parts = [
+                names[f"bert.encoder.layer.{i}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")
+            ]
             found[f"bert.encoder.layers.{i}.attention.query_key_value.{kind}"] = np.concatenate(parts)
     return found | {"bert.encoder.layers.0.attention.query_key_value._input_scale": np.float32(3)}
 
@@ -300,12 +302,16 @@ def torch_claim(count: int, shape: tuple, strides: tuple) -> bytes:
     """A dict of one tensor whose storage claims `count` values, but has two."""
     import torch
 
-    values = torch.storage.TypedStorage(wrap_storage=torch.zeros(2).untyped_storage(), dtype=torch.float32, _internal=True)
+    values = torch.storage.TypedStorage(
+        wrap_storage=torch.zeros(2).untyped_storage(), dtype=torch.float32, _internal=True
+    )
     inner = io.BytesIO()
     torch.save(values, inner, _use_new_zipfile_serialization=False)
     saved = inner.getvalue().replace(b"cpuq\x03K\x02N", b"cpuq\x03\x8a\x08" + struct.pack("<q", count) + b"N")
     assert count == 2 or saved != inner.getvalue()
-    call = Call(torch._utils._rebuild_tensor_v2, Call(torch.storage._load_from_bytes, saved), 0, shape, strides, False, {})
+    call = Call(
+        torch._utils._rebuild_tensor_v2, Call(torch.storage._load_from_bytes, saved), 0, shape, strides, False, {}
+    )
     return pickle.dumps({"a": call})
 
 
@@ -402,7 +408,10 @@ def modelopt_ranges(rng) -> tuple[dict, dict]:
         for module in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"):
             flat = f"l{i}_{module.replace('.', '_')}"
             amax, channels = np.float32(rng.uniform(1, 9)), rng.uniform(0.1, 1, (16, 1)).astype(np.float32)
-            buffers |= {f"{layer}.{module}.input_quantizer._amax": amax, f"{layer}.{module}.weight_quantizer._amax": channels}
+            buffers |= {
+                f"{layer}.{module}.input_quantizer._amax": amax,
+                f"{layer}.{module}.weight_quantizer._amax": channels,
+            }
             expected |= {f"{flat}_input_amax": amax, f"{flat}_kernel_amax": channels}
         for theirs, ours in (("q", "qv_a"), ("k", "qv_b"), ("v", "av_b"), ("p", "av_a")):
             amax = np.float32(rng.uniform(1, 9))

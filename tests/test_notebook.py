@@ -67,9 +67,7 @@ def test_a_kernel_runs_the_notebook_from_top_to_bottom(tmp_path):
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(read, timeout=120, kernel_name="python3", resources=resources).execute()
     assert (tmp_path / notebook.BUNDLED_ENGINE).exists()
-    opened, asked, bars, tokens, timed, form, typed = [
-        cell.outputs for cell in read.cells if cell.cell_type == "code"
-    ]
+    opened, asked, bars, tokens, timed, form, typed = [cell.outputs for cell in read.cells if cell.cell_type == "code"]
     assert "padded" in text_of(opened)
     answers = [MARKED.search(output.data["text/html"]).group(1) for output in asked]
     assert len(answers) == 4 and answers[0] == ANSWER

@@ -28,7 +28,10 @@ def write_checkpoint(kind: str, folder, config, tensors) -> list:
     """The flags of builder.py for a checkpoint of this kind, written into `folder`."""
     checkpoints.write_config(folder, config)
     if kind == "tensorflow":
-        return ["-m", checkpoints.write_tensorflow(folder / "model.ckpt", checkpoints.tensorflow_state(config, tensors))]
+        return [
+            "-m",
+            checkpoints.write_tensorflow(folder / "model.ckpt", checkpoints.tensorflow_state(config, tensors)),
+        ]
     state = checkpoints.pytorch_state(config, tensors)
     if kind == "safetensors":
         return ["-pt", checkpoints.write_safetensors(folder / "weights.safetensors", state)]
@@ -48,17 +51,26 @@ def test_random_models_equal_both_references(kind, round_, rng, tmp_path, script
     flags = write_checkpoint(kind, tmp_path, config, tensors)
     longest = config.max_position_embeddings
     engine_path = tmp_path / "model.engine"
-    result = script("builder.py", *flags, "-c", tmp_path, "-o", engine_path, "-b", 9, "-s", longest, "--backend", "openvino")
+    result = script(
+        "builder.py", *flags, "-c", tmp_path, "-o", engine_path, "-b", 9, "-s", longest, "--backend", "openvino"
+    )
     assert result.code == 0, result
     engine = load_engine(engine_path, "padded")
     gelu = "tanh" if kind == "tensorflow" else "erf"
     assert engine.card.config.gelu == gelu
     model = checkpoints.hugging_face_model(config, tensors, gelu=gelu)
-    for batch, length in ((1, 1), (int(rng.integers(1, 10)), int(rng.integers(1, longest + 1))), (9, min(longest, 33)), (1, longest)):
+    for batch, length in (
+        (1, 1),
+        (int(rng.integers(1, 10)), int(rng.integers(1, longest + 1))),
+        (9, min(longest, 33)),
+        (1, longest),
+    ):
         inputs = random_inputs(config, rng, batch, length)
         logits = engine.run(PaddedBatch(*inputs))
         assert logits.shape == (batch, length, 2) and logits.dtype == np.float32
-        np.testing.assert_allclose(logits, reference_logits(config, tensors, gelu, *inputs), atol=FLOAT32_TOLERANCE, rtol=0)
+        np.testing.assert_allclose(
+            logits, reference_logits(config, tensors, gelu, *inputs), atol=FLOAT32_TOLERANCE, rtol=0
+        )
         np.testing.assert_allclose(
             logits, checkpoints.hugging_face_logits(model, *inputs), atol=FLOAT32_TOLERANCE, rtol=0
         )
@@ -77,7 +89,9 @@ def test_the_bundled_model_equals_both_references(bundled, bundled_engine, rng):
     for batch, length in ((1, 384), (8, int(rng.integers(2, 200))), (3, 1)):
         inputs = random_inputs(config, rng, batch, length)
         logits = engine.run(PaddedBatch(*inputs))
-        np.testing.assert_allclose(logits, reference_logits(config, tensors, "erf", *inputs), atol=FLOAT32_TOLERANCE, rtol=0)
+        np.testing.assert_allclose(
+            logits, reference_logits(config, tensors, "erf", *inputs), atol=FLOAT32_TOLERANCE, rtol=0
+        )
         np.testing.assert_allclose(
             logits, checkpoints.hugging_face_logits(model, *inputs), atol=FLOAT32_TOLERANCE, rtol=0
         )

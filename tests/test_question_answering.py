@@ -210,7 +210,13 @@ def test_question_longer_than_the_window():
         answerer.ask("Me.", "who " * 30)
 
 
-HARD_PASSAGES = ["I saw \0 NUL.", "emoji 😀 👨‍👩‍👧 here", "日本語の文章です。", "e\u0301te\u0301 a\u0323\u0302", "字" * 30_000]
+HARD_PASSAGES = [
+    "I saw \0 NUL.",
+    "emoji 😀 👨‍👩‍👧 here",
+    "日本語の文章です。",
+    "e\u0301te\u0301 a\u0323\u0302",
+    "字" * 30_000,
+]
 
 
 @pytest.mark.parametrize("text", HARD_PASSAGES, ids=range(len(HARD_PASSAGES)))

@@ -165,7 +165,7 @@ def copy(tmp_path_factory) -> Path:
         shutil.copy(ROOT / "tests" / "data" / f"squad_v{version}.json", tree / "squad" / f"{name}.json")
     programs = tree.parent / "bin"
     programs.mkdir()
-    cases = "".join(f"    *{name}) set -- \"$@\" {' '.join(more)} ;;\n" for name, more in SHORTER.items())
+    cases = "".join(f'    *{name}) set -- "$@" {" ".join(more)} ;;\n' for name, more in SHORTER.items())
     for name in ("python3", "python"):
         shim = programs / name
         shim.write_text(f'#!/bin/sh\ncase ${{1-}} in\n{cases}esac\nexec {shlex.quote(sys.executable)} "$@"\n')

@@ -60,7 +60,11 @@ def test_the_readme_s_question(script, bundled_engine):
     result = script("inference.py", "-e", bundled_engine, "-p", *README_PASSAGE.split(), "-q", "What is TensorRT?")
     lines = result.out.splitlines()
     assert lines[0] == f"Passage: {README_PASSAGE}" and lines[1] == "Question: What is TensorRT?"
-    assert lines[2] == lines[4] == "-" * 24 and lines[3].startswith("Running inference in ") and "Sentences/Sec" in lines[3]
+    assert (
+        lines[2] == lines[4] == "-" * 24
+        and lines[3].startswith("Running inference in ")
+        and "Sentences/Sec" in lines[3]
+    )
     assert lines[5] == "Answer: 'deep learning inference platform'"  # what Hugging Face says with this model
     assert 0 < float(lines[6].removeprefix("With probability: ")) <= 100
 
@@ -94,7 +98,17 @@ def test_answers_of_real_questions_are_hugging_face_s(request, some_of_xquad, hu
 def test_a_squad_v1_file(script, bundled_engine, tmp_path, batch_size):
     squad, predictions, n_best = DATA / "squad_v1.1.json", tmp_path / "p.json", tmp_path / "n.json"
     result = script(
-        "inference.py", "-e", bundled_engine, "-sq", squad, "-o", predictions, "--n-best-output", n_best, "-b", batch_size
+        "inference.py",
+        "-e",
+        bundled_engine,
+        "-sq",
+        squad,
+        "-o",
+        predictions,
+        "--n-best-output",
+        n_best,
+        "-b",
+        batch_size,
     )
     assert result.code == 0 and str(predictions) in result.out and "questions per second" in result.out
     answers = json.loads(predictions.read_text(encoding="utf-8"))

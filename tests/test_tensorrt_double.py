@@ -574,9 +574,7 @@ def refuse_norm_of_other_type(trt):
 def refuse_mask_and_packed(trt):
     _, network = new_network(trt)
     query = network.add_input("q", trt.float32, (5, 2, 4))
-    layer = network.add_attention_v2(
-        query, query, query, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
-    )
+    layer = network.add_attention_v2(query, query, query, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE)
     layer.query_form = layer.key_value_form = trt.AttentionIOForm.PACKED_NHD
     return network.get_layer(0).get_output(0).shape
 

@@ -166,12 +166,16 @@ def test_a_model_whose_epsilon_matters_gets_the_native_network(engine_path, monk
         write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), network="plugin")
 
 
-@pytest.mark.parametrize("options", [{"fp16": True}, {"int8": True, "force_int8_multihead": True}], ids=["fp16", "int8"])
+@pytest.mark.parametrize(
+    "options", [{"fp16": True}, {"int8": True, "force_int8_multihead": True}], ids=["fp16", "int8"]
+)
 def test_padded_plugins_take_heads_of_64_below_float32(options, engine_path, monkeypatch, rng):
     install("10.16.1", monkeypatch)
     config = replace(small_config(rng), hidden_size=96, num_attention_heads=int(rng.choice([2, 3, 4])))
     weights = weights_of(config, rng)
-    with pytest.raises(UsageError, match="padded BERT plugins take heads of 64 below float32, this model's have .*native"):
+    with pytest.raises(
+        UsageError, match="padded BERT plugins take heads of 64 below float32, this model's have .*native"
+    ):
         write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), network="plugin", **options)
     fp32 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,))
     fp16 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), fp16=True)

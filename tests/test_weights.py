@@ -372,10 +372,14 @@ def test_ranges_of_channels(tmp_path):
     amax = {"attention.self": np.arange(16) / np.float32(8), "intermediate.dense": np.ones(16)}
     named = {f"bert.encoder.layer.0.{module}._input_quantizer._channel_amax": value for module, value in amax.items()}
     weights = load_weights(CONFIG, pytorch=write_safetensors(tmp_path / "a.safetensors", state(**named)))
-    assert_ranges(weights, {f"l0_{module.replace('.', '_')}_input_channel_amax": value for module, value in amax.items()})
+    assert_ranges(
+        weights, {f"l0_{module.replace('.', '_')}_input_channel_amax": value for module, value in amax.items()}
+    )
 
 
-@pytest.mark.parametrize("amax", [1.0, np.ones(1), np.ones(15), np.ones((16, 1)), np.full(16, -1), np.full(16, 1e30)], ids=str)
+@pytest.mark.parametrize(
+    "amax", [1.0, np.ones(1), np.ones(15), np.ones((16, 1)), np.full(16, -1), np.full(16, 1e30)], ids=str
+)
 def test_ranges_of_channels_that_make_no_sense(tmp_path, amax):
     name = "bert.encoder.layer.0.attention.self._input_quantizer._channel_amax"
     path = write_safetensors(tmp_path / "a.safetensors", state(**{name: np.array(amax)}))

@@ -127,7 +127,9 @@ def _load_without_card(path: Path, throughput: bool) -> Engine:
         module = backend_module(name)
         if module.recognises(path):
             return module.load(path, None, throughput)
-    raise DemoBertError(f"{path} is not an engine of any backend here ({', '.join(_MODULES)}); build one with builder.py")
+    raise DemoBertError(
+        f"{path} is not an engine of any backend here ({', '.join(_MODULES)}); build one with builder.py"
+    )
 
 
 def without_card(card_path: Path, card: EngineCard) -> str:

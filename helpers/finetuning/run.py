@@ -104,7 +104,9 @@ def _finetune(args) -> None:
     cli.note(f"Training {steps} steps of {options.batch_size} windows on {_device_name(device)}, {kind};")
     cli.note(f"its state is saved every {options.save_every} steps: stopped, it goes on with the same command")
     with tqdm(total=steps, initial=state.step, desc="Training", unit="step") as bar, _Stop() as stop:
-        train(state, teacher, windows, options, lambda progress: _show(bar, progress), state_file.write, stop.is_asked_for)
+        train(
+            state, teacher, windows, options, lambda progress: _show(bar, progress), state_file.write, stop.is_asked_for
+        )
     if state.step < steps:
         cli.note(f"Stopped after step {state.step}, which is saved: the same command goes on from there")
         raise KeyboardInterrupt

@@ -147,7 +147,9 @@ def _is_shared(tensor: StoredTensor, kind: str) -> bool:
 def _third(source: str, known: str, tensor: StoredTensor, number: int) -> StoredTensor:
     if not tensor.shape or tensor.shape[0] % 3:
         raise DemoBertError(
-            one_line(f"{source} can't be used: {known} {list(tensor.shape)} is no stack of query, key and value (3E rows)")
+            one_line(
+                f"{source} can't be used: {known} {list(tensor.shape)} is no stack of query, key and value (3E rows)"
+            )
         )
     size = tensor.shape[0] // 3
     return StoredTensor((size, *tensor.shape[1:]), lambda: tensor.read()[number * size : (number + 1) * size])

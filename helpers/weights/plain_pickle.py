@@ -133,7 +133,16 @@ class _Machine:
         except _Refused:
             raise
         # Whatever damage makes of the readers of pickletools, and a stack or memo that lacks what is taken from it.
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
+        except (
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+        ) as error:
             raise _Refused(f"it is damaged ({type(error).__name__}: {one_line(error, 80)})") from error
         raise _Refused(f"it has more than {self._limit} opcodes")
 

@@ -75,10 +75,7 @@ _MODELOPT_MODULE = re.compile(r"\.(input|weight)_quantizer\._amax$")
 _LAYER_NAMES = _layer_names()
 _OTHER_NAMES = {
     **{f"embeddings.{table}.weight": f"bert_embeddings_{table}" for table in _EMBEDDINGS},
-    **{
-        f"embeddings.{table}._weight_quantizer._amax": f"bert_embeddings_{table}_amax"
-        for table in _EMBEDDINGS
-    },
+    **{f"embeddings.{table}._weight_quantizer._amax": f"bert_embeddings_{table}_amax" for table in _EMBEDDINGS},
     **_layer_norm_names("embeddings.LayerNorm", "bert_embeddings_layernorm"),
     "encoder.final_input_quantizer._amax": "bert_encoder_final_input_quantizer_amax",
     "qa_outputs.weight": "cls_squad_output_weights",

@@ -857,5 +857,3 @@ def plugin_library_loader(version: Version):
         return types.SimpleNamespace(_name=name)
 
     return load
-
-

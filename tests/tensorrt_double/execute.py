@@ -172,7 +172,6 @@ def _elementwise(params, inputs, shapes):
     return _OPERATIONS[params["op"]](first, second)
 
 
-
 def _erf(x: np.ndarray) -> np.ndarray:
     return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
 

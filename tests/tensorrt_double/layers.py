@@ -734,9 +734,7 @@ class INetworkDefinition(Native):
         params |= _weight_params("kernel", kernel) | _weight_params("bias", bias)
         return self._add("IConvolutionLayer", "convolution", [input], **params)
 
-    def add_fully_connected(
-        self, input: "ITensor", num_outputs: "int", kernel: "Weights", bias: "Weights|None" = None
-    ):
+    def add_fully_connected(self, input: "ITensor", num_outputs: "int", kernel: "Weights", bias: "Weights|None" = None):
         """A dense layer over the last three dimensions."""
         params = {"num_output_maps": num_outputs} | _weight_params("kernel", kernel) | _weight_params("bias", bias)
         return self._add("IFullyConnectedLayer", "fully_connected", [input], **params)

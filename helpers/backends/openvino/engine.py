@@ -100,7 +100,9 @@ def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngi
     settings = {"PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY"}
     for built_with in (card and card.backend_version, blob_facts(path).get("ov")):
         if built_with and built_with != _build_number():
-            raise DemoBertError(f"{path} was built with OpenVINO {built_with}, this is {_build_number()}; build it again")
+            raise DemoBertError(
+                f"{path} was built with OpenVINO {built_with}, this is {_build_number()}; build it again"
+            )
     if card is not None:
         settings["INFERENCE_PRECISION_HINT"] = _type_of(path, card)
     compiled = _import(path, settings)
@@ -126,7 +128,9 @@ def _check_sizes(path: Path, card: EngineCard, compiled: ov.CompiledModel) -> No
 def check_options(core: ov.Core, options: BuildOptions) -> None:
     """Raises UsageError for what this CPU or OpenVINO can't do."""
     if options.bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-        raise UsageError("this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32")
+        raise UsageError(
+            "this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32"
+        )
     if options.fp8:
         raise UsageError("--fp8 takes an NVIDIA GPU and a native TensorRT network; the CPU has --int8")
     if options.network != "auto":

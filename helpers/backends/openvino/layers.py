@@ -33,9 +33,7 @@ class OpenVINOLayers(NetworkLayers):
     key meet in int8, too, where their ranges are known, which pays from some 300 tokens on.
     """
 
-    def __init__(
-        self, config: BertConfig, quantization: Quantization | None = None, quantize_attention: bool = False
-    ):
+    def __init__(self, config: BertConfig, quantization: Quantization | None = None, quantize_attention: bool = False):
         self._config = config
         self._quantization = quantization
         self._quantize_attention = quantize_attention
@@ -114,7 +112,9 @@ class OpenVINOLayers(NetworkLayers):
         self._inputs.append(parameter)
         return parameter
 
-    def _product(self, hidden, kernel, bias, step, name, factor: float = 1.0, unit: float = 1.0, raised_by: float = 0.0):
+    def _product(
+        self, hidden, kernel, bias, step, name, factor: float = 1.0, unit: float = 1.0, raised_by: float = 0.0
+    ):
         """(unit · (hidden - raised_by) · kernelᵀ + bias) · factor.
 
         `step` [out]: the kernel in int8 of these steps; None: in float, where `unit` has to be 1, `raised_by` 0.

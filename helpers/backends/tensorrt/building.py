@@ -144,9 +144,13 @@ def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> Non
         raise UsageError("--interleaved needs --int8")
     for target in options.compute_capabilities:
         if target not in (known := _known_targets(trt)):
-            raise UsageError(f"{trt.__name__} can't build for compute capability {target}; it can for {', '.join(known)}")
+            raise UsageError(
+                f"{trt.__name__} can't build for compute capability {target}; it can for {', '.join(known)}"
+            )
         if _capability(target) < RTX_CAPABILITY and not (options.fp16 or options.bf16):
-            raise UsageError(f"{trt.__name__} builds for compute capability {target} in half precision only: add --fp16")
+            raise UsageError(
+                f"{trt.__name__} builds for compute capability {target} in half precision only: add --fp16"
+            )
     if options.fp16 and options.bf16:
         raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):

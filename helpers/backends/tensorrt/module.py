@@ -165,7 +165,9 @@ def _has_driver() -> bool:
 
 
 def _no_gpu(error) -> DemoBertError:
-    return DemoBertError(f"no NVIDIA GPU answers ({one_line(error)}); an engine built with --backend openvino runs on the CPU")
+    return DemoBertError(
+        f"no NVIDIA GPU answers ({one_line(error)}); an engine built with --backend openvino runs on the CPU"
+    )
 
 
 def gpu(driver, index: int = 0) -> Gpu:
