@@ -5,8 +5,8 @@ Shared with inference_varseqlen.py and inference_c.py, which differ only in the 
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from tqdm import tqdm
 

@@ -1,7 +1,8 @@
 """Features → the arrays an engine takes: a padded batch [B, S], or (packed engines) sequences end to end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Timing an engine: random inputs, the loop, its report, JSON, plot. Shared by perf.py and perf_varseqlen.py."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Sequence
 
 import numpy as np
 from tqdm import tqdm

@@ -2,8 +2,8 @@
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Sequence
 
 import numpy as np
 
@@ -297,7 +297,7 @@ def _whole_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
     A word piece ends before the combining marks that BERT strips (Unicode Standard Annex #29: they extend the
     character before them).
     """
-    while 0 < start and _extends(text[start], text[start - 1]) and not text[start - 1].isspace():
+    while start > 0 and _extends(text[start], text[start - 1]) and not text[start - 1].isspace():
         start -= 1
     while end < len(text) and _extends(text[end], text[end - 1]):
         end += 1

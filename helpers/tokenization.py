@@ -1,8 +1,8 @@
 """Text → word pieces (arXiv:1609.08144) with character offsets into the original text, as BERT was trained on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 

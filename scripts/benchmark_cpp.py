@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import cli  # noqa: E402
-from helpers.backends.infer_c import BUILD_FOLDER  # noqa: E402
-from helpers.errors import DemoBertError  # noqa: E402
+from helpers import cli
+from helpers.backends.infer_c import BUILD_FOLDER
+from helpers.errors import DemoBertError
 
 
 def parse(arguments):

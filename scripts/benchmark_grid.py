@@ -17,12 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import cli  # noqa: E402
-from helpers.benchmark_table import GridRow, report  # noqa: E402
-from helpers.engine_card import EngineCard  # noqa: E402
-from helpers.errors import DemoBertError, UsageError  # noqa: E402
-from helpers.files import check_outputs  # noqa: E402
-from helpers.random_model import RANDOM_SIZES, write_random_model  # noqa: E402
+from helpers import cli
+from helpers.benchmark_table import GridRow, report
+from helpers.engine_card import EngineCard
+from helpers.errors import DemoBertError, UsageError
+from helpers.files import check_outputs
+from helpers.random_model import RANDOM_SIZES, write_random_model
 
 FINE_TUNED = ROOT / "models" / "fine-tuned"
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"

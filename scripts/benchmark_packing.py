@@ -18,14 +18,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import cli  # noqa: E402
-from helpers.backends import load_engine  # noqa: E402
-from helpers.building import add_build_arguments, build_engine  # noqa: E402
-from helpers.data_processing import AnswerOptions, read_squad  # noqa: E402
-from helpers.files import check_writable, write_json  # noqa: E402
-from helpers.question_answering import QuestionAnswerer  # noqa: E402
-from helpers.squad import SquadData, token_f1  # noqa: E402
-from helpers.tokenization import BertTokenizer, load_vocabulary  # noqa: E402
+from helpers import cli
+from helpers.backends import load_engine
+from helpers.building import add_build_arguments, build_engine
+from helpers.data_processing import AnswerOptions, read_squad
+from helpers.files import check_writable, write_json
+from helpers.question_answering import QuestionAnswerer
+from helpers.squad import SquadData, token_f1
+from helpers.tokenization import BertTokenizer, load_vocabulary
 
 
 def parse(arguments):

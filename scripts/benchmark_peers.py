@@ -25,17 +25,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from helpers import calibrator, cli  # noqa: E402
-from helpers.backends import backend_module, load_engine, write_engine  # noqa: E402
-from helpers.backends.base import BuildOptions  # noqa: E402
-from helpers.batching import PaddedBatch  # noqa: E402
-from helpers.benchmark import random_batch  # noqa: E402
-from helpers.bert_config import BertConfig  # noqa: E402
-from helpers.errors import missing_package  # noqa: E402
-from helpers.files import check_writable, write_json  # noqa: E402
-from helpers.random_model import RANDOM_SIZES, random_state  # noqa: E402
+from helpers import calibrator, cli
+from helpers.backends import backend_module, load_engine, write_engine
+from helpers.backends.base import BuildOptions
+from helpers.batching import PaddedBatch
+from helpers.benchmark import random_batch
+from helpers.bert_config import BertConfig
+from helpers.errors import missing_package
+from helpers.files import check_writable, write_json
+from helpers.random_model import RANDOM_SIZES, random_state
 
 #: What int8 is calibrated on, ours and NNCF's alike: windows of --calibration, or, without it, random ones.
 CALIBRATION_WINDOWS = 100
@@ -482,7 +482,8 @@ def machine() -> dict:
     import platform
 
     packages = ("openvino", "nncf", "torch", "transformers", "onnxruntime", "numpy")
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {
         "cpu": cpu or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),

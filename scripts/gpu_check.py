@@ -17,12 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import cli  # noqa: E402
-from helpers.backends.tensorrt.module import Gpu, rtx_supports  # noqa: E402
-from helpers.errors import DemoBertError  # noqa: E402
-from helpers.files import check_outputs, require_file, write_json  # noqa: E402
-from scripts.gpu_checking import comparison, luggage, torch_models  # noqa: E402
-from scripts.gpu_checking.engine_process import EngineProcess  # noqa: E402
+from helpers import cli
+from helpers.backends.tensorrt.module import Gpu, rtx_supports
+from helpers.errors import DemoBertError
+from helpers.files import check_outputs, require_file, write_json
+from scripts.gpu_checking import comparison, luggage, torch_models
+from scripts.gpu_checking.engine_process import EngineProcess
 
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
 

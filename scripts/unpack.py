@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import cli  # noqa: E402
-from helpers.errors import DemoBertError  # noqa: E402
+from helpers import cli
+from helpers.errors import DemoBertError
 
 _BLOCK = 1 << 20
 

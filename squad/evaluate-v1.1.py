@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import cli  # noqa: E402
-from helpers.errors import DemoBertError  # noqa: E402
-from helpers.squad import exact_match, read_predictions, read_squad, token_f1  # noqa: E402
+from helpers import cli
+from helpers.errors import DemoBertError
+from helpers.squad import exact_match, read_predictions, read_squad, token_f1
 
 
 def parse(arguments):

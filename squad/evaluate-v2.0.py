@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import cli  # noqa: E402
-from helpers.errors import DemoBertError  # noqa: E402
-from helpers.files import check_outputs, read_json, write_json  # noqa: E402
-from helpers.squad import exact_match, normalise_answer, read_predictions, read_squad, token_f1  # noqa: E402
+from helpers import cli
+from helpers.errors import DemoBertError
+from helpers.files import check_outputs, read_json, write_json
+from helpers.squad import exact_match, normalise_answer, read_predictions, read_squad, token_f1
 
 
 def parse(arguments):

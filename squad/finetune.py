@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import cli  # noqa: E402
-from helpers.errors import missing_package  # noqa: E402
+from helpers import cli
+from helpers.errors import missing_package
 
 
 def parse(arguments):

@@ -72,7 +72,7 @@ def test_everything_that_is_built_from_is_downloaded_before(commands, gpu):
     brought = set()
     for command in commands[gpu]:
         if command[0] == "bash":
-            brought.add(tuple([Path(command[1]).name, *command[2:]]))
+            brought.add((Path(command[1]).name, *command[2:]))
             continue
         text = " ".join(command)
         for size in ("base", "large"):
@@ -196,7 +196,7 @@ def test_nothing_measured_is_a_failure(small_grid, tmp_path):
 
 
 def test_the_table_names_failures_once():
-    point = dict(model="BERT-large", precision="int8", sequence_length=384)
+    point = {"model": "BERT-large", "precision": "int8", "sequence_length": 384}
     rows = [GridRow(**point, batch_size=size).failed("out of memory") for size in (64, 128)]
     rows.append(GridRow("BERT-large", "fp16", 128, 1, 10, 2.0, 1.5, 3.0, 4.0, 500.0))
     lines = markdown(rows, "Ampere").splitlines()

@@ -32,7 +32,28 @@ from helpers.finetuning.onnx_export import write_onnx  # noqa: E402
 
 CPU = torch.device("cpu")
 
-WORDS = "the cat sat on a red mat while two dogs ran past seven blue birds in old paris near london".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "red",
+    "mat",
+    "while",
+    "two",
+    "dogs",
+    "ran",
+    "past",
+    "seven",
+    "blue",
+    "birds",
+    "in",
+    "old",
+    "paris",
+    "near",
+    "london",
+]
 
 
 def network_of(config, tensors, gelu="erf", half=False, ranges=None) -> Network:

@@ -11,7 +11,6 @@ import pickle
 import runpy
 import struct
 import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -23,7 +22,7 @@ from helpers.errors import DemoBertError
 from helpers.weights import load_weights
 from helpers.weights.plain_pickle import read_plain_pickle
 from tests.checkpoints import megatron_state, pytorch_state, write_pickled, write_safetensors
-from tests.test_weights import CONFIG, FLIPS, FUZZ, SEED, TENSORS, assert_ranges, assert_same, damage, error_of, state
+from tests.test_weights import CONFIG, FLIPS, FUZZ, TENSORS, assert_ranges, assert_same, damage, error_of, state
 
 #: What may be allocated for a hostile file of a few hundred bytes: reading modules and tables takes about 1 MiB.
 BOMB_BYTES = 16 << 20

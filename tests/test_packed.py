@@ -271,7 +271,7 @@ def test_the_card_says_packed(bundled_packed_engine):
 
 
 def test_a_question_and_a_squad_file(script, bundled_packed_engine, tmp_path):
-    words = "The tower was built in 1889 by Gustave Eiffel's company.".split()
+    words = ["The", "tower", "was", "built", "in", "1889", "by", "Gustave", "Eiffel's", "company."]
     result = script("inference_varseqlen.py", "-e", bundled_packed_engine, "-p", *words, "-q", "When was it built?")
     assert result.code == 0 and "Answer: '1889'" in result.out and "Sentences/Sec" in result.out
     squad, predictions = DATA / "squad_v2.0.json", tmp_path / "p.json"

@@ -190,7 +190,24 @@ def test_perf_without_a_card_says_what_it_guessed(script, bundled_engine, tmp_pa
 
 
 def test_builder_says_what_has_no_effect(script, tmp_path):
-    flags = "-t -w 100 -tcf cache -iln -imh -g -j squad.json -n 5 -p cache --distributive_independence --use-v3-plugins".split()
+    flags = [
+        "-t",
+        "-w",
+        "100",
+        "-tcf",
+        "cache",
+        "-iln",
+        "-imh",
+        "-g",
+        "-j",
+        "squad.json",
+        "-n",
+        "5",
+        "-p",
+        "cache",
+        "--distributive_independence",
+        "--use-v3-plugins",
+    ]
     engine = tmp_path / "x.engine"
     result = script("builder.py", "-pt", BUNDLED, "-o", engine, "--backend", "openvino", "-sp", *flags)
     assert result.code == 0, result

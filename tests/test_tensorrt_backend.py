@@ -14,9 +14,9 @@ import torch
 from helpers.backends import tensorrt, tensorrt_rtx
 from helpers.backends.base import BuildOptions
 from helpers.backends.tensorrt import building, engine, module
+from helpers.backends.tensorrt.bert_plugins import find_plugins
 from helpers.backends.tensorrt.building import Profile
 from helpers.backends.tensorrt.native_layers import bfloat16_bits
-from helpers.backends.tensorrt.bert_plugins import find_plugins
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard

@@ -345,7 +345,7 @@ def batch_of(ids, bounds, longest):
         batch_of([1, 60], [0, 2], 2),
         PaddedBatch(*np.ones((3, 1, 4), np.int32)),
     ],
-    ids="start,descending,end,empty,long,max_seqlen,sequences,tokens,id,padded".split(","),
+    ids=["start", "descending", "end", "empty", "long", "max_seqlen", "sequences", "tokens", "id", "padded"],
 )
 def test_a_batch_that_does_not_fit_is_refused_before_the_gpu_sees_it(batch, engine_path, monkeypatch, rng):
     double = install("10.16.1", monkeypatch)

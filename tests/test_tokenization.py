@@ -60,7 +60,7 @@ def assert_agrees(text, do_lower_case):
     got = ours.encode(text)
     assert got.ids.tolist() == expected["input_ids"]
     starts, ends = got.offsets.T
-    assert (0 <= starts).all() and (starts <= ends).all() and (ends <= len(text)).all()
+    assert (starts >= 0).all() and (starts <= ends).all() and (ends <= len(text)).all()
     assert (np.diff(starts) >= 0).all() and (np.diff(ends) >= 0).all()
     theirs = np.array(expected["offset_mapping"]).reshape(-1, 2)
     if (np.diff(theirs, axis=0) >= 0).all():  # theirs may step back where marks are reordered

@@ -12,7 +12,7 @@ import importlib
 import os
 from pathlib import Path
 
-from helpers.backends.base import BuiltEngine, BuildOptions, Engine
+from helpers.backends.base import BuildOptions, BuiltEngine, Engine
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError

@@ -8,9 +8,9 @@ import shlex
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def _module():
         ) from error
 
 
-@functools.lru_cache(maxsize=None)  # a process can hold its types once only
+@functools.cache  # a process can hold its types once only
 def _imported(path: Path):
     """The module in the file `path`: by its path, since `import infer_c` could find the folder of its sources."""
     spec = importlib.util.spec_from_file_location("infer_c", path)

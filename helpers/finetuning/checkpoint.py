@@ -1,6 +1,5 @@
 """What fine-tuning reads and writes: the starting checkpoint, the state of a run, the finished model's folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from helpers.files import atomic_write, write_json
 from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
 from helpers.finetuning.training import TrainingState
 from helpers.weights import BertWeights, bert_weights
-from helpers.weights.canonical import StoredTensor, check_weights, one_line
+from helpers.weights.canonical import StoredTensor, one_line
 from helpers.weights.pytorch_checkpoint import load_pytorch
 from helpers.weights.pytorch_names import pytorch_name
 

@@ -74,8 +74,8 @@ class _Graph:
             self.nodes = list(model.graph.node)
             self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
             for node in self.nodes:
-                if node.op_type == "Constant":
-                    self.constants |= {node.output[0]: a.t for a in node.attribute if a.name == "value" and node.output}
+                values = [a.t for a in node.attribute if a.name == "value"] if node.op_type == "Constant" else []
+                self.constants |= dict(zip(node.output[:1], values[-1:]))
             self.inputs = {value.name for value in model.graph.input} - set(self.constants)
             self.producers = {output: node for node in self.nodes for output in node.output}
             self.consumers = defaultdict(list)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
     sys.path[0] = str(ROOT)
 
-from helpers.errors import DemoBertError  # noqa: E402
+from helpers.errors import DemoBertError
 
 #: cuStreamBeginCapture's CU_STREAM_CAPTURE_MODE_THREAD_LOCAL.
 _THREAD_LOCAL = 1

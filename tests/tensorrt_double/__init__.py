@@ -63,7 +63,7 @@ def install(version: str, monkeypatch=None, compute_capability: tuple[int, int] 
         compute_capability = None if text == "none" else tuple(int(part) for part in text.split("."))
     gpu, recorder = Gpu(compute_capability), Recorder()
     module = make_module(played, gpu, recorder)
-    modules = {name: None for name in _ALL_MODULES} | make_modules(gpu) | {played.module: module}
+    modules = dict.fromkeys(_ALL_MODULES) | make_modules(gpu) | {played.module: module}
     double = Double(module, gpu, recorder)
     loader = plugin_library_loader(played)
     if monkeypatch is not None:

@@ -135,7 +135,7 @@ def _check_build(module, network, config, logger=None) -> dict:
         "flags": flags,
         "profiles": profiles,
         "compute_capability": list(capability) if module.__name__ == "tensorrt" else None,
-        "compute_capabilities": [c for c in config._capabilities],
+        "compute_capabilities": list(config._capabilities),
         "verbosity": config._settings.get("profiling_verbosity", "LAYER_NAMES_ONLY"),
     }
 

@@ -22,11 +22,11 @@ class LogicError(Error):
     """A call that makes no sense in this state: a bad address, no current context, an event not recorded."""
 
 
-class RuntimeError(Error):  # noqa: A001 - the name that pycuda gives it
+class RuntimeError(Error):
     """A launch that failed."""
 
 
-class MemoryError(Error):  # noqa: A001 - the name that pycuda gives it
+class MemoryError(Error):
     """Out of device memory."""
 
 
@@ -39,7 +39,7 @@ class Gpu:
         self.compute_capability = compute_capability
         self.initialised = False
         self.allocations: dict[int, np.ndarray] = {}
-        self.streams: dict[int, "Stream"] = {}
+        self.streams: dict[int, Stream] = {}
         self.stack: list = []
         self.pagelocked: list[tuple[int, int]] = []
         self._next = 0x7F0000000000

@@ -2,8 +2,7 @@
 
 import math
 
-
-from tests.tensorrt_double import plugins  # noqa: F401 - registers the plugins' shapes and computations
+from tests.tensorrt_double import plugins
 from tests.tensorrt_double.classes import Native, new, private
 from tests.tensorrt_double.graph import Graph
 from tests.tensorrt_double.versions import TensorRTDoubleError

@@ -38,7 +38,7 @@ def make_weights(rng) -> dict:
         "kernel": (HIDDEN, HIDDEN),
         "bias": (HIDDEN,),
     }
-    shapes |= {name: (HIDDEN,) for name in ("gamma0", "beta0", "gamma1", "beta1")}
+    shapes |= dict.fromkeys(("gamma0", "beta0", "gamma1", "beta1"), (HIDDEN,))
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

@@ -2,8 +2,8 @@
 
 import collections
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 import openvino as ov

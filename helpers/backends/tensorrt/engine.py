@@ -3,8 +3,8 @@
 import contextlib
 import math
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 

@@ -74,7 +74,7 @@ def one_line(text) -> str:
     return " ".join(str(text).split())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def logger_of(trt):
     """The logger of a TensorRT module: one a process, since TensorRT keeps to the first that it is given.
 
