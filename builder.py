@@ -2,7 +2,8 @@
 """Build an engine for BERT question answering: a checkpoint in, an engine file and its card out."""
 
 from helpers import cli
-from helpers.building import add_build_arguments, build_engine
+from helpers.builder_flags import add_build_arguments
+from helpers.building import build_engine
 
 
 def parse(arguments):

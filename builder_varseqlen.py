@@ -2,7 +2,8 @@
 """Build a packed engine: it computes the tokens of its sequences, end to end, and no padding."""
 
 from helpers import cli
-from helpers.building import add_build_arguments, build_engine
+from helpers.builder_flags import add_build_arguments
+from helpers.building import build_engine
 
 
 def parse(arguments):

@@ -3,9 +3,8 @@
 
 import functools
 
-from helpers import cli
+from helpers import cli, infer_c_engine
 from helpers.asking import add_inference_arguments, answer
-from helpers.backends import infer_c
 
 
 def parse(arguments):
@@ -25,7 +24,7 @@ def parse(arguments):
 
 def main(arguments) -> None:
     args = parse(arguments)
-    answer(args, None, functools.partial(infer_c.load_engine, enable_graph=args.enable_graph))
+    answer(args, None, functools.partial(infer_c_engine.load_engine, enable_graph=args.enable_graph))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from helpers.benchmark import (
     spread_lengths,
     time_batches,
 )
-from helpers.data_processing import AnswerOptions, read_squad
+from helpers.data_processing import AnswerOptions
 from helpers.question_answering import QuestionAnswerer
+from helpers.squad import read_squad
 
 
 def parse(arguments):
@@ -44,7 +45,7 @@ def main(arguments) -> None:
         windows = [length]
     else:
         options = AnswerOptions(sequence_length=args.sequence_length)
-        answerer = QuestionAnswerer(engine, engine_tokenizer(args, card), options)
+        answerer = QuestionAnswerer(engine, engine_tokenizer(args.engine, card, args.vocab_file), options)
         length, windows = answerer.options.sequence_length, answerer.window_lengths(data)
         cli.note(f"{len(windows)} windows of at most {length} tokens, {sum(windows) / len(windows):.0f} on average")
     batches = [random_packed_batch(card, spread_lengths(windows, size, seed), seed) for size in sizes]

@@ -13,11 +13,12 @@ from tqdm import tqdm
 from helpers import cli
 from helpers.backends import load_engine
 from helpers.backends.base import Engine
-from helpers.data_processing import AnswerOptions, read_squad
+from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs, read_text, write_json
 from helpers.question_answering import QuestionAnswerer, QuestionResult
+from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, load_vocabulary
 
 RULE = "-" * 24
@@ -39,50 +40,30 @@ _BATCH_SIZE_HELP = {
 def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
     """All flags but --verbose of inference.py ("padded"), inference_varseqlen.py ("packed"), inference_c.py (None)."""
     cli.add_engine(parser)
-    parser.add_argument("-p", "--passage", nargs="+", metavar="WORD", help="passage to look for answers in")
-    parser.add_argument("-pf", "--passage-file", metavar="FILE", help="file with the passage, UTF-8")
-    parser.add_argument("-q", "--question", nargs="+", metavar="WORD", help="question about the passage")
-    parser.add_argument("-qf", "--question-file", metavar="FILE", help="file with questions, UTF-8, one a line")
-    parser.add_argument("-sq", "--squad-json", metavar="FILE", help="SQuAD v1.1 or v2.0 file: answer all its questions")
-    parser.add_argument(
-        "-o",
-        "--output-prediction-file",
-        metavar="FILE",
-        help=f"answers to the SQuAD file (default: {DEFAULT_PREDICTIONS})",
-    )
-    parser.add_argument("--n-best-output", metavar="FILE", help="the n best answers to each question of the SQuAD file")
-    parser.add_argument(
-        "--null-odds-output", metavar="FILE", help="SQuAD v2.0: score of no answer less that of the best, per question"
-    )
-    parser.add_argument(
-        "--null-score-diff-threshold",
-        type=cli.finite_float,
-        default=0.0,
-        metavar="X",
-        help="SQuAD v2.0: answer nothing where the null odds are above this",
-    )
-    parser.add_argument("-v", "--vocab-file", metavar="FILE", help="vocabulary (default: the one in the engine's card)")
-    parser.add_argument(
-        "-s",
-        "--sequence-length",
-        type=cli.positive_int,
-        metavar="N",
-        help="tokens in a window (default: the engine's longest)",
-    )
-    parser.add_argument(
-        "-b",
-        "--batch-size",
-        type=cli.positive_int,
-        metavar="N",
-        help=_BATCH_SIZE_HELP[layout],
-    )
-    for flag, default, text in (
+    words, file = {"nargs": "+", "metavar": "WORD"}, {"metavar": "FILE"}
+    threshold = {"type": cli.finite_float, "default": 0.0, "metavar": "X"}
+    for *flags, value, text in (
+        ("-p", "--passage", words, "passage to look for answers in"),
+        ("-pf", "--passage-file", file, "file with the passage, UTF-8"),
+        ("-q", "--question", words, "question about the passage"),
+        ("-qf", "--question-file", file, "file with questions, UTF-8, one a line"),
+        ("-sq", "--squad-json", file, "SQuAD v1.1 or v2.0 file: answer all its questions"),
+        ("-o", "--output-prediction-file", file, f"answers to the SQuAD file (default: {DEFAULT_PREDICTIONS})"),
+        ("--n-best-output", file, "the n best answers to each question of the SQuAD file"),
+        ("--null-odds-output", file, "SQuAD v2.0: score of no answer less that of the best, per question"),
+        ("--null-score-diff-threshold", threshold, "SQuAD v2.0: answer nothing where the null odds are above this"),
+        ("-v", "--vocab-file", file, "vocabulary (default: the one in the engine's card)"),
+    ):
+        parser.add_argument(*flags, **value, help=text)
+    for *flags, default, text in (
+        ("-s", "--sequence-length", None, "tokens in a window (default: the engine's longest)"),
+        ("-b", "--batch-size", None, _BATCH_SIZE_HELP[layout]),
         ("--max-query-length", AnswerOptions.max_query_length, "tokens of the question that are read"),
         ("--max-answer-length", AnswerOptions.max_answer_length, "longest answer in tokens"),
         ("--n-best-size", AnswerOptions.n_best_size, "answers to weigh against each other"),
         ("--doc-stride", AnswerOptions.doc_stride, "tokens from one window of a long passage to the next"),
     ):
-        parser.add_argument(flag, type=cli.positive_int, default=default, metavar="N", help=text)
+        parser.add_argument(*flags, type=cli.positive_int, default=default, metavar="N", help=text)
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents (default: as the card says)")
 
 
@@ -129,7 +110,7 @@ def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) 
 def question_answerer(args, engine: Engine) -> QuestionAnswerer:
     """The engine with its vocabulary and the options of `args`. Raises DemoBertError where they do not fit."""
     card = engine.card
-    tokenizer = engine_tokenizer(args, card, cased=args.cased)
+    tokenizer = engine_tokenizer(args.engine, card, args.vocab_file, args.cased)
     return QuestionAnswerer(
         engine,
         tokenizer,
@@ -145,13 +126,13 @@ def question_answerer(args, engine: Engine) -> QuestionAnswerer:
     )
 
 
-def engine_tokenizer(args, card: EngineCard, cased: bool = False) -> BertTokenizer:
-    """The tokenizer of -v/--vocab-file, or of the card's vocabulary. Raises DemoBertError where there is neither."""
-    path = args.vocab_file
+def engine_tokenizer(engine_path, card: EngineCard, vocab_file=None, cased: bool = False) -> BertTokenizer:
+    """The tokenizer of `vocab_file`, or of the card's vocabulary. Raises DemoBertError where there is neither."""
+    path = vocab_file
     if path is None:
         if card.vocab_file is None:
             raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
-        path = Path(args.engine).parent / card.vocab_file
+        path = Path(engine_path).parent / card.vocab_file
         if not path.exists():
             raise DemoBertError(f"the vocabulary of the engine's card is not at {path}: name it with -v/--vocab-file")
     return BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not cased)

@@ -2,20 +2,46 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from helpers.errors import DemoBertError
+
 if TYPE_CHECKING:
     from helpers.data_processing import Feature
+
+#: The inputs of an engine of each layout, all int32, in their order.
+INPUT_NAMES = {
+    "padded": ("input_ids", "segment_ids", "input_mask"),
+    "packed": ("input_ids", "segment_ids", "cu_seqlens", "max_seqlen"),
+}
 
 #: Fills the rows up to the batch's length; masked, so any id of the table would do, and 0 is in every table.
 _PAD_ID = 0
 
 
+class _Inputs:
+    """What the batches of both layouts have in common; `layout` is of INPUT_NAMES."""
+
+    layout: ClassVar[str]
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The arrays under the names of the engine's inputs."""
+        return {name: getattr(self, name) for name in INPUT_NAMES[self.layout]}
+
+    def check(self) -> None:
+        """Raises DemoBertError unless the batch is well formed; whether it fits an engine is that one's business."""
+        if any(array.dtype != np.int32 for array in self.inputs().values()):
+            raise DemoBertError("inputs must be int32")
+        self._check_shapes()
+
+
 @dataclass(frozen=True)
-class PaddedBatch:
+class PaddedBatch(_Inputs):
     """Inputs of a padded engine, all int32 [B, S]. `input_mask` is 1 on each row's leading tokens, then 0."""
+
+    layout = "padded"
 
     input_ids: np.ndarray
     segment_ids: np.ndarray
@@ -29,19 +55,25 @@ class PaddedBatch:
     def sequence_length(self) -> int:
         return self.input_ids.shape[1]
 
-    def inputs(self) -> dict[str, np.ndarray]:
-        """The arrays under the names of the engine's inputs."""
-        return {"input_ids": self.input_ids, "segment_ids": self.segment_ids, "input_mask": self.input_mask}
+    def _check_shapes(self) -> None:
+        shapes = {array.shape for array in self.inputs().values()}
+        if len(shapes) != 1 or self.input_ids.ndim != 2 or self.input_ids.size == 0:
+            raise DemoBertError(f"inputs must be three equal, non-empty [batch, sequence] arrays, not {sorted(shapes)}")
+        mask = self.input_mask
+        if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any() or not mask[:, 0].all():
+            raise DemoBertError("the input mask must be ones on each row's leading tokens, then zeros")
 
 
 @dataclass(frozen=True)
-class PackedBatch:
+class PackedBatch(_Inputs):
     """Inputs of a packed engine, all int32: the sequences end to end, without padding.
 
     input_ids, segment_ids   [T]: T is the sum of the lengths
     cu_seqlens               [B + 1]: where each sequence begins, and, last, T
     max_seqlen               [Smax]: its length is the longest sequence's; what is in it does not matter
     """
+
+    layout = "packed"
 
     input_ids: np.ndarray
     segment_ids: np.ndarray
@@ -61,14 +93,30 @@ class PackedBatch:
     def token_count(self) -> int:
         return len(self.input_ids)
 
-    def inputs(self) -> dict[str, np.ndarray]:
-        """The arrays under the names of the engine's inputs."""
-        return {
-            "input_ids": self.input_ids,
-            "segment_ids": self.segment_ids,
-            "cu_seqlens": self.cu_seqlens,
-            "max_seqlen": self.max_seqlen,
-        }
+    def _check_shapes(self) -> None:
+        for name, array in self.inputs().items():
+            if array.ndim != 1 or array.size == 0:
+                shape = list(array.shape)
+                raise DemoBertError(f"{name} must be an array of one dimension, not empty, and has the shape {shape}")
+        tokens, starts = self.token_count, self.cu_seqlens.astype(np.int64)
+        if len(self.segment_ids) != tokens:
+            raise DemoBertError(f"there are {tokens} input_ids and {len(self.segment_ids)} segment_ids")
+        if len(starts) < 2:
+            raise DemoBertError("cu_seqlens must hold at least two numbers: where a sequence begins and where it ends")
+        if starts[0] != 0:
+            raise DemoBertError(f"cu_seqlens must start at 0, not at {starts[0]}")
+        lengths = np.diff(starts)
+        if (lengths < 0).any():
+            where = int((lengths < 0).argmax())
+            raise DemoBertError(f"cu_seqlens must ascend: {starts[where]} is followed by {starts[where + 1]}")
+        if (lengths == 0).any():
+            raise DemoBertError(f"sequence {int((lengths == 0).argmax())} has no tokens (cu_seqlens repeats a number)")
+        if starts[-1] != tokens:
+            raise DemoBertError(f"cu_seqlens must end at the number of tokens, {tokens}, not at {starts[-1]}")
+        if lengths.max() > self.sequence_length:
+            raise DemoBertError(
+                f"max_seqlen has the length {self.sequence_length}, a sequence has {lengths.max()} tokens"
+            )
 
 
 Batch = PaddedBatch | PackedBatch

@@ -3,17 +3,15 @@
 This is the only place where the network is written down; each backend translates the words into its own layers.
 """
 
-from helpers.backends.base import NetworkLayers
 from helpers.bert_config import BertConfig
+from helpers.network_layers import NetworkLayers
 from helpers.weights import BertWeights
 
 
-def build_bert(
-    layers: NetworkLayers, config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool = False
-) -> None:
+def build_bert(layers: NetworkLayers, config: BertConfig, weights: BertWeights, pre_normalised: bool = False) -> None:
     """Write BERT into `layers`: embeddings → N × (attention, feed-forward) → start and end logits.
 
-    `gelu` is "tanh" or "erf". Weights are canonical (`helpers/weights/canonical.py`); fine-tuning hands over a mapping of
+    `config.gelu` is known. Weights are canonical (`helpers/weights/canonical.py`); fine-tuning hands over a mapping of
     its own with torch's tensors, and layers that compute at once. `pre_normalised` is Megatron's BERT (arXiv:1909.08053,
     figure 7b): the residual goes around the layer norms, not through them.
     """
@@ -42,7 +40,7 @@ def build_bert(
         context = layers.attention(query_key_value, f"l{i}_attention_self")
         branch = dense(context, f"l{i}_attention_output_dense")
         normalised = add_and_normalise(branch, residual(normalised), f"l{i}_attention_output_layernorm")
-        inner = layers.gelu(dense(normalised.output, f"l{i}_intermediate_dense"), gelu, f"l{i}_intermediate")
+        inner = layers.gelu(dense(normalised.output, f"l{i}_intermediate_dense"), config.gelu, f"l{i}_intermediate")
         branch = dense(inner, f"l{i}_output_dense")
         normalised = add_and_normalise(branch, residual(normalised), f"l{i}_output_layernorm")
     kernel, bias = weights["cls_squad_output_weights"], weights["cls_squad_output_bias"]

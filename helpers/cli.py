@@ -5,9 +5,7 @@ import os
 import sys
 import traceback
 
-from helpers.errors import DemoBertError
-
-BACKENDS = ("openvino", "tensorrt", "tensorrt_rtx")
+from helpers.errors import ERROR_LENGTH, DemoBertError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,29 +76,18 @@ def add_engine(parser: Parser) -> None:
 
 def add_benchmark_arguments(parser: Parser) -> None:
     """perf.py's flags but -e; shared with perf_varseqlen.py."""
-    parser.add_argument(
-        "-b",
-        "--batch-size",
-        type=positive_int,
-        action="append",
-        metavar="N",
-        help="batch size; repeat for more (default: 1)",
-    )
-    parser.add_argument(
-        "-s",
-        "--sequence-length",
-        type=positive_int,
-        metavar="N",
-        help="sequence length in tokens (default: 128, or the engine's longest if that is shorter)",
-    )
-    parser.add_argument("-i", "--iterations", type=positive_int, default=200, metavar="N", help="runs to time")
-    parser.add_argument("-w", "--warm-up-runs", type=non_negative_int, default=10, metavar="N", help="runs before that")
-    parser.add_argument(
-        "-d", "--duration", type=seconds, default=0.0, metavar="S", help="go on for at least so many seconds"
-    )
-    parser.add_argument(
-        "-r", "--random-seed", type=non_negative_int, default=12345, metavar="N", help="seed of the random inputs"
-    )
+    number = {"type": positive_int, "metavar": "N"}
+    sizes = "batch size; repeat for more (default: 1)"
+    parser.add_argument("-b", "--batch-size", **number, action="append", help=sizes)
+    length = "sequence length in tokens (default: 128, or the engine's longest if that is shorter)"
+    parser.add_argument("-s", "--sequence-length", **number, help=length)
+    parser.add_argument("-i", "--iterations", **number, default=200, help="runs to time")
+    for *flags, kind, default, letter, text in (
+        ("-w", "--warm-up-runs", non_negative_int, 10, "N", "runs before that"),
+        ("-d", "--duration", seconds, 0.0, "S", "go on for at least so many seconds"),
+        ("-r", "--random-seed", non_negative_int, 12345, "N", "seed of the random inputs"),
+    ):
+        parser.add_argument(*flags, type=kind, default=default, metavar=letter, help=text)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE.png", help="plot the latency percentiles against the batch size")
 
@@ -108,12 +95,6 @@ def add_benchmark_arguments(parser: Parser) -> None:
 def note(message: str) -> None:
     """A line for people, on stderr; stdout holds results only."""
     print(message, file=sys.stderr, flush=True)
-
-
-def one_line(message) -> str:
-    """`message` with everything that would break a line or drive a terminal made harmless."""
-    printable = "".join(char if char.isprintable() else " " for char in str(message))
-    return " ".join(printable.split())
 
 
 def run(main) -> None:
@@ -135,7 +116,7 @@ def run(main) -> None:
     except DemoBertError as error:
         if verbose:
             traceback.print_exc()
-        note(f"{program}: error: {one_line(error)}")
+        note(f"{program}: error: {one_line(error, ERROR_LENGTH)}")
         code = error.exit_code
     except MemoryError:
         if verbose:

@@ -8,24 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from helpers.errors import DemoBertError, UsageError
-from helpers.squad import SquadData, SquadExample, read_squad
 from helpers.tokenization import BertTokenizer, TokenizedText
-
-__all__ = [
-    "Answer",
-    "AnswerOptions",
-    "Feature",
-    "SquadData",
-    "SquadExample",
-    "best_answers",
-    "choose_answer",
-    "make_features",
-    "max_context_masks",
-    "read_squad",
-    "require_tokens",
-    "token_logits",
-    "window_spans",
-]
 
 #: [CLS] before the question, [SEP] after it, [SEP] after the passage.
 _SPECIAL_TOKENS = 3
@@ -38,7 +21,7 @@ _ZERO_WIDTH_JOINER = "\u200d"
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How text is cut into windows and answers are chosen; the flags of the same names (cli.md). Lengths in tokens.
+    """How text is cut into windows and answers are chosen; the flags of the same names (helpers/asking.py). Lengths in tokens.
 
     `sequence_length` None means the longest that the engine serves. Raises UsageError for values that make no sense.
     """

@@ -1,6 +1,6 @@
 """The engine card: what an engine file can't say of itself, as JSON beside it (`<engine>.json`)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helpers.bert_config import BertConfig
@@ -13,7 +13,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 @dataclass(frozen=True)
 class EngineCard:
-    """One engine, described.
+    """One engine, described. The defaults are what is taken of an engine without a card file.
 
     backend            "openvino", "tensorrt" or "tensorrt_rtx"
     backend_version    the version that built it, as the backend itself spells it
@@ -40,13 +40,13 @@ class EngineCard:
     precision: list
     batch_sizes: list
     sequence_lengths: list
-    config: BertConfig | None
-    do_lower_case: bool
-    vocab_file: str | None
-    vocab_sha256: str | None
-    engine_sha256: str
-    engine_bytes: int
-    settings: dict
+    config: BertConfig | None = None
+    do_lower_case: bool = True
+    vocab_file: str | None = None
+    vocab_sha256: str | None = None
+    engine_sha256: str = ""
+    engine_bytes: int = 0
+    settings: dict = field(default_factory=dict)
 
     @property
     def max_batch_size(self) -> int:
@@ -92,27 +92,25 @@ def is_engine(path) -> bool:
 
 
 def _check(fields: dict) -> None:
-    texts = ("backend", "backend_version", "device", "layout", "network", "engine_sha256")
-    for name in texts:
-        if not isinstance(fields[name], str):
-            raise DemoBertError(f"{name} is not text")
+    """Raises DemoBertError for the first field that makes no sense."""
+
+    def require(holds: bool, fault: str) -> None:
+        if not holds:
+            raise DemoBertError(fault)
+
+    for name in ("backend", "backend_version", "device", "layout", "network", "engine_sha256"):
+        require(isinstance(fields[name], str), f"{name} is not text")
     for name in ("vocab_file", "vocab_sha256"):
-        if not isinstance(fields[name], (str, type(None))):
-            raise DemoBertError(f"{name} is not text")
-    if fields["layout"] not in LAYOUTS:
-        raise DemoBertError(f"layout is {fields['layout']!r}")
-    precision = fields["precision"]
-    if not isinstance(precision, list) or not precision or any(item not in PRECISIONS for item in precision):
-        raise DemoBertError(f"precision is {precision!r}")
+        require(isinstance(fields[name], (str, type(None))), f"{name} is not text")
+    require(fields["layout"] in LAYOUTS, f"layout is {fields['layout']!r}")
+    precision, settings = fields["precision"], fields["settings"]
+    known = isinstance(precision, list) and precision and all(item in PRECISIONS for item in precision)
+    require(known, f"precision is {precision!r}")
     for name in ("batch_sizes", "sequence_lengths"):
         sizes = fields[name]
         whole = isinstance(sizes, list) and sizes and all(type(size) is int and size > 0 for size in sizes)
-        if not whole or sizes != sorted(sizes):
-            raise DemoBertError(f"{name} is not an ascending list of whole numbers")
-    if not isinstance(fields["do_lower_case"], bool):
-        raise DemoBertError("do_lower_case is not true or false")
-    if type(fields["engine_bytes"]) is not int:
-        raise DemoBertError("engine_bytes is not a whole number")
-    settings = fields["settings"]
-    if not isinstance(settings, dict) or any(not isinstance(value, str) for value in settings.values()):
-        raise DemoBertError("settings is not an object of texts")
+        require(whole and sizes == sorted(sizes), f"{name} is not an ascending list of whole numbers")
+    require(isinstance(fields["do_lower_case"], bool), "do_lower_case is not true or false")
+    require(type(fields["engine_bytes"]) is int, "engine_bytes is not a whole number")
+    texts = isinstance(settings, dict) and all(isinstance(value, str) for value in settings.values())
+    require(texts, "settings is not an object of texts")

@@ -57,14 +57,10 @@ def read_json(path, what: str):
 
 def sha256_of(path) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -7,21 +7,22 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from helpers import cli
 from helpers.asking import engine_tokenizer
 from helpers.backends import load_engine
-from helpers.backends.base import Engine
+from helpers.backends.base import BuildOptions, Engine
 from helpers.benchmark import Timing, random_batch, random_packed_batch
-from helpers.building import add_build_arguments, build_engine
+from helpers.building import build_and_write, prepare_backend
 from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
+from helpers.model_folder import ModelFolder
 from helpers.pictures import new_figure
 from helpers.question_answering import QuestionAnswerer, Reply
+from helpers.weights import load_weights
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "models" / "bundled" / "bert_mini_squad11"
 
@@ -46,20 +47,23 @@ def open_engine(path=BUNDLED_ENGINE) -> QuestionAnswerer:
         if path != Path(BUNDLED_ENGINE):
             raise
     path.parent.mkdir(parents=True, exist_ok=True)
-    parser = cli.Parser("")
-    add_build_arguments(parser, "padded")
-    args = parser.parse_args(["-pt", str(BUNDLED_MODEL), "-o", str(path), "-b", "8", "-s", "384"])
     with contextlib.redirect_stderr(sys.stdout):  # Jupyter shows what comes by stderr as if it were a failure
-        build_engine(args)
+        _build_bundled_engine(path)
     return _answerer(path)
+
+
+def _build_bundled_engine(path: Path) -> None:
+    model = ModelFolder.open(BUNDLED_MODEL)
+    backend, prepared = prepare_backend("auto", model.config, BuildOptions(batch_sizes=(8,), sequence_lengths=(384,)))
+    cli.note(f"Reading {BUNDLED_MODEL}")
+    build_and_write(path, backend, prepared, model, load_weights(model.config, pytorch=BUNDLED_MODEL))
 
 
 def _answerer(path: Path) -> QuestionAnswerer:
     card = EngineCard.path_for(path)
     layout = EngineCard.read(card).layout if card.exists() else "padded"
     engine = load_engine(path, layout, say=cli.note)
-    tokenizer = engine_tokenizer(SimpleNamespace(engine=path, vocab_file=None), engine.card)
-    return QuestionAnswerer(engine, tokenizer, AnswerOptions())
+    return QuestionAnswerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
 
 
 def ask(answerer: QuestionAnswerer, passage: str, question: str) -> "Answered":

@@ -5,7 +5,8 @@ fp8 (E4M3) amax is put on 448, the type's largest value (arXiv:2004.09602, arXiv
 per tensor, dense kernels one per output channel, or, where a checkpoint says so, one per tensor. This project also takes
 one for each channel of what a layer norm hands to a dense layer, for networks that can even the channels out.
 
-Names are those of shared/spec/weights.md, whoever took the range: helpers/calibrator.py, or training (QAT checkpoints).
+Names are those of docs/architecture.md, "Ranges", whoever took the range: helpers/calibrator.py, or training (QAT
+checkpoints).
 """
 
 from collections.abc import Mapping
@@ -156,12 +157,36 @@ def has_dense_ranges(config: BertConfig, ranges: Mapping[str, np.ndarray]) -> bo
 
 
 @dataclass(frozen=True)
+class QuantizedDense:
+    """What a dense layer of a quantized network rounds: its input, then its kernel.
+
+    limits        what each channel of the input is divided by first, float32 [in], where the channels are evened out; or
+                  None
+    input_amax    the range of the input as it then is: 1 where the channels are evened out
+    kernel        float32 [out, in]: what the evened channels are divided by is in it
+    kernel_amax   its range by output channel, float32 [out]
+    """
+
+    limits: np.ndarray | None
+    input_amax: float
+    kernel: np.ndarray
+    kernel_amax: np.ndarray
+
+
+@dataclass(frozen=True)
 class Quantization:
-    """What a network is quantized to, `kind` "int8" or "fp8", and its ranges. `source` names where they come from."""
+    """What a network is quantized to, and its ranges.
+
+    kind      "int8" or "fp8"
+    ranges    name → amax, float32 (one number; [in] of an input's channels; [out, 1] of a kernel)
+    source    where they come from, for messages
+    trained   the ranges of all dense layers are those that the network was trained with
+    """
 
     kind: str
     ranges: Mapping[str, np.ndarray]
     source: str
+    trained: bool = False
 
     @property
     def largest(self) -> float:
@@ -190,7 +215,7 @@ class Quantization:
         names = dense_input_names(dense)
         return self.known(*names) or self.amax(*names)
 
-    def channel_limits(self, dense: str, kernel: np.ndarray) -> np.ndarray | None:
+    def _channel_limits(self, dense: str, kernel: np.ndarray) -> np.ndarray | None:
         """What each channel of a dense layer's input is divided by to come between -1 and 1, float32 [in].
 
         `kernel` [out, in], which is to be multiplied by them. They even the input's channels out, as far as the kernel
@@ -226,17 +251,17 @@ class Quantization:
         ]
         return _or_one(np.concatenate(parts))
 
-    def evened(self, dense: str, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """What a dense layer multiplies: the kernel [out, in], amax of its output channels [out], `channel_limits` [in].
+    def dense(self, dense: str, kernel: np.ndarray) -> QuantizedDense:
+        """How the dense layer with `kernel` [out, in] is rounded. Raises DemoBertError where its input has no range.
 
-        Where the input's channels are evened out, its limits are in the kernel. Training may have clipped that: it stays
-        clipped, and its ranges are then new ones.
+        Where the input's channels are evened out, their limits are in the kernel. Training may have clipped that: it
+        stays clipped, and its ranges are then new ones.
         """
-        amax, limits = self.kernel(dense, kernel), self.channel_limits(dense, kernel)
+        amax, limits = self.kernel(dense, kernel), self._channel_limits(dense, kernel)
         if limits is None:
-            return kernel, amax, None
+            return QuantizedDense(None, self.dense_input(dense), kernel, amax)
         kernel = np.clip(kernel, -amax[:, None], amax[:, None]) * limits
-        return kernel, _largest_by_row(kernel), limits
+        return QuantizedDense(limits, 1.0, kernel, _largest_by_row(kernel))
 
     def steps(self, amax) -> np.ndarray:
         """The steps of ranges, float32."""

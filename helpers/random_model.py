@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers.bert_config import BertConfig
 from helpers.weights.canonical import expected_shapes
-from helpers.weights.pytorch_names import parameter_name
+from helpers.weights.pytorch_names import pytorch_name
 
 #: Google's two published sizes (arXiv:1810.04805, section 3), uncased.
 RANDOM_SIZES = {
@@ -58,5 +58,5 @@ def random_state(config: BertConfig, seed: int = 0) -> dict[str, np.ndarray]:
             tensor = np.ones(shape, np.float32)
         else:
             tensor = _DEVIATION * generator.standard_normal(shape, np.float32)
-        state[parameter_name(name)] = tensor
+        state[pytorch_name(name)] = tensor
     return state

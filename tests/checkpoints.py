@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+
+from helpers.bert_config import BertConfig
+from helpers.weights import BertWeights
 
 _DENSE = {
     "attention_self_query": "attention.self.query",
@@ -224,3 +227,10 @@ def megatron_state(config, tensors) -> dict[str, np.ndarray]:
     state["qa_outputs.weight"] = tensors["cls_squad_output_weights"]
     state["qa_outputs.bias"] = tensors["cls_squad_output_bias"]
     return state
+
+
+def bert_weights(
+    config: BertConfig, tensors: dict, gelu: str = "erf", ranges: dict | None = None, source: str = "test"
+):
+    """`tensors` as a checkpoint's reader hands them over, GELU's formula settled."""
+    return BertWeights(tensors, replace(config, gelu=gelu), source, ranges or {})

@@ -697,7 +697,7 @@ def test_ctrl_c_ends_quietly(script, engine, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(OpenVINOEngine, "_timed_run", interrupted)
+    monkeypatch.setattr(OpenVINOEngine, "timed_run", interrupted)
     result = script("perf.py", "-e", engine, "-i", 1, "-s", 8)
     assert result.code == 130 and "Traceback" not in result.err
 
@@ -708,5 +708,5 @@ def test_too_little_memory_is_one_line(script, engine, monkeypatch):
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(OpenVINOEngine, "_timed_run", no_memory)
+    monkeypatch.setattr(OpenVINOEngine, "timed_run", no_memory)
     assert "not enough memory" in script("perf.py", "-e", engine, "-i", 1, "-s", 8).error

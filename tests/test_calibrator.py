@@ -10,18 +10,19 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from helpers import building, calibrator, quantization
-from helpers.backends import load_engine
+from helpers import calibration_cache, calibrator, quantization
+from helpers.backends import backend_module, load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import LAYERS, build, compile_network, half_precision, int8_overflows
+from helpers.backends.openvino.engine import LAYERS, compile_network, half_precision, int8_overflows
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError
 from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, load_vocabulary
-from helpers.weights import BertWeights, load_weights
+from helpers.weights import load_weights
 from tests import checkpoints
+from tests.checkpoints import bert_weights
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import (
     channels_of,
@@ -35,7 +36,7 @@ from tests.reference_bert import (
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 
-ANY = calibrator.Fingerprint(None, None, None, None, None)
+ANY = calibration_cache.Fingerprint(None, None, None, None, None)
 
 
 def seen_ranges(config, tensors, gelu, batches, pre_normalised=False) -> dict:
@@ -73,12 +74,10 @@ def test_the_largest_values_are_the_reference_s(gelu, pre_normalised, rng):
     config = dataclasses.replace(random_config(rng), max_position_embeddings=40)
     tensors = random_weights(config, rng)
     batches = rows_without_padding(config, rng, 3)
-    weights = BertWeights(tensors, gelu, "test")
+    weights = bert_weights(config, tensors, gelu)
     steps = []
     ranges = calibrator.calibrate(
-        config,
         weights,
-        gelu,
         pre_normalised,
         [PaddedBatch(*batch) for batch in batches],
         "max",
@@ -153,21 +152,21 @@ def test_values_that_float32_can_t_be_quantized_by(factor, tmp_path, rng):
     tensors = random_weights(config, rng)
     for name in ("l0_attention_self_value_kernel", "l0_attention_self_value_bias"):
         tensors[name] = tensors[name] * np.float32(factor)
-    weights = BertWeights(tensors, "erf", "test")
+    weights = bert_weights(config, tensors)
     batches = [PaddedBatch(*batch) for batch in rows_without_padding(config, rng, 2)]
     if factor > 1:
         with pytest.raises(DemoBertError, match="can't be quantized: the range l0_attention_self_av_b.* would be"):
-            calibrator.calibrate(config, weights, "erf", False, batches, "max")
+            calibrator.calibrate(weights, False, batches, "max")
         return
-    ranges = calibrator.calibrate(config, weights, "erf", False, batches, "max")
+    ranges = calibrator.calibrate(weights, False, batches, "max")
     assert (
         ranges["l0_attention_self_av_b_input_quantizer_amax"]
         == 0
         < ranges["l0_attention_self_qv_a_input_quantizer_amax"]
     )
-    fingerprint = calibrator.Fingerprint("model", "data", 8, 2, "max")
-    calibrator.write_cache(tmp_path / "cache", fingerprint, ranges)
-    assert list(calibrator.read_cache(tmp_path / "cache", fingerprint, config)) == list(ranges)
+    fingerprint = calibration_cache.Fingerprint("model", "data", 8, 2, "max")
+    calibration_cache.write_cache(tmp_path / "cache", fingerprint, ranges)
+    assert list(calibration_cache.read_cache(tmp_path / "cache", fingerprint, config).ranges) == list(ranges)
 
 
 def test_calibration_without_openvino_says_so(monkeypatch, rng):
@@ -177,7 +176,7 @@ def test_calibration_without_openvino_says_so(monkeypatch, rng):
     with pytest.raises(
         DemoBertError, match="calibration.* needs the package openvino, which is not installed: pip install"
     ):
-        calibrator.calibrate(config, BertWeights(random_weights(config, rng), "erf", "test"), "erf", False, [], "max")
+        calibrator.calibrate(bert_weights(config, random_weights(config, rng)), False, [], "max")
 
 
 # The engine's int8
@@ -208,10 +207,11 @@ def cpu_rounding(ranges: dict, attention: bool = False):
     return quantize
 
 
-def int8_engine(config, weights, gelu, multiply_in_float, layout="padded", megatron=False, attention=False):
+def int8_engine(weights, multiply_in_float, layout="padded", megatron=False, attention=False):
     """A function that runs one batch through the CPU's int8 network with float32 beside."""
-    layers = LAYERS[layout](config, 4, 40, quantization.Quantization("int8", weights.ranges, "test"), attention)
-    build_bert(layers, config, weights, gelu, megatron)
+    int8 = quantization.Quantization("int8", weights.ranges, "test")
+    layers = LAYERS[layout](weights.config, 4, 40, int8, attention)
+    build_bert(layers, weights.config, weights, megatron)
     compiled = compile_network(ov.Core(), layers.model(), "fp32", multiply_in_float)
     return lambda batch: compiled(batch.inputs())[0]
 
@@ -245,8 +245,7 @@ def test_int8_rounds_as_the_reference_does(multiply_in_float, layout, megatron, 
         channels = seen_channels(config, tensors, gelu, batches, megatron)
         ranges |= {f"{dense}_input_channel_amax": np.float32(largest) for dense, largest in channels.items()}
         rounding = smoothed(rounding, tensors, channels, ranges)
-    weights = BertWeights(tensors, gelu, "test", ranges)
-    run = int8_engine(config, weights, gelu, multiply_in_float, layout, megatron, attention)
+    run = int8_engine(bert_weights(config, tensors, gelu, ranges), multiply_in_float, layout, megatron, attention)
     far, near = [], []
     for batch in batches:
         length = batch[0].shape[1]
@@ -271,7 +270,7 @@ def test_what_a_gelu_put_out_has_no_zero_point(rng):
     amax = float(10.0 ** rng.uniform(-2, 4))
     ranges = {name: np.float32(amax) for name in quantization.range_names(config)}
     layers = LAYERS["padded"](config, 1, 8, quantization.Quantization("int8", ranges, "test"))
-    build_bert(layers, config, BertWeights(tensors, "erf", "test", ranges), "erf")
+    build_bert(layers, dataclasses.replace(config, gelu="erf"), bert_weights(config, tensors))
     (rounding,) = (node for node in layers.model().get_ops() if node.get_friendly_name() == "l0_output_dense_input")
     lowest, highest, begin, end = (float(rounding.input_value(i).get_node().data.item()) for i in range(1, 5))
     assert begin == 0 and end == pytest.approx(amax + 0.1701, rel=1e-6)
@@ -290,7 +289,7 @@ def test_smoothing_tells_far_out_channels_apart(rng):
     largest[silent_channel] = 0  # where it was calibrated
     ranges = {"l0_intermediate_dense_input_amax": largest.max(), "l0_intermediate_dense_input_channel_amax": largest}
     int8 = quantization.Quantization("int8", ranges, "test")
-    limits = int8.channel_limits("l0_intermediate_dense", kernel)
+    limits = int8.dense("l0_intermediate_dense", kernel).limits
     assert limits.shape == (size,) and (limits >= largest * (1 - 1e-6)).all() and np.isfinite(1 / limits).all()
 
     def error(limits):
@@ -300,24 +299,26 @@ def test_smoothing_tells_far_out_channels_apart(rng):
 
     hidden[:, silent_channel] = 0
     assert error(limits) < 0.5 * error(largest.max())
-    assert quantization.Quantization("fp8", ranges, "test").channel_limits("l0_intermediate_dense", kernel) is None
-    assert int8.channel_limits("l1_intermediate_dense", kernel) is None
+    assert quantization.Quantization("fp8", ranges, "test").dense("l0_intermediate_dense", kernel).limits is None
+    assert int8.dense("l0_output_dense", kernel).limits is None
     silent = quantization.Quantization("int8", {"d_input_channel_amax": np.zeros(size, np.float32)}, "test")
-    assert np.isfinite(1 / silent.channel_limits("d", 0 * kernel)).all()
+    assert np.isfinite(1 / silent.dense("d", 0 * kernel).limits).all()
 
 
 def test_a_range_that_is_missing_is_named(rng):
     config = dataclasses.replace(random_config(rng), num_hidden_layers=1)
-    weights = BertWeights(random_weights(config, rng), "erf", "some.safetensors")
+    weights = bert_weights(config, random_weights(config, rng))
+    ranges = quantization.Quantization("int8", {}, "some.safetensors")
+    prepared = backend_module("openvino").prepare(config, BuildOptions((1,), (8,), quantize="int8"))
     names = [name for name in quantization.range_names(config) if name.endswith("_input_amax")]
-    weights.ranges.update({name: np.float32(1) for name in names if "intermediate" not in name})
+    ranges.ranges.update({name: np.float32(1) for name in names if "intermediate" not in name})
     with pytest.raises(
         DemoBertError, match="some.safetensors has no range l0_intermediate_dense_input_amax: calibrate"
     ):
-        build(config, weights, "erf", BuildOptions((1,), (8,), int8=True))
-    weights.ranges["l0_intermediate_dense_input_amax"] = np.float32(0)
+        prepared.build(weights, ranges)
+    ranges.ranges["l0_intermediate_dense_input_amax"] = np.float32(0)
     with pytest.raises(DemoBertError, match="the range l0_intermediate_dense_input_amax is 0"):
-        build(config, weights, "erf", BuildOptions((1,), (8,), int8=True))
+        prepared.build(weights, ranges)
 
 
 # Through the scripts
@@ -418,7 +419,7 @@ def test_fewer_samples_than_asked_for_go_on(tmp_path, script):
 
 
 def test_without_data_or_cache(tmp_path, script, monkeypatch):
-    monkeypatch.setattr(building, "DEFAULT_CALIBRATION_DATA", tmp_path / "dev-v1.1.json")
+    monkeypatch.setattr("helpers.ranges.DEFAULT_DATA", tmp_path / "dev-v1.1.json")
     result = script("builder.py", *builder_flags(tmp_path))
     assert result.code == 1 and f"calibration data not found: {tmp_path}/dev-v1.1.json" in result.error, result
     result = script("builder.py", *builder_flags(tmp_path, "-j", tmp_path / "none.json"))
@@ -467,7 +468,7 @@ def test_a_damaged_cache_is_refused(damage, calibrated, tmp_path):
     text = (calibrated / f"{BUNDLED.name}_48.calibration").read_text()
     (tmp_path / "cache").write_text(damage(text))
     with pytest.raises(DemoBertError) as caught:
-        calibrator.read_cache(tmp_path / "cache", ANY, BertConfig.from_folder(BUNDLED))
+        calibration_cache.read_cache(tmp_path / "cache", ANY, BertConfig.from_folder(BUNDLED))
     assert "\n" not in str(caught.value) and str(tmp_path / "cache") in str(caught.value)
 
 
@@ -486,25 +487,25 @@ def test_ranges_that_no_network_has(values, told, calibrated, tmp_path):
     text = (calibrated / f"{BUNDLED.name}_48.calibration").read_text()
     (tmp_path / "cache").write_text(re.sub(f"{name} .*", f"{name} {values.strip()}", text))
     with pytest.raises(DemoBertError, match=f"no network has the range {name}, {told}; remove it"):
-        calibrator.read_cache(tmp_path / "cache", ANY, BertConfig.from_folder(BUNDLED))
+        calibration_cache.read_cache(tmp_path / "cache", ANY, BertConfig.from_folder(BUNDLED))
 
 
 def test_a_cache_keeps_every_range(calibrated, tmp_path):
     config = BertConfig.from_folder(BUNDLED)
     path = calibrated / f"{BUNDLED.name}_48.calibration"
-    ranges = calibrator.read_cache(path, ANY, config)
+    ranges = calibration_cache.read_cache(path, ANY, config).ranges
     assert list(ranges) == quantization.range_names(config) + list(quantization.channel_range_names(config))
     for name, tensor in quantization.channel_range_names(config).items():
         assert ranges[name].shape == (config.hidden_size,) and np.float32(ranges[name].max()) == np.float32(
             ranges[tensor]
         )
     facts = [line.split(" ")[1] for line in path.read_text().splitlines()[1:6]]
-    fingerprint = calibrator.Fingerprint(facts[0], facts[1], int(facts[2]), int(facts[3]), facts[4])
-    calibrator.write_cache(tmp_path / "again", fingerprint, ranges)
+    fingerprint = calibration_cache.Fingerprint(facts[0], facts[1], int(facts[2]), int(facts[3]), facts[4])
+    calibration_cache.write_cache(tmp_path / "again", fingerprint, ranges)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
     (tmp_path / "old").write_text(path.read_text().replace("cache 2", "cache 1", 1))
     with pytest.raises(DemoBertError, match="a calibration cache of another version of demoBERT: .*old; name another"):
-        calibrator.read_cache(tmp_path / "old", ANY, config)
+        calibration_cache.read_cache(tmp_path / "old", ANY, config)
 
 
 def test_tensorrt_s_own_cache(tmp_path, rng):
@@ -514,14 +515,14 @@ def test_tensorrt_s_own_cache(tmp_path, rng):
     lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in scales.items()]
     lines[2:2] = ["(Unnamed Layer* 3) [Constant]_output: 3c010a14"]
     (tmp_path / "trt.cache").write_text("\n".join(["TRT-8601-EntropyCalibration2", *lines]) + "\n")
-    ranges = calibrator.read_cache(tmp_path / "trt.cache", ANY, config)
+    ranges = calibration_cache.read_cache(tmp_path / "trt.cache", ANY, config).ranges
     for tensor, names in tensors.items():
         assert all(ranges[name] == pytest.approx(127 * scales[tensor], rel=1e-6) for name in names)
     tiny = f"{next(iter(tensors))}: {struct.pack('>f', 1e-30).hex()}"
     for line in ("bert: 3f", "other: 3c010a14", tiny):
         (tmp_path / "bad").write_text(f"TRT-8601-EntropyCalibration2\n{line}\n")
         with pytest.raises(DemoBertError):
-            calibrator.read_cache(tmp_path / "bad", ANY, config)
+            calibration_cache.read_cache(tmp_path / "bad", ANY, config)
 
 
 @pytest.mark.parametrize("has_channels", (False, True))

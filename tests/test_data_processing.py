@@ -18,11 +18,11 @@ from helpers.data_processing import (
     choose_answer,
     make_features,
     max_context_masks,
-    read_squad,
     require_tokens,
     window_spans,
 )
 from helpers.errors import DemoBertError, UsageError
+from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, TokenizedText, Vocabulary
 
 DATA = Path(__file__).parent / "data"

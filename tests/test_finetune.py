@@ -15,11 +15,11 @@ from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError
 from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, load_vocabulary
-from helpers.weights import BertWeights, load_weights
+from helpers.weights import load_weights
 from helpers.weights.canonical import expected_shapes
 from helpers.weights.pytorch_names import canonical_name, pytorch_name
 from helpers.weights.sparsity import is_sparse_2_4, sparse_2_4_kernels
-from tests.checkpoints import pytorch_state, write_folder
+from tests.checkpoints import bert_weights, pytorch_state, write_folder
 from tests.conftest import Result
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 
@@ -57,8 +57,8 @@ WORDS = [
 
 
 def network_of(config, tensors, gelu="erf", half=False, ranges=None) -> Network:
-    weights = to_torch(BertWeights(tensors, gelu, "test"), CPU)
-    return Network(config, gelu, weights, half, ranges)
+    weights = bert_weights(config, tensors, gelu)
+    return Network(weights.config, to_torch(weights, CPU), half, ranges)
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
     ]
     config = BertConfig.from_folder(out)
     weights, from_onnx = load_weights(config, pytorch=out), load_weights(config, onnx=out / "model_fake_quant.onnx")
-    assert from_onnx.gelu == weights.gelu == "erf"
+    assert from_onnx.config.gelu == weights.config.gelu == "erf"
     for ours, theirs in ((weights.tensors, from_onnx.tensors), (weights.ranges, from_onnx.ranges)):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) and ours[name].shape == theirs[name].shape for name in ours)
@@ -416,7 +416,7 @@ def test_onnx_computes_what_the_trained_network_does(rng, tmp_path, gelu):
     # Ranges that clip: every tensor has values beyond them.
     network.input_ranges = {name: 0.8 * amax for name, amax in run.rounded_ranges(network, measured).items()}
     path = tmp_path / "model.onnx"
-    write_onnx(path, config, gelu, tensors, run.all_ranges(network, measured))
+    write_onnx(path, network.config, tensors, run.all_ranges(network, measured))
     options = ort.SessionOptions()
     options.log_severity_level = 3  # the ranges without a node are worth a warning to it
     options.intra_op_num_threads = 1

@@ -15,7 +15,8 @@ import pytest
 
 from helpers.backends import load_engine
 from helpers.backends.tensorrt import engine as tensorrt_engine
-from helpers.backends.tensorrt.module import TENSORRT, TENSORRT_RTX, Gpu, rtx_supports
+from helpers.backends.tensorrt.gpu import Gpu, rtx_supports
+from helpers.backends.tensorrt.module import TENSORRT, TENSORRT_RTX
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError

@@ -21,7 +21,8 @@ import pytest
 
 import builder
 import builder_varseqlen
-from helpers.backends import infer_c, load_engine
+from helpers import infer_c_engine
+from helpers.backends import load_engine
 from helpers.batching import PaddedBatch
 from helpers.benchmark import random_batch, random_packed_batch
 from helpers.bert_config import BertConfig
@@ -74,8 +75,8 @@ def built(tmp_path_factory):
     folder = os.environ.get("DEMOBERT_CPP_BUILD")
     folder = Path(folder) if folder else build_clean_tree(tmp_path_factory.mktemp("tree"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer_c, "BUILD_FOLDER", folder)
-        yield Built(folder, infer_c._module())
+        patch.setattr(infer_c_engine, "BUILD_FOLDER", folder)
+        yield Built(folder, infer_c_engine._module())
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +137,8 @@ def test_the_same_answer_and_probability(built, script, bundled_engine, bundled_
 def test_a_question_as_the_shell_asks_it(built, bundled_engine):
     """In a process of its own, where the module is the first to load OpenVINO."""
     code = (
-        "import sys; from pathlib import Path; from helpers import cli; from helpers.backends import infer_c; "
-        "import inference_c; infer_c.BUILD_FOLDER = Path(sys.argv.pop(1)); cli.run(inference_c.main)"
+        "import sys; from pathlib import Path; from helpers import cli; from helpers import infer_c_engine; "
+        "import inference_c; infer_c_engine.BUILD_FOLDER = Path(sys.argv.pop(1)); cli.run(inference_c.main)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(built.folder), "-e", str(bundled_engine), *QUESTION, "--verbose"],
@@ -361,9 +362,9 @@ def test_loading_and_freeing_again_and_again_does_not_grow_memory(built, tmp_pat
     code = f"""
 import numpy as np
 from pathlib import Path
-from helpers.backends import infer_c
-infer_c.BUILD_FOLDER = Path({str(built.folder)!r})
-module = infer_c._module()
+from helpers import infer_c_engine
+infer_c_engine.BUILD_FOLDER = Path({str(built.folder)!r})
+module = infer_c_engine._module()
 ones = np.ones((2, 4), np.int32)
 def megabytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
@@ -540,7 +541,7 @@ def test_engines_without_a_card(built, script, tiny, bundled_engine, tmp_path):
     config, _, engine = tiny
     path = tmp_path / "bare.engine"
     shutil.copy(engine, path)
-    guessed, python = infer_c.load_engine(path).card, load_engine(path, "padded").card
+    guessed, python = infer_c_engine.load_engine(path).card, load_engine(path, "padded").card
     assert guessed == python and guessed.max_batch_size == 5
     (tmp_path / "other.engine").write_bytes(b"some text")
     with pytest.raises(built.module.Error, match="is not an engine of any backend here"):
@@ -564,10 +565,10 @@ def test_cuda_graph_needs_tensorrt(built, script, bundled_engine):
 
 
 def test_not_built_names_the_two_commands(script, bundled_engine, monkeypatch, tmp_path):
-    monkeypatch.setattr(infer_c, "BUILD_FOLDER", tmp_path / "a folder")
+    monkeypatch.setattr(infer_c_engine, "BUILD_FOLDER", tmp_path / "a folder")
     error = script("inference_c.py", "-e", bundled_engine, *QUESTION).error
     assert f"cmake -S {ROOT} -B '{tmp_path}/a folder'" in error and f"make -C '{tmp_path}/a folder'" in error
-    monkeypatch.setattr(infer_c, "BUILD_FOLDER", tmp_path)
-    (tmp_path / f"infer_c{infer_c.importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"no module")
+    monkeypatch.setattr(infer_c_engine, "BUILD_FOLDER", tmp_path)
+    (tmp_path / f"infer_c{infer_c_engine.importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"no module")
     error = script("inference_c.py", "-e", bundled_engine, *QUESTION).error
     assert "can't be loaded" in error and "make -C" in error

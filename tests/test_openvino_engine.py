@@ -7,13 +7,13 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from helpers.backends import load_engine
+from helpers.backends import backend_module, load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.openvino.engine import build, check_options, half_precision, int8_overflows
+from helpers.backends.openvino.engine import check_options, half_precision, int8_overflows
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
-from helpers.weights import BertWeights, load_weights
+from helpers.weights import load_weights
 from tests import checkpoints
 from tests.conftest import BUNDLED
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
@@ -170,13 +170,12 @@ def test_batches_that_do_not_fit(bundled_engine, batch, message):
 
 def test_what_the_backend_can_not_do_is_refused(rng):
     config = BertConfig(48, 1, 3, 64, 101, 16)
-    weights = BertWeights(random_weights(config, rng), "erf", "test")
     for options, message in (
-        (BuildOptions(fp8=True), "fp8"),
+        (BuildOptions(quantize="fp8"), "fp8"),
         (BuildOptions(network="plugin"), "--network plugin"),
     ):
         with pytest.raises(UsageError, match=message):
-            build(config, weights, "erf", options)
+            backend_module("openvino").prepare(config, options)
 
 
 class Cpu:
@@ -194,9 +193,9 @@ def test_the_half_type_is_one_that_the_cpu_has():
     assert half_precision(Cpu("FP32", "FP16", "BF16")) == "bf16"
     assert half_precision(Cpu("FP32", "FP16")) == "fp16"
     assert half_precision(Cpu("FP32", "INT8")) == "fp32"
-    check_options(Cpu("FP32", "BF16"), BuildOptions(bf16=True))
+    check_options(Cpu("FP32", "BF16"), BuildOptions(precision="bf16"))
     with pytest.raises(UsageError, match="bfloat16"):
-        check_options(Cpu("FP32", "FP16"), BuildOptions(bf16=True))
+        check_options(Cpu("FP32", "FP16"), BuildOptions(precision="bf16"))
 
 
 def test_int8_overflows_where_the_cpu_has_no_vnni():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.backends import load_engine
+from helpers.backends import backend_module, load_engine
 from helpers.backends.base import BuildOptions
 from helpers.backends.openvino import engine as openvino_engine
 from helpers.batching import PackedBatch, PaddedBatch, packed_batch, packed_groups, padded_batch
@@ -23,7 +23,7 @@ from helpers.errors import DemoBertError
 from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, load_vocabulary
-from helpers.weights import BertWeights
+from tests.checkpoints import bert_weights
 from tests.conftest import BUNDLED
 from tests.reference_bert import random_weights, reference_logits
 from tests.test_question_answering import OPTIONS, TOKENIZER, TokenEngine, card, expected_answers, token_logits
@@ -55,7 +55,7 @@ def sequences_of(batch: PackedBatch, logits: np.ndarray) -> list[np.ndarray]:
 def build_engine(folder, config, tensors, layout, batch_size, length):
     """A small engine by the backend alone, loaded with its card."""
     options = BuildOptions(batch_sizes=(batch_size,), sequence_lengths=(length,), layout=layout)
-    built = openvino_engine.build(config, BertWeights(tensors, "erf", "test"), "erf", options)
+    built = backend_module("openvino").prepare(config, options).build(bert_weights(config, tensors))
     path = folder / f"{layout}.engine"
     path.write_bytes(built.data)
     head = "openvino", built.backend_version, built.device, layout, built.network, built.precision

@@ -11,12 +11,15 @@ import pytest
 from helpers.backends import load_engine
 from helpers.backends.base import Engine
 from helpers.batching import PaddedBatch
+from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
+from helpers.model_folder import ModelFolder
 from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, load_vocabulary
 from helpers.weights import load_weights
 from tests import checkpoints
+from tests.checkpoints import write_config
 from tests.conftest import BUNDLED, ROOT
 
 README_PASSAGE = (
@@ -49,7 +52,7 @@ class HuggingFaceEngine(Engine):
     def _infer(self, batch: PaddedBatch) -> np.ndarray:
         return checkpoints.hugging_face_logits(self._model, batch.input_ids, batch.segment_ids, batch.input_mask)
 
-    def _timed_run(self, batch):
+    def timed_run(self, batch):
         raise NotImplementedError
 
     def describe(self):
@@ -252,13 +255,10 @@ def test_gelu_can_be_chosen(script, tmp_path):
 
 
 def test_cased_text_is_recognised_by_the_vocabulary(tmp_path):
-    from helpers.bert_config import BertConfig
-    from helpers.building import lower_cases
-
-    config = BertConfig(48, 1, 3, 64, 5, 16)
+    write_config(tmp_path, BertConfig(48, 1, 3, 64, 5, 16))
     for pieces, lower in (("[UNK]\n[CLS]\n[SEP]\nthe\n##é\n", True), ("[UNK]\n[CLS]\n[SEP]\nthe\nThe\n", False)):
         (tmp_path / "vocab.txt").write_text(pieces, encoding="utf-8")
-        assert lower_cases(config, load_vocabulary(tmp_path / "vocab.txt")) is lower
+        assert ModelFolder.open(tmp_path).do_lower_case is lower
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

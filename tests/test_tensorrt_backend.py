@@ -13,23 +13,21 @@ import torch
 
 from helpers.backends import tensorrt, tensorrt_rtx
 from helpers.backends.base import BuildOptions
-from helpers.backends.tensorrt import building, engine, module
+from helpers.backends.tensorrt import engine, gpu, module, plan_builder
 from helpers.backends.tensorrt.bert_plugins import find_plugins
-from helpers.backends.tensorrt.building import Profile
 from helpers.backends.tensorrt.native_layers import bfloat16_bits
+from helpers.backends.tensorrt.plan_builder import Profile
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 
 CONFIG = BertConfig(48, 1, 4, 64, 100, 64)
-A10 = module.Gpu("NVIDIA A10", (8, 6))
+A10 = gpu.Gpu("NVIDIA A10", (8, 6))
 
 
 def card(**changes):
-    values = EngineCard(
-        "tensorrt", "10.16.1", str(A10), "padded", "plugin", ["fp32"], [1], [16], CONFIG, True, None, None, "", 0, {}
-    )
+    values = EngineCard("tensorrt", "10.16.1", str(A10), "padded", "plugin", ["fp32"], [1], [16], CONFIG)
     return replace(values, **changes)
 
 
@@ -76,8 +74,8 @@ def one_line(caught):
 def test_one_profile_for_each_batch_size_and_length_ascending():
     options = BuildOptions(batch_sizes=(1, 8), sequence_lengths=(64, 128))
     expected = [Profile(1, 64), Profile(1, 128), Profile(8, 64), Profile(8, 128)]
-    assert building.profiles_for(options) == expected
-    assert building.input_shape(options) == (-1, -1)
+    assert plan_builder.profiles_for(options) == expected
+    assert plan_builder.input_shape(options) == (-1, -1)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +91,9 @@ def test_one_profile_for_each_batch_size_and_length_ascending():
 )
 def test_dimensions_are_static_where_one_size_is_served(batch_sizes, lengths, independent, shape):
     options = BuildOptions(batch_sizes=batch_sizes, sequence_lengths=lengths, distributive_independence=independent)
-    assert building.input_shape(options) == shape
+    assert plan_builder.input_shape(options) == shape
     if independent:
-        assert building.profiles_for(options) == [Profile(3, 128)]
+        assert plan_builder.profiles_for(options) == [Profile(3, 128)]
 
 
 # Padding to a profile
@@ -160,7 +158,7 @@ def test_a_missing_package_is_named_with_its_requirements_file(monkeypatch):
     for backend, name in ((tensorrt, "tensorrt"), (tensorrt_rtx, "tensorrt_rtx")):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(DemoBertError) as caught:
-            backend.build(CONFIG, None, "erf", BuildOptions())
+            backend.prepare(CONFIG, BuildOptions())
         file = {"tensorrt": "requirements-gpu.txt", "tensorrt_rtx": "requirements-rtx.txt"}[name]
         assert one_line(caught).endswith(f"needs the package {name}, which is not installed: pip install -r {file}")
         usable, reason = backend.usable()
@@ -183,7 +181,7 @@ def test_a_package_that_does_not_load_is_told_from_one_that_is_missing(tmp_path,
 def test_pycuda_is_asked_for_where_there_is_a_driver(fake, driver_is_there, message):
     fake.monkeypatch.setitem(sys.modules, "pycuda", None)
     fake.monkeypatch.delitem(sys.modules, "pycuda.driver")
-    fake.monkeypatch.setattr(module, "_has_driver", lambda: driver_is_there)
+    fake.monkeypatch.setattr(gpu, "_has_driver", lambda: driver_is_there)
     with pytest.raises(DemoBertError, match=message) as caught:
         tensorrt.load("bert.engine", card())
     one_line(caught)
@@ -200,7 +198,7 @@ def test_a_pycuda_that_does_not_load(fake, tmp_path, driver_is_there, message):
     fake.monkeypatch.syspath_prepend(tmp_path)
     for name in ("pycuda", "pycuda.driver"):
         fake.monkeypatch.delitem(sys.modules, name)
-    fake.monkeypatch.setattr(module, "_has_driver", lambda: driver_is_there)
+    fake.monkeypatch.setattr(gpu, "_has_driver", lambda: driver_is_there)
     with pytest.raises(DemoBertError, match=message):
         tensorrt.load("bert.engine", card())
 
@@ -222,7 +220,7 @@ def test_without_a_gpu(fake, happens):
     for act in (
         lambda: tensorrt.load("bert.engine", card()),
         lambda: tensorrt_rtx.load("bert.engine", card(backend="tensorrt_rtx")),
-        lambda: tensorrt.build(CONFIG, None, "erf", BuildOptions()),
+        lambda: tensorrt.prepare(CONFIG, BuildOptions()),
     ):
         with pytest.raises(DemoBertError, match="no NVIDIA GPU answers .*--backend openvino runs on the CPU") as caught:
             act()
@@ -280,12 +278,11 @@ def test_an_engine_that_can_not_be_read(fake):
 @pytest.mark.parametrize(
     "capability, options, message",
     [
-        ((7, 0), {"int8": True, "force_int8_multihead": True}, "-imh needs compute capability 7.5; this GPU is"),
-        ((7, 2), {"int8": True, "force_int8_multihead": True}, "-imh needs compute capability 7.5"),
-        ((7, 0), {"int8": True, "force_int8_skipln": True}, "-iln needs compute capability 7.2"),
-        ((8, 6), {"fp8": True}, "--fp8 needs compute capability 8.9"),
+        ((7, 0), {"quantize": "int8", "force_int8_multihead": True}, "-imh needs compute capability 7.5; this GPU is"),
+        ((7, 2), {"quantize": "int8", "force_int8_multihead": True}, "-imh needs compute capability 7.5"),
+        ((7, 0), {"quantize": "int8", "force_int8_skipln": True}, "-iln needs compute capability 7.2"),
+        ((8, 6), {"quantize": "fp8"}, "--fp8 needs compute capability 8.9"),
         ((8, 6), {"compute_capabilities": ("8.6",)}, "--compute-capability is TensorRT-RTX's"),
-        ((8, 6), {"fp16": True, "bf16": True}, "--fp16 and --bf16 exclude each other"),
         ((8, 6), {"distributive_independence": True}, "TensorRT 10.16.1 has no --distributive_independence"),
         ((8, 6), {"network": "native", "plugin_version": "v3"}, "--network native has no plugins"),
         ((8, 6), {"network": "plugin"}, "tensorrt 10.16.1 has no BERT plugins; use --network native"),
@@ -295,7 +292,7 @@ def test_an_engine_that_can_not_be_read(fake):
 def test_flags_that_this_machine_or_release_can_not_serve(fake, capability, options, message):
     fake.driver.Device.capability = capability
     with pytest.raises(UsageError, match=message) as caught:
-        tensorrt.build(CONFIG, None, "erf", BuildOptions(**options))
+        tensorrt.prepare(CONFIG, BuildOptions(**options))
     one_line(caught)
 
 

@@ -22,7 +22,9 @@ from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
-from helpers.weights import BertWeights, load_weights
+from helpers.quantization import Quantization
+from helpers.weights import load_weights
+from tests.checkpoints import bert_weights
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
 
@@ -59,14 +61,17 @@ def small_config(rng):
 
 
 def weights_of(config, rng):
-    return BertWeights(random_weights(config, rng), "erf", "random")
+    return bert_weights(config, random_weights(config, rng))
 
 
 def write(path, version, config, weights, gelu="erf", **options):
     """Build with the backend and write engine and card, as builder.py does."""
     options = BuildOptions(**options)
-    built = backend_module(backend_of(version)).build(config, weights, gelu, options)
-    return write_engine(path, built, backend_of(version), options, config, True, None)
+    weights = replace(weights, config=replace(config, gelu=gelu))
+    prepared = backend_module(backend_of(version)).prepare(config, options)
+    kind = options.quantize
+    built = prepared.build(weights, Quantization(kind, weights.ranges, weights.source) if kind else None)
+    return write_engine(path, built, backend_of(version), options, config)
 
 
 def difference(engine, config, weights, gelu, batch_size, length, rng):
@@ -140,7 +145,7 @@ def test_half_precision(version, precision, engine_path, monkeypatch, rng):
     install(version, monkeypatch)
     config = small_config(rng)
     weights = weights_of(config, rng)
-    card = write(engine_path, version, config, weights, network="native", sequence_lengths=(16,), **{precision: True})
+    card = write(engine_path, version, config, weights, network="native", sequence_lengths=(16,), precision=precision)
     assert card.precision == [precision]
     worst = difference(load_engine(engine_path, "padded"), config, weights, "erf", 1, 16, rng)
     # Not so near either that the type can't have been used.
@@ -167,7 +172,7 @@ def test_a_model_whose_epsilon_matters_gets_the_native_network(engine_path, monk
 
 
 @pytest.mark.parametrize(
-    "options", [{"fp16": True}, {"int8": True, "force_int8_multihead": True}], ids=["fp16", "int8"]
+    "options", [{"precision": "fp16"}, {"quantize": "int8", "force_int8_multihead": True}], ids=["fp16", "int8"]
 )
 def test_padded_plugins_take_heads_of_64_below_float32(options, engine_path, monkeypatch, rng):
     install("10.16.1", monkeypatch)
@@ -178,7 +183,7 @@ def test_padded_plugins_take_heads_of_64_below_float32(options, engine_path, mon
     ):
         write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), network="plugin", **options)
     fp32 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,))
-    fp16 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), fp16=True)
+    fp16 = write(engine_path, "10.16.1", config, weights, sequence_lengths=(8,), precision="fp16")
     assert (fp32.network, fp16.network) == ("plugin", "native")
 
 
@@ -195,7 +200,7 @@ def test_every_profile_is_used(version, engine_path, monkeypatch, rng):
     used = []
     for batch_size, length in ((1, 8), (1, 16), (4, 8), (4, 16), (3, 9), (1, 1)):
         assert difference(engine, config, weights, "erf", batch_size, length, rng) < TOLERANCE["fp32"]
-        used.append(engine._session.active_profile)
+        used.append(engine.session.active_profile)
     assert used == [0, 1, 2, 3, 3, 0]
     assert [engine.padded_length(length) for length in (1, 8, 9, 16)] == [8, 8, 16, 16]
     assert "4 profiles" in engine.describe()
@@ -213,7 +218,7 @@ def test_one_size_alone_makes_a_static_network(engine_path, monkeypatch, rng):
     # Fewer rows or columns than the network's are padded, and cut off again.
     for batch_size, length in ((3, 8), (1, 8), (2, 5)):
         assert difference(engine, config, weights, "erf", batch_size, length, rng) < TOLERANCE["fp32"]
-    assert len(engine._session.profiles) == 1
+    assert len(engine.session.profiles) == 1
 
 
 def test_timing_runs_the_engine(engine_path, monkeypatch, rng):
@@ -275,21 +280,21 @@ def test_a_plan_of_another_release(engine_path, monkeypatch, rng):
 
 
 def heads_swapped(monkeypatch):
-    class Swapped(plugin_layers.PluginLayers):
+    class Swapped(plugin_layers.PaddedPluginLayers):
         def query_key_value(self, hidden, kernel, bias, name):
             heads, size = self.config.num_attention_heads, self.config.head_size
             order = np.arange(3 * heads * size).reshape(3, heads, size)
             order[:, [0, 1]] = order[:, [1, 0]]
             return super().query_key_value(hidden, kernel[order.ravel()], bias[order.ravel()], name)
 
-    monkeypatch.setattr("helpers.backends.tensorrt.building.PluginLayers", Swapped)
+    monkeypatch.setattr("helpers.backends.tensorrt.plan_builder.PaddedPluginLayers", Swapped)
 
 
 def heads_not_interleaved(monkeypatch):
     def query_key_value(self, hidden, kernel, bias, name):
         return self.dense(hidden, kernel, bias, name)
 
-    monkeypatch.setattr(plugin_layers.PluginLayers, "query_key_value", query_key_value)
+    monkeypatch.setattr(plugin_layers.PaddedPluginLayers, "query_key_value", query_key_value)
 
 
 def unscaled(monkeypatch):
@@ -320,7 +325,7 @@ def plugin_field_omitted(monkeypatch):
 
 
 def mask_not_given(monkeypatch):
-    monkeypatch.setattr(native_layers.NativeLayers, "_boolean_mask", lambda self, name: None)
+    monkeypatch.setattr(native_layers.PaddedNativeLayers, "_boolean_mask", lambda self, name: None)
 
 
 def weights_not_kept(monkeypatch):
@@ -367,18 +372,18 @@ def test_a_mistake_would_be_seen(mistake, network, engine_path, monkeypatch):
 
 
 def test_a_flag_that_tensorrt_11_lacks_would_be_seen(engine_path, monkeypatch, rng):
-    from helpers.backends.tensorrt import building
+    from helpers.backends.tensorrt import plan_builder
 
     install("11.4.0", monkeypatch)
-    original = building._builder_config
+    original = plan_builder._builder_config
 
     def as_if_weakly_typed(trt, builder, options, weakly_typed):
         return original(trt, builder, options, weakly_typed=True)
 
-    monkeypatch.setattr(building, "_builder_config", as_if_weakly_typed)
+    monkeypatch.setattr(plan_builder, "_builder_config", as_if_weakly_typed)
     config = small_config(rng)
     with pytest.raises(AttributeError, match="FP16"):
-        write(engine_path, "11.4.0", config, weights_of(config, rng), sequence_lengths=(8,), fp16=True)
+        write(engine_path, "11.4.0", config, weights_of(config, rng), sequence_lengths=(8,), precision="fp16")
 
 
 # What the backend uses, held to NVIDIA's bindings; shapes and types, to TensorRT-RTX.
@@ -408,8 +413,8 @@ def native_bert(trt, network, precision, gelu, batch_size, length):
     """Writes a native BERT into any module's network; for `rtx.compare`."""
     rng = np.random.default_rng(3)
     config = BertConfig(48, 2, 4, 56, 60, 32)
-    layers = native_layers.NativeLayers(trt, network, None, config, precision, batch_size, length)
-    build_bert(layers, config, weights_of(config, rng), gelu)
+    layers = native_layers.PaddedNativeLayers(trt, network, None, config, precision, (batch_size, length))
+    build_bert(layers, replace(config, gelu=gelu), weights_of(config, rng))
     return layers
 
 

@@ -22,8 +22,7 @@ from helpers.backends.tensorrt import bert_plugins, plugin_layers
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
-from helpers.weights import BertWeights
-from tests.checkpoints import megatron_state, pytorch_state, write_config, write_folder
+from tests.checkpoints import bert_weights, megatron_state, pytorch_state, write_config, write_folder
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install
@@ -131,8 +130,8 @@ class Case:
         return found
 
     def write(self, path, version, interface):
-        weights = BertWeights(self.tensors, self.gelu, "model.onnx", self.ranges)
-        options = self.options | {"int8": True, "plugin_version": interface}
+        weights = bert_weights(self.config, self.tensors, self.gelu, self.ranges, "model.onnx")
+        options = self.options | {"quantize": "int8", "plugin_version": interface}
         return write(path, version, self.config, weights, self.gelu, **options)
 
     def worst(self, path, version="10.16.1", interface=None) -> float:
@@ -152,21 +151,23 @@ class Case:
 
 
 @pytest.mark.parametrize("version, interface", PLUGINS)
-@pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 @pytest.mark.parametrize("multihead", [False, True], ids=["", "imh"])
 @pytest.mark.parametrize("skipln", [False, True], ids=["", "iln"])
-def test_padded(version, interface, fp16, strict, multihead, skipln, engine_path, built, monkeypatch, rng):
+def test_padded(version, interface, precision, strict, multihead, skipln, engine_path, built, monkeypatch, rng):
     install(version, monkeypatch)
     forced = {"force_int8_skipln": skipln, "force_int8_multihead": multihead}
-    case = Case(rng, PADDED | forced | {"fp16": fp16, "strict": strict}, gelu=str(rng.choice(["erf", "tanh"])))
+    case = Case(
+        rng, PADDED | forced | {"precision": precision, "strict": strict}, gelu=str(rng.choice(["erf", "tanh"]))
+    )
     assert case.worst(engine_path, version, interface) < TOLERANCE["fp32"]
     # Not the float network's answer either.
     assert case.distance(case.logits) > 1e-3
 
     constrained = {"PREFER_PRECISION_CONSTRAINTS", "DIRECT_IO", "REJECT_EMPTY_ALGORITHMS"} if strict else set()
-    assert set(built.facts["flags"]) - {"TF32"} == {"INT8"} | ({"FP16"} if fp16 else set()) | constrained
-    half, float_type = int(fp16), "HALF" if fp16 else "FLOAT"
+    assert set(built.facts["flags"]) - {"TF32"} == {"INT8"} | ({"FP16"} if precision == "fp16" else set()) | constrained
+    half, float_type = (1, "HALF") if precision == "fp16" else (0, "FLOAT")
     plugins = {node.params["family"]: node.params for node in built.graph.nodes if node.kind == "plugin"}
     assert plugins["attention"]["type_id"] == plugins["embeddings"]["mha_type_id"] == (2 if multihead else half)
     assert plugins["add_norm"]["type_id"] == (2 if skipln else half)
@@ -180,10 +181,10 @@ def test_padded(version, interface, fp16, strict, multihead, skipln, engine_path
 
 @pytest.mark.parametrize("version, interface", PLUGINS)
 @pytest.mark.parametrize("form", ["packed", "interleaved", "Megatron"])
-@pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
-def test_packed(version, interface, form, fp16, engine_path, built, monkeypatch, rng):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_packed(version, interface, form, precision, engine_path, built, monkeypatch, rng):
     install(version, monkeypatch)
-    case = Case(rng, FORMS[form] | {"fp16": fp16}, gelu=str(rng.choice(["erf", "tanh"])))
+    case = Case(rng, FORMS[form] | {"precision": precision}, gelu=str(rng.choice(["erf", "tanh"])))
     assert case.worst(engine_path, version, interface) < TOLERANCE["fp32"]
     assert case.distance(case.logits) > 1e-3
     assert built.graph.info(built.graph.outputs[0]).shape == (2, -1, 1, 1)
@@ -201,7 +202,7 @@ def test_packed(version, interface, form, fp16, engine_path, built, monkeypatch,
 @pytest.mark.parametrize("form", FORMS)
 def test_what_computes_in_which_precision(form, engine_path, built, monkeypatch, rng):
     install("10.16.1", monkeypatch)
-    Case(rng, FORMS[form] | {"fp16": True}, "tanh").write(engine_path, "10.16.1", None)
+    Case(rng, FORMS[form] | {"precision": "fp16"}, "tanh").write(engine_path, "10.16.1", None)
     for node in built.graph.nodes:
         expected = None
         if node.kind == "convolution":
@@ -397,7 +398,7 @@ def test_a_range_of_0_is_refused(engine_path, monkeypatch, rng):
         ("11.4.0", INTERLEAVED, (8, 6), "tensorrt 11.4.0 has no BERT plugins; leave --interleaved out"),
         ("11.4.0", PADDED | {"network": "plugin"}, (8, 6), "tensorrt 11.4.0 has no BERT plugins; use --network native"),
         ("10.16.1", MEGATRON | {"interleaved": False, "network": "plugin"}, (8, 6), "add --interleaved"),
-        ("10.16.1", INTERLEAVED | {"bf16": True}, (8, 6), "the BERT plugins have no bf16"),
+        ("10.16.1", INTERLEAVED | {"precision": "bf16"}, (8, 6), "the BERT plugins have no bf16"),
     ],
     ids=str,
 )
@@ -412,9 +413,9 @@ def test_what_a_release_or_a_gpu_can_not_do(version, options, capability, messag
 @pytest.mark.parametrize("version", ["8.6.1", "10.16.1"])
 def test_the_card_says_what_it_computes_in(form, version, engine_path, monkeypatch, rng):
     install(version, monkeypatch)
-    for fp16, precision in ((False, ["int8", "fp32"]), (True, ["int8", "fp16", "fp32"])):
-        card = Case(rng, FORMS[form] | {"fp16": fp16}).write(engine_path, version, None)
-        assert (card.network, card.precision) == ("plugin", precision)
+    for precision, found in (("fp32", ["int8", "fp32"]), ("fp16", ["int8", "fp16", "fp32"])):
+        card = Case(rng, FORMS[form] | {"precision": precision}).write(engine_path, version, None)
+        assert (card.network, card.precision) == ("plugin", found)
 
 
 # Mistakes that have to show
@@ -471,13 +472,13 @@ def dense_layers_in_float(monkeypatch):
 
 
 def mask_of_another_type(monkeypatch):
-    original = plugin_layers.PluginLayers.__init__
+    original = plugin_layers.PaddedPluginLayers._make_inputs
 
-    def init(self, *arguments):
-        original(self, *arguments)
+    def make_inputs(self, *sizes):
+        original(self, *sizes)
         self.own_fields[plugin_layers.EMBEDDINGS] = {"mha_type_id": 0}
 
-    monkeypatch.setattr(plugin_layers.PluginLayers, "__init__", init)
+    monkeypatch.setattr(plugin_layers.PaddedPluginLayers, "_make_inputs", make_inputs)
 
 
 def residual_normalised(monkeypatch):
@@ -505,7 +506,7 @@ def plugins_of_the_other_residual(monkeypatch):
     monkeypatch.setattr(
         bert_plugins, "MEGATRON_VERSIONS", {"deprecated": bert_plugins.MEGATRON_VERSIONS["deprecated"] | changed}
     )
-    monkeypatch.setattr("helpers.backends.tensorrt.building.MEGATRON_VERSIONS", bert_plugins.MEGATRON_VERSIONS)
+    monkeypatch.setattr("helpers.backends.tensorrt.plan_builder.MEGATRON_VERSIONS", bert_plugins.MEGATRON_VERSIONS)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 Quantize and dequantize layers round alike in every release, so that each release's network is held to one reference.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import GELU_RANGE
-from helpers.weights import BertWeights
+from tests.checkpoints import bert_weights
 from tests.reference_bert import (
     channels_of,
     fake_quantizer,
@@ -84,9 +86,9 @@ def engine_of(path, version, model, layout="padded", changed=None, **options):
     """An engine of `model` and its card. Native where nothing else is said."""
     tensors, _, ranges = model
     sizes = {"batch_sizes": (3,), "sequence_lengths": (LENGTH,), "layout": layout}
-    if version == RTX and "fp8" in options:
+    if version == RTX and options.get("quantize") == "fp8":
         options["compute_capabilities"] = ("8.9",)
-    weights = BertWeights(tensors, "erf", "a test", ranges | (changed or {}))
+    weights = bert_weights(CONFIG, tensors, ranges=ranges | (changed or {}), source="a test")
     card = write(path, version, CONFIG, weights, **{"network": "native"} | sizes | options)
     return load_engine(path, layout), card
 
@@ -131,7 +133,7 @@ def test_logits_are_the_fake_quantized_reference_s(version, kind, layout, model,
     installed(version)
     expected, floats = reference(model, kind), reference(model, kind, lambda name: False)
     for sizes in ({}, {"batch_sizes": (1, 3), "sequence_lengths": (LENGTH, 24) if layout == "padded" else (24,)}):
-        engine, card = engine_of(engine_path, version, model, layout, **{kind: True}, **sizes)
+        engine, card = engine_of(engine_path, version, model, layout, quantize=kind, **sizes)
         assert (card.network, card.precision) == ("native", [kind, "fp32"])
         assert worst(engine, model, expected) < TOLERANCE
         # Rounding shows: this is not the float network.
@@ -151,12 +153,12 @@ def test_channels_are_evened_out_in_int8(version, kind, layout, model, engine_pa
     quantize = smoothed(fake_quantizer("int8", ranges, is_dense), tensors, channels, ranges)
     expected = reference_logits(CONFIG, tensors, "erf", *inputs, quantize=quantize) if kind == "int8" else plain
     installed(version)
-    engine, _ = engine_of(engine_path, version, model, layout, more, **{kind: True})
+    engine, _ = engine_of(engine_path, version, model, layout, more, quantize=kind)
     assert worst(engine, model, expected) < TOLERANCE
     assert kind == "fp8" or worst(engine, model, plain) > 1e-4
     engine.close()
     if version != "8.6.1":  # weakly typed: no half types to tell
-        engine, _ = engine_of(engine_path, version, model, layout, more, **{kind: True, "fp16": True})
+        engine, _ = engine_of(engine_path, version, model, layout, more, quantize=kind, precision="fp16")
         assert 1e-6 < worst(engine, model, expected) < HALF_TOLERANCE[kind]
         engine.close()
 
@@ -168,7 +170,7 @@ def test_the_rest_in_half_precision(version, kind, half, layout, model, engine_p
     installed(version)
     if version == "8.6.1" and half == "bf16":
         pytest.skip("TensorRT 8.6 has no bfloat16")
-    engine, card = engine_of(engine_path, version, model, layout, **{kind: True, half: True})
+    engine, card = engine_of(engine_path, version, model, layout, quantize=kind, precision=half)
     weakly_typed = version == "8.6.1"
     assert card.precision == ([kind, half, "fp32"] if weakly_typed else [kind, half])
     found = worst(engine, model, reference(model, kind))
@@ -181,7 +183,7 @@ def test_the_rest_in_half_precision(version, kind, half, layout, model, engine_p
 @pytest.mark.parametrize("version", VERSIONS)
 def test_int8_attention(version, layout, model, engine_path, installed):
     installed(version)
-    engine, _ = engine_of(engine_path, version, model, layout, int8=True, force_int8_multihead=True)
+    engine, _ = engine_of(engine_path, version, model, layout, quantize="int8", force_int8_multihead=True)
     assert worst(engine, model, reference(model, "int8", is_multiplied)) < TOLERANCE
     assert worst(engine, model, reference(model, "int8")) > 1e-4
     engine.close()
@@ -196,7 +198,7 @@ def test_megatron_s_residual(version, kind, layout, model, engine_path, installe
     reference_logits(CONFIG, tensors, "erf", *inputs, **floats, quantize=lambda name, x: ranges.setdefault(name, x))
     ranges = {name: np.abs(x).max() for name, x in ranges.items() if not name.endswith("_kernel_amax")}
     quantize = fake_quantizer(kind, ranges, is_dense)
-    engine, _ = engine_of(engine_path, version, (tensors, inputs, ranges), layout, megatron=True, **{kind: True})
+    engine, _ = engine_of(engine_path, version, (tensors, inputs, ranges), layout, megatron=True, quantize=kind)
     expected = reference_logits(CONFIG, tensors, "erf", *inputs, **floats, quantize=quantize)
     assert worst(engine, model, expected) < TOLERANCE
     engine.close()
@@ -232,7 +234,7 @@ def test_each_range_lands_on_its_tensor(kind, model, engine_path, installed):
             factor = 3.0 if "_self_" in name and not name.endswith(ATTENTION_INPUTS) else 0.4
             changed = {name: np.float32(factor) * model[2][name]}
         expected = reference(model, kind, **changed)
-        engine, _ = engine_of(engine_path, "11.4.0", model, changed=changed, **{kind: True})
+        engine, _ = engine_of(engine_path, "11.4.0", model, changed=changed, quantize=kind)
         assert worst(engine, model, expected) < TOLERANCE, name
         # A power of two is no finer or coarser in fp8, whose steps grow with the values: 3 and 0.4 are none.
         assert (worst(engine, model, baseline) > 1e-4) == is_dense(name), name
@@ -245,7 +247,7 @@ def test_each_range_of_attention_lands_on_its_tensor(which, version, model, engi
     """TensorRT 8.6 has matmul and softmax, 10.16 its first attention layer, 11.4 the second."""
     installed(version)
     changed = {f"l1_attention_self_{which}": np.float32(0.4) * model[2][f"l1_attention_self_{which}"]}
-    options = {"int8": True, "force_int8_multihead": True}
+    options = {"quantize": "int8", "force_int8_multihead": True}
     engine, _ = engine_of(engine_path, version, model, changed=changed, **options)
     assert worst(engine, model, reference(model, "int8", is_multiplied, **changed)) < TOLERANCE
     assert worst(engine, model, reference(model, "int8", is_multiplied)) > 1e-4
@@ -256,7 +258,7 @@ def test_a_kernel_s_range_of_a_whole_tensor(model, engine_path, installed):
     installed("11.4.0")
     name = "l1_intermediate_dense_kernel_amax"
     changed = {name: np.abs(model[0][name.removesuffix("_amax")]).max()}
-    engine, _ = engine_of(engine_path, "11.4.0", model, changed=changed, int8=True)
+    engine, _ = engine_of(engine_path, "11.4.0", model, changed=changed, quantize="int8")
     assert worst(engine, model, reference(model, "int8", **changed)) < TOLERANCE
     engine.close()
 
@@ -266,7 +268,7 @@ def test_a_gelu_without_a_range_gets_gelu10(model, engine_path, installed):
     tensors, inputs, ranges = model
     names = {f"l{i}_output_dense_input_amax": np.float32(GELU_RANGE) for i in range(CONFIG.num_hidden_layers)}
     without = {name: value for name, value in ranges.items() if name not in names}
-    engine, _ = engine_of(engine_path, "11.4.0", (tensors, inputs, without), int8=True)
+    engine, _ = engine_of(engine_path, "11.4.0", (tensors, inputs, without), quantize="int8")
     assert worst(engine, model, reference(model, "int8", **names)) < TOLERANCE
     engine.close()
 
@@ -279,7 +281,7 @@ def test_a_channel_of_next_to_nothing_builds_in_fp16(model, engine_path, install
     kernel[3], kernel[4] = 1e-9, 0
     model = (tensors | {"l0_intermediate_dense_kernel": kernel}, inputs, ranges)
     nonzero = np.maximum(np.abs(kernel).max(1), np.float32(1e-9))  # the reference divides by what it is given
-    engine, _ = engine_of(engine_path, "11.4.0", model, int8=True, fp16=True)
+    engine, _ = engine_of(engine_path, "11.4.0", model, quantize="int8", precision="fp16")
     expected = reference(model, "int8", l0_intermediate_dense_kernel_amax=nonzero)
     assert worst(engine, model, expected) < HALF_TOLERANCE["int8"]
     engine.close()
@@ -291,7 +293,7 @@ def test_a_missing_range_is_named(missing, model, engine_path, installed):
     tensors, inputs, ranges = model
     without = {name: value for name, value in ranges.items() if not name.startswith(missing[:-5])}
     with pytest.raises(DemoBertError, match=f"a test has no range {missing}_input_amax: calibrate"):
-        engine_of(engine_path, "11.4.0", (tensors, inputs, without), int8=True)
+        engine_of(engine_path, "11.4.0", (tensors, inputs, without), quantize="int8")
     assert not engine_path.exists()
 
 
@@ -302,7 +304,7 @@ def test_a_missing_range_is_named(missing, model, engine_path, installed):
 def test_one_pair_of_layers_on_each_side_of_each_dense(version, kind, model, engine_path, installed, monkeypatch):
     installed(version)
     graphs = built_graphs(monkeypatch)
-    engine_of(engine_path, version, model, **{kind: True})[0].close()
+    engine_of(engine_path, version, model, quantize=kind)[0].close()
     (graph,) = graphs
     names = {node.name: node for node in graph.nodes if node.kind == "quantize"}
     layers = range(CONFIG.num_hidden_layers)
@@ -321,7 +323,7 @@ def test_one_pair_of_layers_on_each_side_of_each_dense(version, kind, model, eng
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_int8_flag_is_set_where_typing_is_weak_only(version, model, engine_path, installed):
     double = installed(version)
-    engine, _ = engine_of(engine_path, version, model, int8=True, strict=True)
+    engine, _ = engine_of(engine_path, version, model, quantize="int8", strict=True)
     assert (("IBuilderConfig", "set_flag") in double.recorder.calls) or version != "8.6.1"
     assert hasattr(double.module.BuilderFlag, "INT8") == (version in ("8.6.1", "10.0.1", "10.16.1"))
     engine.close()
@@ -329,20 +331,20 @@ def test_the_int8_flag_is_set_where_typing_is_weak_only(version, model, engine_p
 
 def test_fp8_takes_the_native_network_by_itself(model, engine_path, installed):
     installed("10.16.1")
-    engine, card = engine_of(engine_path, "10.16.1", model, fp8=True, network="auto")
+    engine, card = engine_of(engine_path, "10.16.1", model, quantize="fp8", network="auto")
     assert card.network == "native"
     engine.close()
     with pytest.raises(UsageError, match="the BERT plugins do not compute in FP8; use --network native"):
-        engine_of(engine_path, "10.16.1", model, fp8=True, network="plugin")
+        engine_of(engine_path, "10.16.1", model, quantize="fp8", network="plugin")
 
 
 def test_fp8_is_refused_where_it_is_not(model, engine_path, installed, monkeypatch):
     installed("8.6.1")
     with pytest.raises(UsageError, match="TensorRT 8.6.1 quantizes to int8 only; --fp8 takes TensorRT 10 or newer"):
-        engine_of(engine_path, "8.6.1", model, fp8=True)
+        engine_of(engine_path, "8.6.1", model, quantize="fp8")
     install("11.4.0", monkeypatch, (8, 6))
     with pytest.raises(UsageError, match="--fp8 needs compute capability 8.9; this GPU is"):
-        engine_of(engine_path, "11.4.0", model, fp8=True)
+        engine_of(engine_path, "11.4.0", model, quantize="fp8")
 
 
 # The scripts, end to end, on the bundled model
@@ -373,8 +375,8 @@ def test_all_that_quantization_uses_is_in_the_real_module(version, model, engine
     if bindings.extension(version) is None:
         pytest.skip(f"the bindings of TensorRT {version} were not fetched: tests/tensorrt_double/fetch_bindings.sh")
     double = installed(version)
-    for options in ({"int8": True, "force_int8_multihead": True}, {"fp8": True, "layout": "packed"}):
-        if version != "8.6.1" or "int8" in options:
+    for options in ({"quantize": "int8", "force_int8_multihead": True}, {"quantize": "fp8", "layout": "packed"}):
+        if version != "8.6.1" or options["quantize"] == "int8":
             engine_of(engine_path, version, model, **options)[0].close()
     assert ("INetworkDefinition", "add_quantize") in double.recorder.calls
     assert bindings.uses_unknown(double.recorder.calls, bindings.real_surface(version, tmp_path)) == []
@@ -382,7 +384,7 @@ def test_all_that_quantization_uses_is_in_the_real_module(version, model, engine
 
 def quantized_bert(trt, network, kind, precision, layout, quantize_attention):
     """Writes a quantized native BERT into any module's network; for `rtx.compare`."""
-    from helpers.backends.tensorrt.native_layers import NativeLayers
+    from helpers.backends.tensorrt.native_layers import PaddedNativeLayers
     from helpers.backends.tensorrt.native_packed import PackedNativeLayers
     from helpers.bert_network import build_bert
     from helpers.quantization import Quantization
@@ -395,10 +397,10 @@ def quantized_bert(trt, network, kind, precision, layout, quantize_attention):
     common = (trt, network, None, CONFIG, precision)
     quantized = (Quantization(kind, ranges, "a test"), quantize_attention)
     if layout == "padded":
-        layers = NativeLayers(*common, -1, -1, *quantized)
+        layers = PaddedNativeLayers(*common, (-1, -1), *quantized)
     else:
-        layers = PackedNativeLayers(*common, 96, 24, False, *quantized)
-    build_bert(layers, CONFIG, BertWeights(tensors, "erf", "a test", ranges), "erf")
+        layers = PackedNativeLayers(*common, (96, 24), *quantized)
+    build_bert(layers, replace(CONFIG, gelu="erf"), bert_weights(CONFIG, tensors))
     return layers
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from helpers.backends import backend_module, load_engine
 from helpers.backends.base import BuildOptions
-from helpers.backends.tensorrt import bert_plugins, building, native_packed, plugin_layers
-from helpers.backends.tensorrt.building import Profile
+from helpers.backends.tensorrt import bert_plugins, native_packed, plan_builder, plugin_layers
 from helpers.backends.tensorrt.native_packed import PackedNativeLayers
+from helpers.backends.tensorrt.plan_builder import Profile
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
@@ -144,7 +144,7 @@ def test_half_precision(version, precision, engine_path, monkeypatch, rng):
     install(version, monkeypatch)
     config = small_config(rng)
     weights = weights_of(config, rng)
-    options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), precision: True}
+    options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), "precision": precision}
     assert write(engine_path, version, config, weights, network="native", **options).precision == [precision]
     batch = packed(config, rng, rng.integers(1, 17, 4))
     worst = difference(load_engine(engine_path, "packed"), config, weights, "erf", batch)
@@ -159,7 +159,7 @@ def test_half_precision_plugins(version, interface, engine_path, monkeypatch, rn
     graphs = built_graphs(monkeypatch)
     config = small_config(rng)
     weights = weights_of(config, rng)
-    options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), "fp16": True}
+    options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), "precision": "fp16"}
     card = write(engine_path, version, config, weights, plugin_version=interface, **options)
     assert (card.precision, card.network) == (["fp16", "fp32"], "plugin")
     plugins = [node.params for node in graphs[0].nodes if node.kind == "plugin"]
@@ -207,14 +207,14 @@ def test_a_build_that_fails_in_every_form_says_why_in_one_line(engine_path, monk
 @pytest.mark.parametrize(
     "version, options, capability, network",
     [
-        ("10.16.1", {"fp16": True}, (8, 6), "plugin"),
-        ("8.6.1", {"fp16": True}, (7, 2), "plugin"),
+        ("10.16.1", {"precision": "fp16"}, (8, 6), "plugin"),
+        ("8.6.1", {"precision": "fp16"}, (7, 2), "plugin"),
         # The plugin's fused kernels are of half precision and int8.
         ("10.16.1", {}, (8, 6), "native"),
         ("10.16.1", {"network": "plugin"}, (8, 6), "plugin"),
-        ("10.16.1", {"fp16": True}, (7, 0), "native"),
-        ("10.16.1", {"bf16": True}, (8, 6), "native"),
-        ("11.4.0", {"fp16": True}, (8, 6), "native"),
+        ("10.16.1", {"precision": "fp16"}, (7, 0), "native"),
+        ("10.16.1", {"precision": "bf16"}, (8, 6), "native"),
+        ("11.4.0", {"precision": "fp16"}, (8, 6), "native"),
     ],
     ids=str,
 )
@@ -245,7 +245,7 @@ def test_what_packed_plugins_can_not_do(changes, options, capability, message, e
     install("10.16.1", monkeypatch, capability)
     config = replace(WIDE, **changes)
     weights = weights_of(config, rng)
-    options = {"layout": "packed", "fp16": True, "sequence_lengths": (8,)} | options
+    options = {"layout": "packed", "precision": "fp16", "sequence_lengths": (8,)} | options
     with pytest.raises(UsageError, match=message):
         write(engine_path, "10.16.1", config, weights, network="plugin", **options)
     assert write(engine_path, "10.16.1", config, weights, **options).network == "native"
@@ -255,14 +255,17 @@ def test_what_packed_plugins_can_not_do(changes, options, capability, message, e
     "options, message",
     [
         ({"interleaved": True}, "--interleaved needs --int8"),
-        ({"interleaved": True, "int8": True, "network": "native"}, "no plugins; leave --interleaved out"),
-        ({"megatron": True, "int8": True, "network": "plugin"}, "interleaved ones: add --interleaved; use --network"),
+        ({"interleaved": True, "quantize": "int8", "network": "native"}, "no plugins; leave --interleaved out"),
+        (
+            {"megatron": True, "quantize": "int8", "network": "plugin"},
+            "interleaved ones: add --interleaved; use --network",
+        ),
     ],
 )
 def test_flags_that_need_another(options, message, monkeypatch):
     install("10.16.1", monkeypatch)
     with pytest.raises(UsageError, match=message):
-        backend_module("tensorrt").build(SMALL, None, "erf", BuildOptions(layout="packed", **options))
+        backend_module("tensorrt").prepare(SMALL, BuildOptions(layout="packed", **options))
 
 
 # Profiles
@@ -270,9 +273,9 @@ def test_flags_that_need_another(options, message, monkeypatch):
 
 def test_one_profile_for_each_batch_size():
     options = BuildOptions(layout="packed", batch_sizes=(1, 8), sequence_lengths=(384,))
-    assert building.profiles_for(options) == [Profile(1, 384), Profile(8, 384)]
-    assert building.profiles_for(replace(options, distributive_independence=True)) == [Profile(8, 384)]
-    assert building.profile_shapes(Profile(8, 384), "packed") == {
+    assert plan_builder.profiles_for(options) == [Profile(1, 384), Profile(8, 384)]
+    assert plan_builder.profiles_for(replace(options, distributive_independence=True)) == [Profile(8, 384)]
+    assert plan_builder.profile_shapes(Profile(8, 384), "packed") == {
         "input_ids": ((1,), (3072,)),
         "segment_ids": ((1,), (3072,)),
         "cu_seqlens": ((2,), (9,)),
@@ -292,7 +295,7 @@ def test_the_smallest_profile_that_holds_the_batch_is_used(version, network, int
     for count in (1, 2, 3, 4, 6, 1):
         batch = packed(config, rng, rng.integers(1, 17, count))
         assert difference(engine, config, weights, "erf", batch) < TOLERANCE["fp32"]
-        used.append(engine._session.active_profile)
+        used.append(engine.session.active_profile)
     assert used == [0, 1, 1, 2, 2, 0]
     # A filled profile: every token of the budget.
     assert difference(engine, config, weights, "erf", packed(config, rng, [16] * 6)) < TOLERANCE["fp32"]
@@ -394,7 +397,7 @@ def tokens_not_put_back(monkeypatch):
 
 
 def padded_plugin_versions(monkeypatch):
-    monkeypatch.setattr(building, "PACKED_VERSIONS", bert_plugins.PADDED_VERSIONS)
+    monkeypatch.setattr(plan_builder, "PACKED_VERSIONS", bert_plugins.PADDED_VERSIONS)
 
 
 def heads_not_interleaved(monkeypatch):
@@ -475,8 +478,9 @@ def packed_native_bert(trt, network, precision, gelu, fused):
     """Writes a packed native BERT into any module's network; for `rtx.compare`."""
     rng = np.random.default_rng(3)
     config = BertConfig(48, 2, 4, 56, 60, 32)
-    layers = native_packed.PackedNativeLayers(trt, network, None, config, precision, 128, 32, fused)
-    build_bert(layers, config, weights_of(config, rng), gelu)
+    form = native_packed.FusedPackedNativeLayers if fused else native_packed.PackedNativeLayers
+    layers = form(trt, network, None, config, precision, (128, 32))
+    build_bert(layers, replace(config, gelu=gelu), weights_of(config, rng))
     return layers
 
 

@@ -13,12 +13,14 @@ import pytest
 from helpers import quantization
 from helpers.backends import tensorrt_rtx
 from helpers.backends.base import BuildOptions
-from helpers.backends.tensorrt import building, engine, module
-from helpers.backends.tensorrt.native_layers import NativeLayers
+from helpers.backends.tensorrt import engine, module, plan_builder
+from helpers.backends.tensorrt.native_layers import PaddedNativeLayers
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
+from helpers.quantization import Quantization
 from helpers.weights import BertWeights, load_weights
+from tests.checkpoints import bert_weights
 from tests.reference_bert import random_config, random_weights
 from tests.tensorrt_double import rtx
 
@@ -48,7 +50,7 @@ def shaped_weights(config: BertConfig) -> BertWeights:
     for name, shape in shapes.items():
         shape = tuple(sizes.get(size, size) for size in shape)
         tensors[name] = rng.random(shape, np.float32) * np.float32(0.04) - np.float32(0.02)
-    return BertWeights(tensors, "erf", "random")
+    return bert_weights(config, tensors)
 
 
 def small_twin(config: BertConfig) -> BertConfig:
@@ -60,7 +62,9 @@ def build(config, weights, **options):
     """An engine, and how long it took; printed for the README's table (pytest -s)."""
     options = BuildOptions(workspace_mib=WORKSPACE_MIB, **options)
     start = time.perf_counter()
-    built = tensorrt_rtx.build(config, weights, "erf", options)
+    kind = options.quantize
+    quantization = Quantization(kind, weights.ranges, weights.source) if kind else None
+    built = tensorrt_rtx.prepare(config, options).build(weights, quantization)
     seconds = time.perf_counter() - start
     sizes = f"b {options.batch_sizes} s {options.sequence_lengths} targets {options.compute_capabilities or 'default'}"
     what = f"{config.num_hidden_layers} × {config.hidden_size} {'+'.join(built.precision)} {sizes}"
@@ -108,7 +112,7 @@ def bundled():
 @pytest.mark.parametrize("precision", BYTES)
 def test_the_bundled_model_builds_in_every_precision(bundled, precision):
     config, weights = bundled
-    built = build(config, weights, **({precision: True} if precision != "fp32" else {}))
+    built = build(config, weights, precision=precision)
     assert (built.network, built.precision, built.backend_version) == ("native", [precision], trt.__version__)
     check_size(built, weights, precision)
 
@@ -119,20 +123,25 @@ def test_the_bundled_model_builds_in_every_precision(bundled, precision):
 def test_bert_base_builds_for_one_and_several_sizes(batch_sizes, lengths):
     weights = shaped_weights(BASE)
     built = build(
-        BASE, weights, fp16=True, batch_sizes=batch_sizes, sequence_lengths=lengths, compute_capabilities=("8.9",)
+        BASE,
+        weights,
+        precision="fp16",
+        batch_sizes=batch_sizes,
+        sequence_lengths=lengths,
+        compute_capabilities=("8.9",),
     )
     check_size(built, weights, "fp16", profiles=len(batch_sizes) * len(lengths))
 
 
 def test_bert_large_builds():
     weights = shaped_weights(LARGE)
-    check_size(build(LARGE, weights, fp16=True, sequence_lengths=(384,)), weights, "fp16")
+    check_size(build(LARGE, weights, precision="fp16", sequence_lengths=(384,)), weights, "fp16")
 
 
 @pytest.mark.parametrize("precision", BYTES)
 def test_the_bundled_model_builds_packed_in_every_precision(bundled, precision):
     config, weights = bundled
-    options = {precision: True} if precision != "fp32" else {}
+    options = {"precision": precision}
     built = build(config, weights, layout="packed", batch_sizes=(1, 32), sequence_lengths=(384,), **options)
     assert (built.network, built.precision) == ("native", [precision])
     check_size(built, weights, precision, profiles=2)
@@ -141,12 +150,12 @@ def test_the_bundled_model_builds_packed_in_every_precision(bundled, precision):
 @pytest.mark.parametrize("config, batch_sizes", [(BASE, (1, 32)), (LARGE, (16,))], ids=["base", "large"])
 def test_bert_builds_packed(config, batch_sizes):
     weights = shaped_weights(config)
-    built = build(config, weights, fp16=True, layout="packed", batch_sizes=batch_sizes, sequence_lengths=(384,))
+    built = build(config, weights, precision="fp16", layout="packed", batch_sizes=batch_sizes, sequence_lengths=(384,))
     check_size(built, weights, "fp16", profiles=len(batch_sizes))
 
 
 #: fp8 has to be asked for where the GPUs have it: TensorRT-RTX's own targets go back to 8.0.
-QUANTIZED = {"int8": {"int8": True}, "fp8": {"fp8": True, "compute_capabilities": ("8.9", "12.0")}}
+QUANTIZED = {"int8": {"quantize": "int8"}, "fp8": {"quantize": "fp8", "compute_capabilities": ("8.9", "12.0")}}
 LAYOUTS = {"padded": {}, "packed": {"layout": "packed"}}
 
 
@@ -156,10 +165,9 @@ LAYOUTS = {"padded": {}, "packed": {"layout": "packed"}}
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_the_bundled_model_builds_quantized(bundled, kind, rest, layout):
     config, weights = bundled
-    half = {rest: True} if rest != "fp32" else {}
     quantized = with_ranges(config, weights)
     sizes = {"batch_sizes": (1, 8), "sequence_lengths": (384,)}
-    built = build(config, quantized, **QUANTIZED[kind], **LAYOUTS[layout], **half, **sizes)
+    built = build(config, quantized, **QUANTIZED[kind], **LAYOUTS[layout], precision=rest, **sizes)
     assert (built.network, built.precision) == ("native", [kind, rest])
     check_size(built, weights, rest, profiles=2)
 
@@ -168,7 +176,7 @@ def test_the_bundled_model_builds_quantized(bundled, kind, rest, layout):
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_bert_base_builds_quantized(kind, layout):
     weights = with_ranges(BASE, shaped_weights(BASE))
-    built = build(BASE, weights, fp16=True, sequence_lengths=(384,), **QUANTIZED[kind], **LAYOUTS[layout])
+    built = build(BASE, weights, precision="fp16", sequence_lengths=(384,), **QUANTIZED[kind], **LAYOUTS[layout])
     check_size(built, weights, "fp16")
 
 
@@ -176,7 +184,7 @@ def test_bert_base_builds_quantized(kind, layout):
 def test_int8_attention_builds(bundled, layout):
     config, weights = bundled
     weights = with_ranges(config, weights)
-    built = build(config, weights, fp16=True, int8=True, force_int8_multihead=True, **LAYOUTS[layout])
+    built = build(config, weights, precision="fp16", quantize="int8", force_int8_multihead=True, **LAYOUTS[layout])
     check_size(built, weights, "fp16")
 
 
@@ -184,7 +192,9 @@ def test_int8_attention_builds(bundled, layout):
 def test_megatron_s_residual_builds_in_int8(bundled, layout):
     config, weights = bundled
     weights = with_ranges(config, weights)
-    check_size(build(config, weights, fp16=True, int8=True, megatron=True, **LAYOUTS[layout]), weights, "fp16")
+    check_size(
+        build(config, weights, precision="fp16", quantize="int8", megatron=True, **LAYOUTS[layout]), weights, "fp16"
+    )
 
 
 def test_builders_calibrate_and_build(script, tmp_path):
@@ -214,7 +224,7 @@ def test_the_targets_are_those_asked_for(targets):
 def test_the_builder_is_told_of_every_target():
     builder = trt.Builder(module.logger_of(trt))
     config = builder.create_builder_config()
-    building._set_targets(trt, config, BuildOptions(compute_capabilities=("8.6", "12.0", "7.5")))
+    plan_builder._set_targets(trt, config, BuildOptions(compute_capabilities=("8.6", "12.0", "7.5")))
     assert config.num_compute_capabilities == 3
     kinds = trt.ComputeCapability
     assert [config.get_compute_capability(i) for i in range(3)] == [kinds.SM86, kinds.SM120, kinds.SM75]
@@ -223,7 +233,7 @@ def test_the_builder_is_told_of_every_target():
 def test_turing_makes_the_plan_larger():
     """One code serves Ampere and later; Turing's comes beside it."""
     ampere, both = (
-        build(SMALL, shaped_weights(SMALL), sequence_lengths=(64,), fp16=True, compute_capabilities=targets)
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(64,), precision="fp16", compute_capabilities=targets)
         for targets in (("8.6",), ("7.5", "8.6"))
     )
     assert len(both.data) > len(ampere.data)
@@ -243,17 +253,17 @@ def test_a_target_that_is_none_is_refused(target):
 def test_what_the_builder_refuses_ends_in_one_line():
     """bf16 does not exist on Turing: the builder's own reason is passed on."""
     with pytest.raises(DemoBertError, match="could not build the engine.*sm75") as caught:
-        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), bf16=True, compute_capabilities=("7.5",))
+        build(SMALL, shaped_weights(SMALL), sequence_lengths=(16,), precision="bf16", compute_capabilities=("7.5",))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("flags", [{"strict": True}, {"sparse": True}, {"strict": True, "fp16": True}], ids=str)
+@pytest.mark.parametrize("flags", [{"strict": True}, {"sparse": True}, {"strict": True, "precision": "fp16"}], ids=str)
 def test_flags_that_rtx_has_are_accepted(flags):
     build(SMALL, shaped_weights(SMALL), sequence_lengths=(32,), **flags)
 
 
 def test_distributive_independence_makes_one_profile():
-    options = {"batch_sizes": (1, 4), "sequence_lengths": (16, 32), "fp16": True}
+    options = {"batch_sizes": (1, 4), "sequence_lengths": (16, 32), "precision": "fp16"}
     one = build(SMALL, shaped_weights(SMALL), distributive_independence=True, **options)
     four = build(SMALL, shaped_weights(SMALL), **options)
     assert len(one.data) < len(four.data)
@@ -270,13 +280,16 @@ def test_a_timing_cache_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"int8": True}, "random has no range l0_attention_self_query_input_amax: calibrate"),
-        ({"fp8": True}, "--fp8 needs compute capability 8.9; TensorRT-RTX builds for 8.0 too unless --compute-cap"),
-        ({"fp8": True, "compute_capabilities": ("8.6",)}, "--fp8 needs compute capability 8.9; --compute"),
+        ({"quantize": "int8"}, "random has no range l0_attention_self_query_input_amax: calibrate"),
+        (
+            {"quantize": "fp8"},
+            "--fp8 needs compute capability 8.9; TensorRT-RTX builds for 8.0 too unless --compute-cap",
+        ),
+        ({"quantize": "fp8", "compute_capabilities": ("8.6",)}, "--fp8 needs compute capability 8.9; --compute"),
         ({"network": "plugin"}, "has no BERT plugins; use --network native"),
         ({"plugin_version": "v3"}, "has no v3 BERT plugins; use --network native"),
         ({"layout": "packed", "interleaved": True}, "--interleaved needs --int8"),
-        ({"layout": "packed", "interleaved": True, "int8": True}, "has no BERT plugins; leave --interleaved out"),
+        ({"layout": "packed", "interleaved": True, "quantize": "int8"}, "has no BERT plugins; leave --interleaved out"),
     ],
     ids=str,
 )
@@ -289,7 +302,7 @@ def test_a_weight_beyond_float16_is_an_error():
     weights = shaped_weights(SMALL)
     weights.tensors["l1_output_dense_kernel"] = weights.tensors["l1_output_dense_kernel"] + 70000
     with pytest.raises(DemoBertError, match="over 65504"):
-        build(SMALL, weights, sequence_lengths=(16,), fp16=True)
+        build(SMALL, weights, sequence_lengths=(16,), precision="fp16")
 
 
 # The network as NVIDIA's library infers it, before it is built.
@@ -300,9 +313,9 @@ def native_network(config, options, precision, gelu, seed):
     logger = module.logger_of(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    layers = NativeLayers(trt, network, logger, config, precision, *building.input_shape(options))
-    weights = BertWeights(random_weights(config, np.random.default_rng(seed)), gelu, "random")
-    build_bert(layers, config, weights, gelu)
+    layers = PaddedNativeLayers(trt, network, logger, config, precision, plan_builder.input_shape(options))
+    weights = bert_weights(config, random_weights(config, np.random.default_rng(seed)), gelu)
+    build_bert(layers, weights.config, weights)
     return network, (builder, layers)
 
 
@@ -320,7 +333,7 @@ def test_every_activation_has_the_type_asked_for(seed, precision):
     assert all(tensor.dtype == trt.int32 for tensor in inputs.values())
     assert network.num_outputs == 1 and network.get_output(0).name == "logits_out"
     assert network.get_output(0).dtype == trt.float32
-    assert tuple(network.get_output(0).shape) == (*building.input_shape(options), 2)
+    assert tuple(network.get_output(0).shape) == (*plan_builder.input_shape(options), 2)
     wanted = {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}[precision]
     floats = {trt.float32, trt.float16, trt.bfloat16}
     norm = "layernorm/(gamma|beta|normal|add(/left|/right)?)"

@@ -57,7 +57,7 @@ def state(**changes) -> dict:
 
 
 def assert_same(weights: BertWeights, gelu: str, tensors=TENSORS) -> None:
-    assert weights.gelu == gelu
+    assert weights.config.gelu == gelu
     assert set(weights.tensors) == set(tensors), SEED
     for name, expected in tensors.items():
         array = weights[name]
@@ -1020,11 +1020,11 @@ def test_sparse_2_4_kernels():
     almost = sparse.copy()
     almost[15, 12:15] = 1
     tensors["l1_output_dense_kernel"] = almost
-    names_of_sparse, others = sparse_2_4_kernels(BertWeights(tensors, "erf", "test"))
+    names_of_sparse, others = sparse_2_4_kernels(BertWeights(tensors, CONFIG, "test"))
     assert names_of_sparse == ["l0_output_dense_kernel"]
     assert sorted(others + names_of_sparse) == sorted(name for name in TENSORS if name.endswith("_kernel"))
 
 
 def test_kernels_of_other_widths_are_not_sparse():
-    weights = BertWeights({"l0_output_dense_kernel": np.zeros((4, 6), np.float32)}, "erf", "test")
+    weights = BertWeights({"l0_output_dense_kernel": np.zeros((4, 6), np.float32)}, CONFIG, "test")
     assert sparse_2_4_kernels(weights) == ([], ["l0_output_dense_kernel"])

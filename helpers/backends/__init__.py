@@ -1,10 +1,12 @@
 """Choosing a backend, writing an engine with its card, loading an engine.
 
-A backend is a module with three functions:
+A backend is a module with
 
-    usable() -> (bool, str)                             does it run on this machine, and if not, why
-    build(config, weights, gelu, options) -> BuiltEngine
-    load(path, card, throughput) -> Engine              card None: guess one from the file itself
+    usable() -> (bool, str)                     does it run on this machine, and if not, why
+    prepare(config, options) -> Prepared        can it be built: device, plugins, options, before weights are read
+    load(path, card, throughput) -> Engine      card None: guess one from the file itself
+    recognises(path) -> bool                    does a file without a card begin like one of its engines
+    IGNORED_OPTIONS                             field of BuildOptions → why it changes nothing here
 """
 
 import hashlib
@@ -19,18 +21,15 @@ from helpers.errors import DemoBertError
 from helpers.files import atomic_write, require_file, sha256_of
 from helpers.tokenization import Vocabulary
 
-_MODULES = {
-    "openvino": "helpers.backends.openvino",
-    "tensorrt": "helpers.backends.tensorrt",
-    "tensorrt_rtx": "helpers.backends.tensorrt_rtx",
-}
+#: The backends' names, on the command line and in engine cards; each is a module of this package.
+BACKENDS = ("openvino", "tensorrt", "tensorrt_rtx")
 
 
 def backend_module(name: str):
     """The module of backend `name`. Heavy packages are imported by its functions, not by this."""
-    if name not in _MODULES:
-        raise DemoBertError(f"there is no backend {name!r} here (there is: {', '.join(_MODULES)})")
-    return importlib.import_module(_MODULES[name])
+    if name not in BACKENDS:
+        raise DemoBertError(f"there is no backend {name!r} here (there is: {', '.join(BACKENDS)})")
+    return importlib.import_module(f"helpers.backends.{name}")
 
 
 def choose_backend(asked: str) -> tuple[str, str]:
@@ -52,8 +51,8 @@ def write_engine(
     backend: str,
     options: BuildOptions,
     config: BertConfig,
-    do_lower_case: bool,
-    vocabulary: Vocabulary | None,
+    do_lower_case: bool = True,
+    vocabulary: Vocabulary | None = None,
 ) -> EngineCard:
     """Write the engine and its card, each whole or not at all; returns the card. Raises DemoBertError.
 
@@ -123,12 +122,12 @@ def _check_pair(path: Path, card: EngineCard) -> None:
 
 
 def _load_without_card(path: Path, throughput: bool) -> Engine:
-    for name in _MODULES:
+    for name in BACKENDS:
         module = backend_module(name)
         if module.recognises(path):
             return module.load(path, None, throughput)
     raise DemoBertError(
-        f"{path} is not an engine of any backend here ({', '.join(_MODULES)}); build one with builder.py"
+        f"{path} is not an engine of any backend here ({', '.join(BACKENDS)}); build one with builder.py"
     )
 
 

@@ -1,31 +1,37 @@
-"""The two interfaces every backend implements: NetworkLayers (to build) and Engine (to run)."""
+"""What every backend implements: `Prepared` (builds an engine) and `Engine` (runs one)."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from helpers.batching import BATCH_OF_LAYOUT, Batch, PackedBatch, PaddedBatch
+from helpers.batching import BATCH_OF_LAYOUT, Batch, PackedBatch
+from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
+from helpers.quantization import Quantization
+from helpers.weights import BertWeights
 
-#: Whatever a backend calls the output of a layer.
-Tensor = Any
+#: TensorRT's scratch memory in MiB where nothing else is asked for: upstream's default.
+DEFAULT_WORKSPACE_MIB = 2500
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What builder.py was asked for, as far as it concerns a backend. Sizes are ascending, without repeats."""
+    """What builder.py was asked for, as far as it concerns a backend. Sizes are ascending, without repeats.
+
+    precision       "fp32", "fp16" or "bf16": what is not quantized
+    quantize        "int8", "fp8", or None
+    workspace_mib   None: DEFAULT_WORKSPACE_MIB
+    """
 
     batch_sizes: tuple = (1,)
     sequence_lengths: tuple = (128,)
     layout: str = "padded"
-    fp16: bool = False
-    int8: bool = False
-    fp8: bool = False
+    precision: str = "fp32"
+    quantize: str | None = None
     strict: bool = False
     workspace_mib: int | None = None
     sparse: bool = False
@@ -36,7 +42,6 @@ class BuildOptions:
     plugin_version: str | None = None
     network: str = "auto"
     verbose: bool = False
-    bf16: bool = False
     compute_capabilities: tuple = ()
     interleaved: bool = False
     megatron: bool = False
@@ -66,62 +71,16 @@ class BuiltEngine:
     notes: list = field(default_factory=list)
 
 
-class Normalised(NamedTuple):
-    """A layer norm's output, and the sum that was normalised: the next residual of pre-normalised networks.
+class Prepared(ABC):
+    """What a backend's `prepare` returns: it has seen what is to be built, and that device and release can do it."""
 
-    `sum` is None where a backend's layer does not hand it out, which then is built for post-normalised networks only.
-    """
-
-    output: Tensor
-    sum: Tensor
-
-
-class NetworkLayers(ABC):
-    """What BERT needs of an engine's layer vocabulary; `bert_network.py` speaks no other words.
-
-    A backend creates its own inputs and output (names and shapes: design.md, "Contracts"), keeps activations in
-    whatever layout and type it likes, and hands them on as opaque tensors. `name` is the canonical name of the
-    weights (`l0_attention_self`, `l0_output_dense`…), which names the layers and finds quantization ranges.
-    Dense kernels are float32 [out, in], biases [out].
-    """
+    def __init__(self, config: BertConfig, options: BuildOptions):
+        self.config = config
+        self.options = options
 
     @abstractmethod
-    def embeddings(
-        self,
-        word: np.ndarray,
-        token_type: np.ndarray,
-        position: np.ndarray,
-        gamma: np.ndarray,
-        beta: np.ndarray,
-        name: str,
-    ) -> Normalised:
-        """Sum of the three embeddings of every token ([V, E], [types, E], [P, E]), layer-normalised."""
-
-    @abstractmethod
-    def query_key_value(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
-        """The three projections at once: kernel [3E, E] is query, key, value stacked; bias [3E]."""
-
-    @abstractmethod
-    def attention(self, query_key_value: Tensor, name: str) -> Tensor:
-        """softmax(Q·Kᵀ/√H)·V in every head over each sequence's own tokens (arXiv:1706.03762); heads concatenated."""
-
-    @abstractmethod
-    def dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
-        """hidden · kernelᵀ + bias."""
-
-    @abstractmethod
-    def gelu(self, hidden: Tensor, formula: str, name: str) -> Tensor:
-        """GELU (arXiv:1606.08415): x·Φ(x), with Φ by "erf", or by the paper's "tanh" approximation."""
-
-    @abstractmethod
-    def add_and_normalise(
-        self, branch: Tensor, residual: Tensor, gamma: np.ndarray, beta: np.ndarray, name: str
-    ) -> Normalised:
-        """Layer normalisation (arXiv:1607.06450) of branch + residual."""
-
-    @abstractmethod
-    def squad_output(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> None:
-        """A dense to start and end logits, marked as the network's output `logits_out`."""
+    def build(self, weights: BertWeights, quantization: Quantization | None = None) -> BuiltEngine:
+        """Build the engine. `quantization` is there where `options.quantize` asks for it. Raises DemoBertError."""
 
 
 class Engine(ABC):
@@ -166,7 +125,7 @@ class Engine(ABC):
         each run, outside the time taken.
         """
         self.check(batch)
-        run_once = self._timed_run(batch)
+        run_once = self.timed_run(batch)
         for _ in range(warm_up_runs):
             run_once()
             on_run()
@@ -178,7 +137,7 @@ class Engine(ABC):
         return np.array(latencies)
 
     @abstractmethod
-    def _timed_run(self, batch: Batch) -> Callable[[], float]:
+    def timed_run(self, batch: Batch) -> Callable[[], float]:
         """A function that runs `batch` once and returns the ms it took."""
 
     @abstractmethod
@@ -192,49 +151,11 @@ class Engine(ABC):
         if not isinstance(batch, wanted):
             given = type(batch).__name__
             raise DemoBertError(f"this is a {card.layout} engine: it takes a {wanted.__name__}, not a {given}")
-        if any(array.dtype != np.int32 for array in batch.inputs().values()):
-            raise DemoBertError("inputs must be int32")
-        if card.layout == "packed":
-            _check_packed(batch)
-        else:
-            _check_padded(batch)
+        batch.check()
         _check_sizes(batch, card)
         if card.config is not None:
             _check_ids(batch.input_ids, "token", card.config.vocab_size)
             _check_ids(batch.segment_ids, "segment", card.config.type_vocab_size)
-
-
-def _check_padded(batch: PaddedBatch) -> None:
-    shapes = {array.shape for array in batch.inputs().values()}
-    if len(shapes) != 1 or batch.input_ids.ndim != 2 or batch.input_ids.size == 0:
-        raise DemoBertError(f"inputs must be three equal, non-empty [batch, sequence] arrays, not {sorted(shapes)}")
-    mask = batch.input_mask
-    if not np.isin(mask, (0, 1)).all() or (np.diff(mask, axis=1) > 0).any() or not mask[:, 0].all():
-        raise DemoBertError("the input mask must be ones on each row's leading tokens, then zeros")
-
-
-def _check_packed(batch: PackedBatch) -> None:
-    for name, array in batch.inputs().items():
-        if array.ndim != 1 or array.size == 0:
-            shape = list(array.shape)
-            raise DemoBertError(f"{name} must be an array of one dimension, not empty, and has the shape {shape}")
-    tokens, starts = batch.token_count, batch.cu_seqlens.astype(np.int64)
-    if len(batch.segment_ids) != tokens:
-        raise DemoBertError(f"there are {tokens} input_ids and {len(batch.segment_ids)} segment_ids")
-    if len(starts) < 2:
-        raise DemoBertError("cu_seqlens must hold at least two numbers: where a sequence begins and where it ends")
-    if starts[0] != 0:
-        raise DemoBertError(f"cu_seqlens must start at 0, not at {starts[0]}")
-    lengths = np.diff(starts)
-    if (lengths < 0).any():
-        where = int((lengths < 0).argmax())
-        raise DemoBertError(f"cu_seqlens must ascend: {starts[where]} is followed by {starts[where + 1]}")
-    if (lengths == 0).any():
-        raise DemoBertError(f"sequence {int((lengths == 0).argmax())} has no tokens (cu_seqlens repeats a number)")
-    if starts[-1] != tokens:
-        raise DemoBertError(f"cu_seqlens must end at the number of tokens, {tokens}, not at {starts[-1]}")
-    if lengths.max() > batch.sequence_length:
-        raise DemoBertError(f"max_seqlen has the length {batch.sequence_length}, a sequence has {lengths.max()} tokens")
 
 
 def _check_sizes(batch: Batch, card: EngineCard) -> None:

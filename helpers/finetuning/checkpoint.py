@@ -10,12 +10,12 @@ from safetensors.torch import save
 
 from helpers import quantization
 from helpers.bert_config import BertConfig
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, one_line
 from helpers.files import atomic_write, write_json
 from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
 from helpers.finetuning.training import TrainingState
 from helpers.weights import BertWeights, bert_weights
-from helpers.weights.canonical import StoredTensor, one_line
+from helpers.weights.canonical import StoredTensor
 from helpers.weights.pytorch_checkpoint import load_pytorch
 from helpers.weights.pytorch_names import pytorch_name
 
@@ -27,10 +27,10 @@ STATE_NAME = "training_state.safetensors"
 _FRESH_DEVIATION = 0.02
 
 
-def read_checkpoint(path, config: BertConfig, seed: int) -> tuple[BertWeights, bool]:
+def read_checkpoint(path, config: BertConfig, gelu: str | None, seed: int) -> tuple[BertWeights, bool]:
     """The starting weights, and whether their SQuAD head is fresh: random, as the checkpoint has none.
 
-    Raises DemoBertError.
+    `gelu` overrules the configuration's formula. Raises DemoBertError.
     """
     stored = load_pytorch(path)
     head = {"cls_squad_output_weights": (2, config.hidden_size), "cls_squad_output_bias": (2,)}
@@ -40,7 +40,7 @@ def read_checkpoint(path, config: BertConfig, seed: int) -> tuple[BertWeights, b
         for name, shape in head.items():
             values = generator.normal(0.0, _FRESH_DEVIATION, shape).astype(np.float32)
             stored.add(name, StoredTensor(shape, lambda values=values: values))
-    return bert_weights(stored, config), fresh
+    return bert_weights(stored, config, gelu), fresh
 
 
 def to_torch(weights: BertWeights, device: torch.device) -> TorchWeights:

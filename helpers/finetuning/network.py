@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 
 from helpers import quantization
-from helpers.backends.base import NetworkLayers, Normalised
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.network_layers import NetworkLayers, Normalised
 
 #: Added to the score of a padded key: e^-30000 is 0, and -30000 is exact enough in every float type.
 _MASKED_SCORE = -30000.0
@@ -30,15 +30,14 @@ class TorchWeights(dict):
 class Network:
     """One BERT for question answering: its weights, and how it computes.
 
+    config         the model's, GELU's formula known
     weights        canonical name → float32 tensor
-    gelu           "tanh" or "erf"
     half           matrix products in bfloat16, everything else in float32 or as the products leave it
     input_ranges   the first name of a dense layer's input range (`dense_input_names`) → amax, a float32 scalar tensor:
                    the encoder's dense layers multiply int8 values, simulated; None: a float network
     """
 
     config: BertConfig
-    gelu: str
     weights: TorchWeights
     half: bool = False
     input_ranges: dict[str, torch.Tensor] | None = field(default=None)
@@ -52,11 +51,11 @@ class Network:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Start and end logits float32 [B, S, 2], and the output of each encoder layer, [B, S, E].
 
-        `observe(name, tensor)` is given every tensor that has a quantization range, by the range's name
+        `observe(name, tensor)` is given every tensor that has a quantization range, by the range's (first) name
         (helpers/quantization.py), before anything is rounded.
         """
         layers = _TorchLayers(self, batch, dropout, observe)
-        build_bert(layers, self.config, self.weights, self.gelu)
+        build_bert(layers, self.config, self.weights)
         return layers.logits, layers.layer_outputs
 
 
@@ -99,12 +98,11 @@ class _TorchLayers(NetworkLayers):
         return context.transpose(1, 2).flatten(2)
 
     def dense(self, hidden, kernel, bias, name):
-        names = quantization.dense_input_names(name)
-        for range_name in names:
-            self._observe(range_name, hidden)
+        range_name = quantization.dense_input_names(name)[0]
+        self._observe(range_name, hidden)
         if self._network.input_ranges is None:
             return self._product(hidden, kernel, bias)
-        return _Int8Dense.apply(hidden, kernel, bias, self._network.input_ranges[names[0]], self._dtype)
+        return _Int8Dense.apply(hidden, kernel, bias, self._network.input_ranges[range_name], self._dtype)
 
     def gelu(self, hidden, formula, name):
         return functional.gelu(hidden, approximate={"erf": "none", "tanh": "tanh"}[formula])

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from helpers import quantization
-from helpers.backends.base import NetworkLayers, Normalised
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, missing_package
 from helpers.files import atomic_write
+from helpers.network_layers import NetworkLayers, Normalised
 from helpers.weights.pytorch_names import pytorch_name
 
 #: Gelu came with 20; the IR version of that opset's first release.
@@ -23,9 +23,7 @@ _OPSET, _IR_VERSION = 20, 9
 _MASKED_SCORE = np.float32(-30000.0)
 
 
-def write_onnx(
-    path: Path, config: BertConfig, gelu: str, weights: dict[str, np.ndarray], ranges: dict[str, np.ndarray]
-) -> None:
+def write_onnx(path: Path, config: BertConfig, weights: dict[str, np.ndarray], ranges: dict[str, np.ndarray]) -> None:
     """Write the int8 network, whole or not at all.
 
     Inputs input_ids, attention_mask, token_type_ids, int64 [B, S]; outputs start_logits, end_logits, float32 [B, S].
@@ -36,7 +34,7 @@ def write_onnx(
     except ImportError as error:
         raise missing_package("onnx", "-r requirements-finetune.txt", "writing an ONNX model") from error
     layers = _OnnxLayers(config, weights | ranges)
-    build_bert(layers, config, _Names(), gelu)
+    build_bert(layers, config, _Names())
     try:
         content = layers.model().SerializeToString()
     except ValueError as error:  # protobuf's limit of one message

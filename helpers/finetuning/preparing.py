@@ -1,6 +1,5 @@
 """What a model is given before it is trained, from a few windows of the data: quantization ranges, 2:4 masks."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from helpers import quantization
 from helpers.batching import PaddedBatch
-from helpers.calibrator import Histogram, chosen_range, with_channels
+from helpers.calibrator import RangeRecorder
 from helpers.errors import UsageError
 from helpers.finetuning.network import Network, encoder_denses
 from helpers.finetuning.pruning import pruned_2_4
@@ -24,20 +23,14 @@ def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[st
 
     And those by channel, float32 [E], of what layer norms hand to dense layers.
     """
-    histograms, channels = defaultdict(Histogram), {}
-    channels_of = {tensor: name for name, tensor in quantization.channel_range_names(network.config).items()}
+    recorder = RangeRecorder(network.config)
 
     def observe(name: str, tensor: torch.Tensor, valid: torch.Tensor) -> None:
         # Padding is computed like text, but no answer depends on it.
-        values = _text_only(tensor, valid).float().cpu().numpy()
-        histograms[name].add(values)
-        if name in channels_of:
-            largest = np.abs(values).max(axis=0)
-            channels[channels_of[name]] = np.maximum(channels.get(channels_of[name], 0), largest)
+        recorder.add(name, _text_only(tensor, valid).float().cpu().numpy())
 
     _observe_all(network, batches, observe, "Ranges")
-    ranges = {name: chosen_range(name, histogram, RANGE_METHOD) for name, histogram in histograms.items()}
-    return with_channels(ranges, channels, network.config)
+    return recorder.ranges(RANGE_METHOD)
 
 
 def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:

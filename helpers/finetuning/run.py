@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import json
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from helpers import cli
 from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
-from helpers.bert_config import BertConfig, find_config
-from helpers.building import config_folder, lower_cases
+from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs, read_json, sha256_of
@@ -34,8 +33,8 @@ from helpers.finetuning.onnx_export import write_onnx
 from helpers.finetuning.preparing import measured_ranges, prune_encoder, rounded_ranges
 from helpers.finetuning.training import Progress, TrainingOptions, TrainingState, step_count, train, trained_names
 from helpers.finetuning.windows import TrainingWindow, training_windows
+from helpers.model_folder import ModelFolder, folder_of
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, Vocabulary, check_vocabulary, load_vocabulary
 from helpers.weights import BertWeights
 
 #: Dropout where answers are learned (arXiv:1810.04805, A.2). What the teacher says needs none: it has no noise.
@@ -54,17 +53,6 @@ _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 _CALIBRATION_BATCH = 16
 
 
-@dataclass(frozen=True)
-class _Model:
-    """The starting model: its configuration as read and as the file has it, its tokenizer, GELU's formula."""
-
-    config: BertConfig
-    config_values: dict
-    vocabulary: Vocabulary
-    tokenizer: BertTokenizer
-    gelu: str
-
-
 def finetune(args) -> None:
     """Fine-tune as the arguments say and write the model's folder. Raises DemoBertError."""
     _keep_freed_memory()
@@ -80,7 +68,7 @@ def _finetune(args) -> None:
     model = _read_model(args)
     options, cut = _training_options(args), _window_options(args, model.config)
     cli.note(f"Reading {args.pytorch}")
-    weights, fresh = read_checkpoint(args.pytorch, model.config, args.random_seed)
+    weights, fresh = read_checkpoint(args.pytorch, model.config, args.gelu, args.random_seed)
     if fresh and options.distill:
         raise UsageError("the checkpoint has no SQuAD head to distil from: first fine-tune it without --qat, --sparse")
     if fresh:
@@ -89,8 +77,8 @@ def _finetune(args) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = not args.fp32 and _has_bfloat16(device)
-    network = Network(model.config, model.gelu, to_torch(weights, device), half)
-    teacher = Network(model.config, model.gelu, to_torch(weights, device), half) if options.distill else None
+    network = Network(weights.config, to_torch(weights, device), half)
+    teacher = Network(weights.config, to_torch(weights, device), half) if options.distill else None
     quantizes_or_prunes = args.qat or args.sparse
     calibration = _calibration_batches(windows, args.calib_num, args.random_seed) if quantizes_or_prunes else []
     state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, cut, model, weights, network))
@@ -155,15 +143,13 @@ def _output_folder(args) -> Path:
     return folder
 
 
-def _read_model(args) -> _Model:
-    folder = Path(config_folder(args))
-    path = find_config(folder)
-    config = BertConfig.from_folder(path)
-    vocabulary = load_vocabulary(args.vocab_file or path.parent / "vocab.txt")
-    check_vocabulary(vocabulary, config)
-    tokenizer = BertTokenizer(vocabulary, lower_cases(config, vocabulary))
-    values = read_json(path, "model configuration")
-    return _Model(config, values, vocabulary, tokenizer, args.gelu or config.gelu or "erf")
+def _read_model(args) -> ModelFolder:
+    model = ModelFolder.open(folder_of(args.config_dir, args.pytorch), args.vocab_file)
+    if model.vocabulary is None:
+        raise DemoBertError(
+            f"vocabulary not found: {model.config_path.parent / 'vocab.txt'}; name it with -v/--vocab-file"
+        )
+    return model
 
 
 def _training_options(args) -> TrainingOptions:
@@ -190,9 +176,9 @@ def _window_options(args, config: BertConfig) -> AnswerOptions:
     return AnswerOptions(sequence_length=length, doc_stride=args.doc_stride)
 
 
-def _read_windows(args, model: _Model, cut: AnswerOptions) -> list[TrainingWindow]:
+def _read_windows(args, model: ModelFolder, cut: AnswerOptions) -> list[TrainingWindow]:
     data = read_squad(args.squad_json)
-    windows, left_out = training_windows(data, model.tokenizer, cut)
+    windows, left_out = training_windows(data, model.tokenizer(), cut)
     if left_out:
         cli.note(f"Note: {left_out} of {len(data.examples)} questions are left out: their passage lacks the answer")
     return windows
@@ -219,20 +205,21 @@ def _show(bar: tqdm, progress: Progress) -> None:
     bar.update()
 
 
-def _write(args, folder: Path, model: _Model, network: Network, calibration: list[PaddedBatch]) -> None:
+def _write(args, folder: Path, model: ModelFolder, network: Network, calibration: list[PaddedBatch]) -> None:
     ranges = all_ranges(network, measured_ranges(network, calibration)) if args.qat else {}
     copy_text(model.vocabulary.path, folder / "vocab.txt")
     if args.qat:
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.weights.items()}
-        write_onnx(folder / ONNX_NAME, model.config, model.gelu, weights, ranges)
-    write_model(folder, network, ranges, model.config_values | {"hidden_act": _HIDDEN_ACT[model.gelu]})
+        write_onnx(folder / ONNX_NAME, network.config, weights, ranges)
+    values = read_json(model.config_path, "model configuration")
+    write_model(folder, network, ranges, values | {"hidden_act": _HIDDEN_ACT[network.config.gelu]})
     print(f"Model: {folder / MODEL_NAME}" + (f" ({len(ranges)} quantization ranges)" if ranges else ""))
     if args.qat:
         print(f"ONNX:  {folder / ONNX_NAME}")
 
 
 def _fingerprint(
-    args, options: TrainingOptions, cut: AnswerOptions, model: _Model, weights: BertWeights, network: Network
+    args, options: TrainingOptions, cut: AnswerOptions, model: ModelFolder, weights: BertWeights, network: Network
 ) -> str:
     """SHA-256 of all that the outcome of a run depends on."""
     digest = hashlib.sha256()
@@ -242,7 +229,7 @@ def _fingerprint(
         "kind": [args.qat, args.sparse, args.calib_num],
         "training": {name: value for name, value in asdict(options).items() if name != "save_every"},
         "windows": asdict(cut),
-        "model": [asdict(model.config), model.gelu, model.vocabulary.sha256],
+        "model": [asdict(model.config), weights.config.gelu, model.vocabulary.sha256],
         "data": sha256_of(args.squad_json),
         "arithmetic": [network.device.type, network.half],
     }

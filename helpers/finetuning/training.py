@@ -117,20 +117,12 @@ def train(
     for step, indices in _remaining_batches(state.step, steps, windows, options):
         torch.manual_seed(options.seed * 1_000_003 + step)  # dropout's
         rate = learning_rate_at(step, steps, options)
-        for group in optimizer.param_groups:
-            # Adam's steps have the size of the rate, whatever the gradient: a range's has to be in proportion to it.
-            group["lr"] = rate * RANGE_RATE * group["params"][0].item() if group["is_range"] else rate
+        _set_rates(optimizer, rate)
         loss = _loss(network, teacher, [windows[i] for i in indices], options)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DemoBertError(f"the loss is not finite at step {step}: give a smaller --lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), GRADIENT_NORM)
-        optimizer.step()
-        with torch.no_grad():
-            for name, mask in state.masks.items():
-                network.weights[name].mul_(mask)
+        _descend(optimizer, parameters, loss, state)
         state.step = step + 1
         smoothed = value if smoothed is None else 0.95 * smoothed + 0.05 * value
         on_step(Progress(state.step, steps, smoothed, rate))
@@ -142,6 +134,23 @@ def train(
             break
     for parameter in parameters.values():
         parameter.requires_grad_(False)
+
+
+def _set_rates(optimizer: torch.optim.AdamW, rate: float) -> None:
+    for group in optimizer.param_groups:
+        # Adam's steps have the size of the rate, whatever the gradient: a range's has to be in proportion to it.
+        group["lr"] = rate * RANGE_RATE * group["params"][0].item() if group["is_range"] else rate
+
+
+def _descend(optimizer: torch.optim.AdamW, parameters: dict, loss: torch.Tensor, state: TrainingState) -> None:
+    """One step down the loss's gradient; what was pruned stays pruned."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters.values(), GRADIENT_NORM)
+    optimizer.step()
+    with torch.no_grad():
+        for name, mask in state.masks.items():
+            state.network.weights[name].mul_(mask)
 
 
 def _remaining_batches(

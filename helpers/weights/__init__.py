@@ -1,6 +1,6 @@
 """Checkpoints → BertWeights. One module per format; canonical names are listed in `canonical.py`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,14 +14,13 @@ from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_fini
 class BertWeights:
     """The tensors of one BERT with a SQuAD head, under their canonical names (`canonical.py`), float32.
 
-    `ranges` holds the quantization ranges (`<tensor>_amax`) of QAT checkpoints, float32, scalar or [out, 1], and those
-    that calibration adds (helpers/quantization.py).
-    `gelu` is what `hidden_act: gelu` means where the checkpoint came from: "tanh" (Google, Megatron) or "erf" (PyTorch).
-    `source` names the file, for messages.
+    `config` is the model's, GELU's formula settled: what its file leaves open, the checkpoint's origin says.
+    `ranges` holds the quantization ranges (`<tensor>_amax`) of QAT checkpoints, float32, scalar, [out, 1] of a kernel,
+    or [in] of an input's channels (helpers/quantization.py). `source` names the file, for messages.
     """
 
     tensors: dict[str, np.ndarray]
-    gelu: str
+    config: BertConfig
     source: str
     ranges: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -33,8 +32,10 @@ class BertWeights:
         return np.concatenate([self.tensors[name] for name in names])
 
 
-def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None, megatron=None) -> BertWeights:
-    """The weights of one checkpoint, checked against `config`.
+def load_weights(
+    config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None, megatron=None, gelu: str | None = None
+) -> BertWeights:
+    """The weights of one checkpoint, checked against `config`. `gelu` overrules what config and checkpoint say.
 
     One of: `tensorflow`, a checkpoint's prefix (`model.ckpt`); `pytorch`, a .safetensors or .bin/.pt file or a
     Hugging Face folder; `onnx`, a model file; `megatron`, a pickle of arrays. Arrays are float32, C-contiguous, the caller's own.
@@ -51,16 +52,20 @@ def load_weights(config: BertConfig, *, tensorflow=None, pytorch=None, onnx=None
         from helpers.weights.onnx_model import load_onnx as load
     else:
         from helpers.weights.megatron_pickle import load_megatron as load
-    return bert_weights(load(named[0]), config)
+    return bert_weights(load(named[0]), config, gelu)
 
 
-def bert_weights(stored: StoredCheckpoint, config: BertConfig) -> BertWeights:
-    """Read `stored` into memory, once it is known to be what `config` asks for. Raises DemoBertError."""
+def bert_weights(stored: StoredCheckpoint, config: BertConfig, gelu: str | None = None) -> BertWeights:
+    """Read `stored` into memory, once it is known to be what `config` asks for. Raises DemoBertError.
+
+    GELU's formula is `gelu`, else the configuration's, else what `hidden_act: gelu` means where `stored` comes from.
+    """
     source = stored.source
     check_shapes(stored.tensors, config, source, stored.extra)
     tensors = {name: _float32(tensor) for name, tensor in stored.tensors.items()}
     check_weights(tensors, config, source)
-    return BertWeights(tensors, stored.gelu, source, _ranges(stored))
+    config = replace(config, gelu=gelu or config.gelu or stored.gelu)
+    return BertWeights(tensors, config, source, _ranges(stored))
 
 
 def _float32(tensor: StoredTensor) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from helpers.bert_config import BertConfig
-from helpers.errors import DemoBertError
+from helpers.errors import ERROR_LENGTH, DemoBertError, one_line
 
 #: How many names of one kind an error lists before it only counts the rest.
 _MAX_LISTED = 4
@@ -116,17 +116,10 @@ def _complain(source: str, **faults: list) -> None:
     listed = [f"{kind.replace('_', ' ')}: {_cut(names)}" for kind, names in faults.items() if names]
     if listed:
         hint = "" if "not_finite" in faults else "; is this checkpoint the one the configuration belongs to?"
-        raise DemoBertError(one_line(f"{source} can't be used: {'; '.join(listed)}{hint}"))
+        raise DemoBertError(one_line(f"{source} can't be used: {'; '.join(listed)}{hint}", ERROR_LENGTH))
 
 
 def _cut(names: list) -> str:
     shown = [str(name)[:150] for name in names[:_MAX_LISTED]]
     rest = len(names) - len(shown)
     return ", ".join(shown) + (f" ... and {rest} more" if rest else "")
-
-
-def one_line(text, limit: int = 1500) -> str:
-    """`text` (or an exception) as one printable line, cut to `limit` characters."""
-    words = "".join(char if char.isprintable() else " " for char in str(text)).split()
-    line = " ".join(words)
-    return line if len(line) <= limit else line[: limit - 4] + " ..."

@@ -2,8 +2,8 @@
 
 import re
 
-from helpers.errors import DemoBertError
-from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
+from helpers.errors import DemoBertError, one_line
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor
 from helpers.weights.plain_pickle import read_plain_pickle
 
 _PREFIX = re.compile(r"^(?:(?:module|model|state_dict|language_model|bert|encoder|transformer)_)*")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.errors import DemoBertError, missing_package
+from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import require_file
-from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor
 from helpers.weights.paths import file_inside
 from helpers.weights.pytorch_names import canonical_name
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, one_line
 from helpers.files import require_file
-from helpers.weights.canonical import one_line
 
 
 def file_inside(folder: Path, name: str, what: str) -> Path:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, one_line
 from helpers.files import require_file
-from helpers.weights.canonical import StoredTensor, one_line
+from helpers.weights.canonical import StoredTensor
 
 #: The checkpoint of a BERT with 48 layers and every range has about 100 thousand; each may cost some hundred bytes.
 _MAX_OPCODES = 1_000_000

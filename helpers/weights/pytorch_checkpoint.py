@@ -5,9 +5,9 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from helpers.errors import DemoBertError, missing_package
+from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import read_json, require_file
-from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor
 from helpers.weights.paths import file_inside
 from helpers.weights.pytorch_names import canonical_name, is_skipped
 from helpers.weights.safetensors_file import read_safetensors

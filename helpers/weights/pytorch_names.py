@@ -110,7 +110,7 @@ def pytorch_name(name: str) -> str:
     """
     layer = _CANONICAL_LAYER.match(name)
     names, inner = (_LAYER_NAMES, layer[2]) if layer else (_OTHER_NAMES, name)
-    found = next(theirs for theirs, ours in names.items() if ours == inner)
+    found = next(theirs for theirs, ours in names.items() if ours == inner)  # the first: "weight" before "gamma"
     if layer:
         found = f"encoder.layer.{layer[1]}.{found}"
     return found if found.startswith("qa_outputs.") else f"bert.{found}"
@@ -119,16 +119,3 @@ def pytorch_name(name: str) -> str:
 def is_skipped(name: str) -> bool:
     """Whether a parameter is known not to belong to the SQuAD network."""
     return bool(_SKIPPED.search(name) or _QUANTIZER_STATE.search(name))
-
-
-def parameter_name(canonical: str) -> str:
-    """The name that Hugging Face's BertForQuestionAnswering gives a canonical tensor: the way back of canonical_name."""
-    layer = re.match(r"l([0-9]+)_(.+)", canonical)
-    if layer:
-        return f"bert.encoder.layer.{layer[1]}.{_named(_LAYER_NAMES, layer[2])}"
-    prefix = "" if canonical.startswith("cls_squad") else "bert."
-    return prefix + _named(_OTHER_NAMES, canonical)
-
-
-def _named(names: dict[str, str], canonical: str) -> str:
-    return next(name for name, known in names.items() if known == canonical)  # the first: "weight" before "gamma"

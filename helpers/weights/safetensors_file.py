@@ -1,8 +1,8 @@
 """Reading .safetensors, bfloat16 included; the safetensors package checks the header."""
 
-from helpers.errors import DemoBertError, missing_package
+from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import require_file
-from helpers.weights.canonical import StoredTensor, one_line
+from helpers.weights.canonical import StoredTensor
 
 
 def read_safetensors(path) -> dict[str, StoredTensor]:

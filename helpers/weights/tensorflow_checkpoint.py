@@ -4,9 +4,9 @@ import contextlib
 import os
 import re
 
-from helpers.errors import DemoBertError, missing_package
+from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import require_file
-from helpers.weights.canonical import StoredCheckpoint, StoredTensor, one_line
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor
 
 _LAYER = re.compile(r"^bert/encoder/layer_([0-9]{1,6})/(.+)$")
 

@@ -8,6 +8,19 @@ from helpers.errors import missing_package
 _BLOB_MAGIC = b"RR_UPCVO"
 
 
+#: Options that only TensorRT can obey, and what this backend does instead.
+IGNORED_OPTIONS = {
+    "strict": "it always computes in the precision asked for",
+    "workspace_mib": "it takes the memory that it needs",
+    "timing_cache": "it times no tactics",
+    "distributive_independence": "its rows do not depend on the batch around them",
+    "plugin_version": "it has no plugins",
+    "force_int8_skipln": "its int8 is in the dense layers, where the time is",
+    "interleaved": "its own layout is the fastest that it has",
+    "compute_capabilities": "it runs on the CPU",
+}
+
+
 def usable() -> tuple[bool, str]:
     """OpenVINO's CPU engine runs wherever its package is installed."""
     try:
@@ -17,13 +30,8 @@ def usable() -> tuple[bool, str]:
     return True, "OpenVINO runs on this CPU"
 
 
-def check(config, options):
-    engine = _engine_module()
-    engine.check_options(engine.ov.Core(), options)
-
-
-def build(config, weights, gelu, options):
-    return _engine_module().build(config, weights, gelu, options)
+def prepare(config, options):
+    return _engine_module().PreparedOpenVINO(config, options)
 
 
 def load(path, card, throughput=False):

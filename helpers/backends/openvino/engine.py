@@ -10,9 +10,9 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.passes import ConstantFolding, Manager
 
-from helpers.backends.base import BuildOptions, BuiltEngine, Engine
+from helpers.backends.base import BuildOptions, BuiltEngine, Engine, Prepared
 from helpers.backends.openvino.layers import PackedLayers, PaddedLayers
-from helpers.batching import Batch
+from helpers.batching import INPUT_NAMES, Batch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.engine_card import EngineCard
@@ -28,11 +28,7 @@ LENGTH_MULTIPLE = 16
 #: OpenVINO's type for each precision of the card.
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
-#: The network's inputs in each layout, in their order.
-INPUTS = {
-    "padded": ["input_ids", "segment_ids", "input_mask"],
-    "packed": ["input_ids", "segment_ids", "cu_seqlens", "max_seqlen"],
-}
+#: The form of the network in each layout.
 LAYERS = {"padded": PaddedLayers, "packed": PackedLayers}
 
 _OVERFLOW_NOTE = (
@@ -55,7 +51,7 @@ def int8_overflows(core: ov.Core) -> bool:
     largest, ones = int(LARGEST["int8"]), np.ones((1, 16, 64), np.float32)
     quantization = Quantization("int8", {"probe_input_amax": np.float32(largest)}, "the probe")
     hidden = op.parameter(ones.shape, np.float32)
-    layers = PaddedLayers(None, 1, 1, quantization)
+    layers = PaddedLayers(None, 1, 1, quantization)  # one dense layer needs no configuration
     product = layers.dense(hidden, largest * ones[0], np.zeros(16, np.float32), "probe")
     model = ov.Model([op.result(product)], [hidden], "probe")
     sums = core.compile_model(model, DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})(largest * ones)[0]
@@ -77,22 +73,37 @@ def compile_network(core: ov.Core, model: ov.Model, precision: str, multiply_in_
     return core.compile_model(model, DEVICE, settings)
 
 
-def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions) -> BuiltEngine:
-    """Compile BERT for this machine's CPU. One engine serves every batch size and length up to the largest."""
-    core = ov.Core()
-    check_options(core, options)
-    quantization = Quantization("int8", weights.ranges, weights.source) if options.int8 else None
-    sizes = (options.max_batch_size, options.max_sequence_length)
-    layers = LAYERS[options.layout](config, *sizes, quantization, options.int8 and options.force_int8_multihead)
-    build_bert(layers, config, weights, gelu, options.megatron)
-    precision = half_precision(core) if options.fp16 else "bf16" if options.bf16 else "fp32"
-    overflows = options.int8 and int8_overflows(core)
-    blob = compile_network(core, layers.model(), precision, overflows).export_model().getbuffer()
-    device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-    precisions = ["int8", precision] if options.int8 else [precision]
-    notes = [_OVERFLOW_NOTE] if overflows else []
-    notes += [f"--fp16: this CPU's half type is {precision}"] if options.fp16 else []
-    return BuiltEngine(blob, _build_number(), device, "layers", precisions, notes=notes)
+class PreparedOpenVINO(Prepared):
+    """Compiles BERT for this machine's CPU. One engine serves every batch size and length up to the largest.
+
+    Raises UsageError for what this CPU or OpenVINO can't do.
+    """
+
+    def __init__(self, config: BertConfig, options: BuildOptions):
+        super().__init__(config, options)
+        self._core = ov.Core()
+        check_options(self._core, options)
+
+    def build(self, weights: BertWeights, quantization: Quantization | None = None) -> BuiltEngine:
+        core, options = self._core, self.options
+        sizes = (options.max_batch_size, options.max_sequence_length)
+        attention = quantization is not None and self._quantizes_attention(quantization)
+        layers = LAYERS[options.layout](weights.config, *sizes, quantization, attention)
+        build_bert(layers, weights.config, weights, options.megatron)
+        precision = half_precision(core) if options.precision == "fp16" else options.precision
+        overflows = quantization is not None and int8_overflows(core)
+        blob = compile_network(core, layers.model(), precision, overflows).export_model().getbuffer()
+        device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
+        precisions = [precision] if quantization is None else [quantization.kind, precision]
+        notes = [_OVERFLOW_NOTE] if overflows else []
+        notes += [f"--fp16: this CPU's half type is {precision}"] if options.precision == "fp16" else []
+        return BuiltEngine(blob, _build_number(), device, "layers", precisions, notes=notes)
+
+    def _quantizes_attention(self, quantization: Quantization) -> bool:
+        """Whether query and key meet in int8: where it is asked for; and where half precision asks for speed, not for
+        float32's accuracy, and no training says what may be rounded."""
+        calibrated_for_speed = not quantization.trained and self.options.precision != "fp32"
+        return self.options.force_int8_multihead or calibrated_for_speed
 
 
 def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
@@ -127,11 +138,11 @@ def _check_sizes(path: Path, card: EngineCard, compiled: ov.CompiledModel) -> No
 
 def check_options(core: ov.Core, options: BuildOptions) -> None:
     """Raises UsageError for what this CPU or OpenVINO can't do."""
-    if options.bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+    if options.precision == "bf16" and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise UsageError(
             "this CPU does not compute in bfloat16; take --fp16 (its own half type, if it has one) or fp32"
         )
-    if options.fp8:
+    if options.quantize == "fp8":
         raise UsageError("--fp8 takes an NVIDIA GPU and a native TensorRT network; the CPU has --int8")
     if options.network != "auto":
         raise UsageError(f"--network {options.network} is a form of TensorRT's; the openvino backend has one form only")
@@ -176,7 +187,7 @@ class OpenVINOEngine(Engine):
         # Every new length has kernels compiled for it (3 to 4 ms), and they work on blocks of 16 rows anyway.
         return min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self.card.max_sequence_length)
 
-    def _timed_run(self, batch: Batch) -> Callable[[], float]:
+    def timed_run(self, batch: Batch) -> Callable[[], float]:
         request = self._compiled.create_infer_request()
         for name, array in _inputs(batch).items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -245,13 +256,7 @@ def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
         precision=[precision],
         batch_sizes=[batch_size],
         sequence_lengths=[length],
-        config=None,
-        do_lower_case=True,
-        vocab_file=None,
-        vocab_sha256=None,
-        engine_sha256="",
         engine_bytes=path.stat().st_size,
-        settings={},
     )
 
 
@@ -259,8 +264,8 @@ def _blob_sizes(path: Path, compiled: ov.CompiledModel) -> tuple[str, int, int]:
     """Layout, largest batch size and longest sequence, from the blob's inputs. Raises DemoBertError for others'."""
     names = [value.get_any_name() for value in compiled.inputs]
     largest = [[size.get_max_length() for size in value.get_partial_shape()] for value in compiled.inputs]
-    if names == INPUTS["padded"]:
+    if names == list(INPUT_NAMES["padded"]):
         return "padded", largest[0][0], largest[0][1]
-    if names == INPUTS["packed"]:
+    if names == list(INPUT_NAMES["packed"]):
         return "packed", largest[2][0] - 1, largest[3][0]
     raise DemoBertError(f"{path} is an OpenVINO blob, but not one of builder.py's: its inputs are {names}")

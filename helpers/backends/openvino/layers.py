@@ -5,17 +5,20 @@ subtraction, which would divide by gamma; over [1, T, E] it keeps them, as in pa
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass, replace
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from helpers.backends.base import NetworkLayers, Normalised
+from helpers.batching import INPUT_NAMES
 from helpers.bert_config import BertConfig
+from helpers.network_layers import NetworkLayers, Normalised
 from helpers.quantization import (
     GELU_MINIMUM,
     MATMUL_INPUTS,
     Quantization,
+    QuantizedDense,
     is_gelu_output,
     matmul_input_name,
     to_int8,
@@ -23,6 +26,24 @@ from helpers.quantization import (
 
 #: Added to the score of a padded key: e^-30000 is 0 in every float type, and -30000 is exact enough in all of them.
 MASKED_SCORE = -30000.0
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A dense layer's kernel [out, in] as a product takes it: in int8 of `steps` [out], or, where they are None, in float.
+
+    The product's input comes in units of `unit`, raised by `raised_by`.
+    """
+
+    values: np.ndarray
+    steps: np.ndarray | None = None
+    unit: float = 1.0
+    raised_by: float = 0.0
+
+    def split(self, count: int) -> list["_Kernel"]:
+        """As so many kernels of as many rows each."""
+        steps = [None] * count if self.steps is None else np.split(self.steps, count)
+        return [replace(self, values=part, steps=step) for part, step in zip(np.split(self.values, count), steps)]
 
 
 class OpenVINOLayers(NetworkLayers):
@@ -33,12 +54,20 @@ class OpenVINOLayers(NetworkLayers):
     key meet in int8, too, where their ranges are known, which pays from some 300 tokens on.
     """
 
-    def __init__(self, config: BertConfig, quantization: Quantization | None = None, quantize_attention: bool = False):
+    def __init__(
+        self,
+        config: BertConfig,
+        max_batch_size: int,
+        max_sequence_length: int,
+        quantization: Quantization | None = None,
+        quantize_attention: bool = False,
+    ):
         self._config = config
         self._quantization = quantization
         self._quantize_attention = quantize_attention
         self._inputs = []
         self._logits = None
+        self._make_inputs(max_batch_size, max_sequence_length)
 
     def model(self) -> ov.Model:
         """The finished network, after `squad_output`."""
@@ -56,12 +85,10 @@ class OpenVINOLayers(NetworkLayers):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
         # scores by 1/√H, at no cost when the network runs.
         factors = (self._config.attention_scale, 1, 1)
-        hidden, kernel, step, unit = self._quantized_input(hidden, kernel, name)
-        steps = (None,) * 3 if step is None else np.split(step, 3)
-        parts = zip(("query", "key", "value"), np.split(kernel, 3), np.split(bias, 3), factors, steps)
+        hidden, kernel = self._quantized(hidden, kernel, name)
+        parts = zip(("query", "key", "value"), kernel.split(3), np.split(bias, 3), factors)
         query, key, value = (
-            self._product(hidden, part, offset, step, f"{name}_{which}", factor, unit)
-            for which, part, offset, factor, step in parts
+            self._product(hidden, part, offset, f"{name}_{which}", factor) for which, part, offset, factor in parts
         )
         if self._quantize_attention:
             query = self._attention_input(query, name, 0, self._config.attention_scale)
@@ -69,23 +96,7 @@ class OpenVINOLayers(NetworkLayers):
         return query, key, value
 
     def dense(self, hidden, kernel, bias, name):
-        if self._quantization is not None and is_gelu_output(name):
-            return self._dense_after_gelu(hidden, kernel, bias, name)
-        hidden, kernel, step, unit = self._quantized_input(hidden, kernel, name)
-        return self._product(hidden, kernel, bias, step, name, unit=unit)
-
-    def _dense_after_gelu(self, hidden, kernel, bias, name):
-        """A dense layer of int8 whose input a GELU put out.
-
-        That is never below -0.17, so it takes its 256 steps between there and its range: twice as fine as even ones. It is
-        raised so that they begin at 0, which the bias takes back: without a zero point OpenVINO does more of the layer in
-        one kernel (2 % of BERT-base's time, with AMX).
-        """
-        step = (self._quantization.dense_input(name) + GELU_MINIMUM) / 255
-        lowest = -np.rint(GELU_MINIMUM / step) * step  # a whole number of steps, so that 0 stays exact
-        hidden = _rounded(hidden, lowest, lowest + 255 * step, f"{name}_input", raised_by=-lowest)
-        kernel_steps = self._quantization.steps(self._quantization.kernel(name, kernel))
-        return self._product(hidden, kernel, bias, kernel_steps, name, raised_by=-lowest)
+        return self._product(*self._quantized(hidden, kernel, name), bias, name)
 
     def gelu(self, hidden, formula, name):
         return op.gelu(hidden, formula, name=name)
@@ -95,8 +106,12 @@ class OpenVINOLayers(NetworkLayers):
         return Normalised(self._normalise(total, gamma, beta, name), total)
 
     def squad_output(self, hidden, kernel, bias, name):
-        self._logits = op.result(self._output(self._product(hidden, kernel, bias, None, name)))
+        self._logits = op.result(self._output(self._product(hidden, _Kernel(kernel), bias, name)))
         self._logits.output(0).set_names({"logits_out"})
+
+    @abstractmethod
+    def _make_inputs(self, max_batch_size: int, max_sequence_length: int) -> None:
+        """Makes the network's inputs, by `_parameter`, and what positions and attention need of them."""
 
     @abstractmethod
     def _positions(self, table):
@@ -112,44 +127,56 @@ class OpenVINOLayers(NetworkLayers):
         self._inputs.append(parameter)
         return parameter
 
-    def _product(
-        self, hidden, kernel, bias, step, name, factor: float = 1.0, unit: float = 1.0, raised_by: float = 0.0
-    ):
-        """(unit · (hidden - raised_by) · kernelᵀ + bias) · factor.
-
-        `step` [out]: the kernel in int8 of these steps; None: in float, where `unit` has to be 1, `raised_by` 0.
-        """
+    def _product(self, hidden, kernel: "_Kernel", bias, name, factor: float = 1.0):
+        """(kernel.unit · (hidden - kernel.raised_by) · kernelᵀ + bias) · factor."""
         factor = np.float32(factor)
-        if step is None:
-            weight = _constant(kernel * factor, f"{name}_kernel")
+        if kernel.steps is None:
+            weight = _constant(kernel.values * factor, f"{name}_kernel")
         else:
-            integers, scale = to_int8(kernel, step[:, None]), step * np.float32(unit)
-            if raised_by:
-                bias = bias - raised_by * integers.sum(1, dtype=np.float64) * scale
+            integers, scale = to_int8(kernel.values, kernel.steps[:, None]), kernel.steps * np.float32(kernel.unit)
+            if kernel.raised_by:
+                bias = bias - kernel.raised_by * integers.sum(1, dtype=np.float64) * scale
             integers = op.constant(integers, name=f"{name}_kernel")
             weight = op.multiply(op.convert(integers, "f32"), _constant(scale[:, None] * factor, f"{name}_step"))
         product = op.matmul(hidden, weight, False, True, name=name)
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
 
-    def _quantized_input(self, hidden, kernel, name):
-        """A dense layer's input (no GELU's) in int8, the kernel for it, the kernel's steps, the unit of their product.
-
-        In a float network input and kernel as they are, None and 1.
-
-        It is divided by its range, each channel by its own where they are known, and rounded there: OpenVINO then rounds in
-        the kernel of that multiplication, in any float type. A FakeQuantize alone it computes by an operation of its own,
-        in float32. A multiplication by one number would be moved into the FakeQuantize, so the first is another, by its
-        last bit.
-        """
+    def _quantized(self, hidden, kernel, name) -> tuple:
+        """A dense layer's input, rounded to int8 in a quantized network, and its kernel as a _Kernel."""
         if self._quantization is None:
-            return hidden, kernel, None, 1.0
-        kernel, amax, limits = self._quantization.evened(name, kernel)
-        unit = self._quantization.dense_input(name) if limits is None else 1.0
-        inverse = np.full(kernel.shape[1], 1 / unit, np.float32) if limits is None else 1 / limits
+            return hidden, _Kernel(kernel)
+        quantized = self._quantization.dense(name, kernel)
+        steps = self._quantization.steps(quantized.kernel_amax)
+        if is_gelu_output(name):
+            hidden, raised_by = self._rounded_gelu(hidden, quantized.input_amax, name)
+            return hidden, _Kernel(quantized.kernel, steps, raised_by=raised_by)
+        return self._rounded_input(hidden, quantized, name), _Kernel(quantized.kernel, steps, quantized.input_amax)
+
+    def _rounded_input(self, hidden, quantized: QuantizedDense, name):
+        """A dense layer's input (no GELU's), divided by its range and rounded.
+
+        Each channel is divided by its own range where they are known. OpenVINO rounds in the kernel of that
+        multiplication, in any float type; a FakeQuantize alone it computes by an operation of its own, in float32. A
+        multiplication by one number would be moved into the FakeQuantize, so the first is another, by its last bit.
+        """
+        if quantized.limits is None:
+            inverse = np.full(quantized.kernel.shape[1], 1 / quantized.input_amax, np.float32)
+        else:
+            inverse = 1 / quantized.limits
         inverse[0] = np.nextafter(inverse[0], np.float32(0))
         shares = op.multiply(hidden, self._last_axis(inverse, f"{name}_input_inverse"))
-        shares = _rounded(shares, *self._even_limits(1.0), f"{name}_input")
-        return shares, kernel, self._quantization.steps(amax), unit
+        return _rounded(shares, *self._even_limits(1.0), f"{name}_input")
+
+    def _rounded_gelu(self, hidden, amax: float, name) -> tuple:
+        """A GELU's output, rounded, and what it is raised by.
+
+        That is never below -0.17, so it takes its 256 steps between there and its range: twice as fine as even ones. It
+        is raised so that they begin at 0, which the bias takes back: without a zero point OpenVINO does more of the
+        layer in one kernel (2 % of BERT-base's time, with AMX).
+        """
+        step = (amax + GELU_MINIMUM) / 255
+        lowest = -np.rint(GELU_MINIMUM / step) * step  # a whole number of steps, so that 0 stays exact
+        return _rounded(hidden, lowest, lowest + 255 * step, f"{name}_input", raised_by=-lowest), -lowest
 
     def _attention_input(self, part, name, which: int, factor: float = 1.0):
         """Query or key, rounded to int8 for their product where its range is known; `factor`: what scales the values."""
@@ -194,18 +221,10 @@ class OpenVINOLayers(NetworkLayers):
 class PaddedLayers(OpenVINOLayers):
     """int32 inputs [1..max_batch, 1..max_length], activations [B, S, E], logits [B, S, 2]."""
 
-    def __init__(
-        self,
-        config: BertConfig,
-        max_batch_size: int,
-        max_sequence_length: int,
-        quantization: Quantization | None = None,
-        quantize_attention: bool = False,
-    ):
-        super().__init__(config, quantization, quantize_attention)
+    def _make_inputs(self, max_batch_size, max_sequence_length):
         shape = ov.Dimension(1, max_batch_size), ov.Dimension(1, max_sequence_length)
         self._input_ids, self._segment_ids, input_mask = (
-            self._parameter(name, *shape) for name in ("input_ids", "segment_ids", "input_mask")
+            self._parameter(name, *shape) for name in INPUT_NAMES["padded"]
         )
         self._mask_scores = _scores_of_masked_keys(input_mask)
 
@@ -224,15 +243,7 @@ class PackedLayers(OpenVINOLayers):
     gathered back, by indices that the network computes from `cu_seqlens` once, for all layers.
     """
 
-    def __init__(
-        self,
-        config: BertConfig,
-        max_batch_size: int,
-        max_sequence_length: int,
-        quantization: Quantization | None = None,
-        quantize_attention: bool = False,
-    ):
-        super().__init__(config, quantization, quantize_attention)
+    def _make_inputs(self, max_batch_size, max_sequence_length):
         tokens = ov.Dimension(1, max_batch_size * max_sequence_length)
         input_ids = self._parameter("input_ids", tokens)
         segment_ids = self._parameter("segment_ids", tokens)

@@ -7,10 +7,9 @@ import openvino as ov
 from openvino import opset13 as op
 
 from helpers import quantization
-from helpers.backends.openvino.engine import DEVICE, INPUTS
+from helpers.backends.openvino.engine import DEVICE
 from helpers.backends.openvino.layers import PaddedLayers
 from helpers.batching import PaddedBatch
-from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.weights import BertWeights
 
@@ -21,8 +20,8 @@ class ObservingLayers(PaddedLayers):
     The ranges of query, key and value's input are one tensor's: `l<i>_attention_self_query_input_amax` stands for three.
     """
 
-    def __init__(self, config: BertConfig, max_sequence_length: int):
-        super().__init__(config, 1, max_sequence_length)
+    def _make_inputs(self, max_batch_size, max_sequence_length):
+        super()._make_inputs(max_batch_size, max_sequence_length)
         self.observed = {}
 
     def model(self) -> ov.Model:
@@ -55,18 +54,15 @@ class ObservingLayers(PaddedLayers):
         self.observed[quantization.FINAL_NAME] = hidden
 
 
-def observe(
-    config: BertConfig, weights: BertWeights, gelu: str, pre_normalised: bool, batches: list[PaddedBatch]
-) -> Iterator[dict[str, np.ndarray]]:
+def observe(weights: BertWeights, pre_normalised: bool, batches: list[PaddedBatch]) -> Iterator[dict[str, np.ndarray]]:
     """Run the float32 network on batches of one row without padding; yield each one's tensors, float32, by range name.
 
     The arrays are valid until the next are asked for.
     """
-    layers = ObservingLayers(config, max(batch.sequence_length for batch in batches))
-    build_bert(layers, config, weights, gelu, pre_normalised)
+    layers = ObservingLayers(weights.config, 1, max(batch.sequence_length for batch in batches))
+    build_bert(layers, weights.config, weights, pre_normalised)
     compiled = ov.Core().compile_model(layers.model(), DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
     for batch in batches:
-        inputs = batch.inputs()
-        request.infer({name: inputs[name] for name in INPUTS["padded"]}, share_inputs=True)
+        request.infer(batch.inputs(), share_inputs=True)
         yield {name: request.get_output_tensor(i).data for i, name in enumerate(layers.observed)}

@@ -2,29 +2,30 @@
 
 from pathlib import Path
 
-from helpers.backends.tensorrt import building, engine, module
+from helpers.backends.tensorrt import engine, gpu, module
+from helpers.backends.tensorrt.plan_builder import PreparedPlan
 from helpers.errors import DemoBertError
 
 FLAVOUR = module.TENSORRT
+
+
+#: Options that change nothing here: none.
+IGNORED_OPTIONS = {}
 
 
 def usable(flavour: module.Flavour = FLAVOUR) -> tuple[bool, str]:
     """Whether TensorRT imports and a GPU answers; the reason names either."""
     try:
         trt = module.load(flavour)
-        device = module.gpu(module.cuda_driver())
+        device = gpu.gpu(gpu.cuda_driver())
     except DemoBertError as error:
         missing = isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == flavour.module
         return False, f"{flavour.module} is not installed" if missing else str(error)
     return True, f"{flavour.module} {trt.__version__} runs on {device}"
 
 
-def check(config, options):
-    building.check_options(config, options, FLAVOUR)
-
-
-def build(config, weights, gelu, options):
-    return building.build(config, weights, gelu, options, FLAVOUR)
+def prepare(config, options):
+    return PreparedPlan(config, options, FLAVOUR)
 
 
 def load(path, card, throughput=False):

@@ -1,6 +1,6 @@
 """TensorRT's BERT plugins (TensorRT 8.6 to 10.x): their names, their versions by layout, and how they are made.
 
-Names, versions and fields: NVIDIA's plugin documentation, as shared/spec/tensorrt.md gathers it.
+Names, versions and fields: the README files of NVIDIA's plugins (github.com/NVIDIA/TensorRT, folder plugin).
 """
 
 from dataclasses import dataclass

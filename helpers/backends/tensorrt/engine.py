@@ -9,20 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from helpers.backends.base import Engine
-from helpers.backends.tensorrt.building import RTX_DEVICE, Profile
-from helpers.backends.tensorrt.module import (
-    Flavour,
-    Gpu,
-    cuda_driver,
-    explain,
-    gpu,
-    load,
-    logger_of,
-    plugin_registry,
-    rtx_supports,
-)
-from helpers.backends.tensorrt.network_writer import INPUTS
-from helpers.batching import Batch, PaddedBatch
+from helpers.backends.tensorrt.gpu import Gpu, cuda_driver, gpu, rtx_supports
+from helpers.backends.tensorrt.module import Flavour, explain, load, logger_of, plugin_registry
+from helpers.backends.tensorrt.plan_builder import RTX_DEVICE, Profile
+from helpers.batching import INPUT_NAMES, Batch, PaddedBatch
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 
@@ -137,7 +127,7 @@ class Session:
 
     @property
     def inputs(self) -> tuple:
-        return INPUTS[self.layout]
+        return INPUT_NAMES[self.layout]
 
     def _check_interface(self, path) -> None:
         """Sets `layout`. Raises DemoBertError unless inputs and output are those of a BERT engine of either layout."""
@@ -255,7 +245,7 @@ class TensorRTEngine(Engine):
 
     def __init__(self, card: EngineCard, session: Session, device: Gpu):
         super().__init__(card)
-        self._session = session
+        self.session = session
         self._device = device
         # Closes at the latest when the interpreter ends, while CUDA still answers.
         self._finalizer = weakref.finalize(self, session.close)
@@ -266,10 +256,10 @@ class TensorRTEngine(Engine):
 
     def padded_length(self, length: int) -> int:
         """The shortest length of a profile that holds `length` tokens; `length` itself where none does."""
-        return min((p.length for p in self._session.profiles if p.length >= length), default=length)
+        return min((p.length for p in self.session.profiles if p.length >= length), default=length)
 
     def _infer(self, batch: Batch) -> np.ndarray:
-        session = self._session
+        session = self.session
         with session.current():
             inputs = self._bind(batch)
             session.upload(inputs)
@@ -283,7 +273,7 @@ class TensorRTEngine(Engine):
 
     def _bind(self, batch: Batch) -> dict:
         """Choose the profile for `batch`; its inputs, int32, padded (in a padded engine) to what the profile takes."""
-        session = self._session
+        session = self.session
         index = session.profile_for(batch.batch_size, batch.sequence_length)
         if index is None:
             raise DemoBertError(
@@ -297,8 +287,8 @@ class TensorRTEngine(Engine):
         session.bind(index, inputs)
         return inputs
 
-    def _timed_run(self, batch: Batch) -> Callable[[], float]:
-        session = self._session
+    def timed_run(self, batch: Batch) -> Callable[[], float]:
+        session = self.session
         with session.current():
             session.upload(self._bind(batch))
             session.stream.synchronize()
@@ -316,9 +306,9 @@ class TensorRTEngine(Engine):
 
     def describe(self) -> str:
         card = self.card
-        profiles = len(self._session.profiles)
+        profiles = len(self.session.profiles)
         return (
-            f"{self._session.trt.__name__} {card.backend_version} on {self._device}: {card.network} network, "
+            f"{self.session.trt.__name__} {card.backend_version} on {self._device}: {card.network} network, "
             f"{'+'.join(card.precision)}, {profiles} profile{'s' * (profiles != 1)}, "
             f"batch size up to {card.max_batch_size}, sequence length up to {card.max_sequence_length}"
         )
@@ -347,11 +337,5 @@ def _guess_card(session: Session, device: Gpu, flavour: Flavour, size: int) -> E
         precision=["fp32"],
         batch_sizes=sorted({profile.max_batch for profile in profiles}),
         sequence_lengths=sorted({profile.length for profile in profiles}),
-        config=None,
-        do_lower_case=True,
-        vocab_file=None,
-        vocab_sha256=None,
-        engine_sha256="",
         engine_bytes=size,
-        settings={},
     )

@@ -1,4 +1,4 @@
-"""The `tensorrt` (or `tensorrt_rtx`) module, its logger and plugins, and the GPU: loaded when asked for, not before."""
+"""The `tensorrt` (or `tensorrt_rtx`) module, its logger and its plugins: loaded when asked for, not before."""
 
 import ctypes
 import functools
@@ -6,7 +6,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 
-from helpers.errors import DemoBertError, missing_package
+from helpers.errors import DemoBertError, missing_package, one_line
 
 #: How the CUDA runtime says that there is no driver.
 _NO_DRIVER = "cudaError 35"
@@ -36,42 +36,20 @@ TENSORRT = Flavour("tensorrt", "tensorrt", "requirements-gpu.txt", portable=Fals
 TENSORRT_RTX = Flavour("tensorrt_rtx", "tensorrt_rtx", "requirements-rtx.txt", portable=True)
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU: its name as the driver spells it, and its compute capability (major, minor)."""
-
-    name: str
-    compute_capability: tuple
-
-    def __str__(self) -> str:
-        major, minor = self.compute_capability
-        return f"{self.name} (compute capability {major}.{minor})"
-
-
-def rtx_supports(capability: tuple) -> bool:
-    """Whether TensorRT-RTX 1.7 runs on GPUs of this compute capability: not on Hopper (9.0), nor on B200's 10.x."""
-    return capability in ((7, 5), (8, 0), (8, 6), (8, 9)) or capability >= (12, 0)
-
-
 def load(flavour: Flavour):
     """The TensorRT module. Raises DemoBertError, in one line, where it is missing or can't be loaded."""
     try:
         return importlib.import_module(flavour.module)
     except ModuleNotFoundError as error:
         if error.name != flavour.module:
-            raise _unloadable(flavour.module, error) from error
+            raise unloadable(flavour.module, error) from error
         raise missing_package(flavour.module, f"-r {flavour.requirements}", f"--backend {flavour.backend}") from error
     except Exception as error:  # a library that is missing or too old: ImportError, OSError, RuntimeError by release
-        raise _unloadable(flavour.module, error) from error
+        raise unloadable(flavour.module, error) from error
 
 
-def _unloadable(package: str, error: Exception) -> DemoBertError:
+def unloadable(package: str, error: Exception) -> DemoBertError:
     return DemoBertError(f"the package {package} is installed but can't be loaded: {one_line(error)}")
-
-
-def one_line(text) -> str:
-    """`text` (an error, a log message) in one line."""
-    return " ".join(str(text).split())
 
 
 @functools.cache
@@ -134,43 +112,3 @@ def plan_magic(path) -> bytes:
     """The first four bytes of a file."""
     with open(path, "rb") as file:
         return file.read(len(RTX_PLAN_MAGIC))
-
-
-def cuda_driver():
-    """`pycuda.driver`, initialised. Raises DemoBertError where PyCUDA or a GPU is missing."""
-    try:
-        driver = importlib.import_module("pycuda.driver")
-    except ModuleNotFoundError as error:
-        if not _has_driver():  # whoever has no GPU need not build PyCUDA to be told so
-            raise _no_gpu("NVIDIA's driver is not installed") from error
-        raise missing_package("pycuda", "pycuda", "running on an NVIDIA GPU") from error
-    except Exception as error:  # linked to a driver (libcuda) that is missing, or built for another CUDA
-        raise (_unloadable("pycuda", error) if _has_driver() else _no_gpu(error)) from error
-    try:
-        driver.init()
-        count = driver.Device.count()
-    except driver.Error as error:
-        raise _no_gpu(error) from error
-    if not count:
-        raise _no_gpu("no device found")
-    return driver
-
-
-def _has_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _no_gpu(error) -> DemoBertError:
-    return DemoBertError(
-        f"no NVIDIA GPU answers ({one_line(error)}); an engine built with --backend openvino runs on the CPU"
-    )
-
-
-def gpu(driver, index: int = 0) -> Gpu:
-    """GPU `index` of this machine, by `cuda_driver()`."""
-    device = driver.Device(index)
-    return Gpu(device.name(), tuple(device.compute_capability()))

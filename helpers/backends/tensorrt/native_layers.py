@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.backends.base import NetworkLayers, Normalised, Tensor
-from helpers.backends.tensorrt.network_writer import PADDED_INPUTS, NetworkWriter
+from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import MATMUL_INPUTS, PROBABILITIES, Quantization, matmul_input_name
+from helpers.network_layers import NetworkLayers, Normalised, Tensor
+from helpers.quantization import MATMUL_INPUTS, PROBABILITIES, Quantization, QuantizedDense, matmul_input_name
 
 #: Added to the scores of padding: e^-10000 is 0 in every type, and -10000 fits float16.
 _MASKED_SCORE = -10000.0
@@ -51,7 +51,8 @@ class NativeWriter(NetworkWriter, NetworkLayers):
     a dequantize layer, activations by one scale, kernels by one for each output channel, and the builder takes the
     product to where it can be computed in that type. `quantize_attention`: so do both products of attention.
 
-    A subclass adds the inputs, `input_mask` [B, S] (int32 or bool) among them, and says where a token stands.
+    A subclass adds the inputs for its `sizes`, `input_mask` [B, S] (int32 or bool) among them, and says where a token
+    stands.
     """
 
     rank: int
@@ -63,6 +64,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         logger,
         config: BertConfig,
         precision: str,
+        sizes: tuple[int, int],
         quantization: Quantization | None = None,
         quantize_attention: bool = False,
     ):
@@ -75,6 +77,11 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         self.quantization = quantization
         self.quantize_attention = quantize_attention
         self._attention_mask = None
+        self._make_inputs(*sizes)
+
+    @abstractmethod
+    def _make_inputs(self, *sizes: int) -> None:
+        """Makes the network's inputs, and what positions and attention need of them."""
 
     @abstractmethod
     def _positions(self, table: np.ndarray, name: str) -> Tensor:
@@ -158,14 +165,14 @@ class NativeWriter(NetworkWriter, NetworkLayers):
 
     def _dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str, ranges: str | None) -> Tensor:
         """hidden · kernelᵀ + bias; in a quantized network by the ranges of `ranges`, None: in the network's type."""
-        quantized = self.quantization is not None and ranges is not None
-        if quantized:
-            kernel, channels, limits = self.quantization.evened(ranges, kernel)
-            hidden = self._quantized_input(hidden, limits, name, ranges)
+        quantized = None
+        if self.quantization is not None and ranges is not None:
+            quantized = self.quantization.dense(ranges, kernel)
+            hidden, kernel = self._quantized_input(hidden, quantized, name), quantized.kernel
         weight = self._constant(kernel, (*(1,) * (self.rank - 2), *kernel.shape), f"{name}/kernel")
-        if quantized:
-            weight = self._quantized(weight, channels, f"{name}/kernel", axis=self.rank - 2)
-        in_float16 = self.precision == "fp16" and not quantized
+        if quantized is not None:
+            weight = self._quantized(weight, quantized.kernel_amax, f"{name}/kernel", axis=self.rank - 2)
+        in_float16 = self.precision == "fp16" and quantized is None
         product = (self._summed_in_float32 if in_float16 else self._product)(hidden, weight, f"{name}/matmul")
         return self.elementwise(product, self._row(bias, f"{name}/bias"), "SUM", name)
 
@@ -200,13 +207,12 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         left, right = self._float32(left, f"{name}/left"), self._float32(right, f"{name}/right")
         return self.elementwise(left, right, "SUM", name)
 
-    def _quantized_input(self, hidden: Tensor, limits: np.ndarray | None, name: str, ranges: str) -> Tensor:
-        """A dense layer's input, rounded: each channel by its own of `limits` [in], or all by the range of `ranges`."""
-        if limits is None:
-            return self._quantized(hidden, self.quantization.dense_input(ranges), f"{name}/input")
-        inverse = self._row(1 / limits, f"{name}/input/inverse")
-        shares = self.elementwise(hidden, inverse, "PROD", f"{name}/input/shares")
-        return self._quantized(shares, 1.0, f"{name}/input")
+    def _quantized_input(self, hidden: Tensor, quantized: QuantizedDense, name: str) -> Tensor:
+        """A dense layer's input, rounded: each channel by its own limit, or all by one range."""
+        if quantized.limits is not None:
+            inverse = self._row(1 / quantized.limits, f"{name}/input/inverse")
+            hidden = self.elementwise(hidden, inverse, "PROD", f"{name}/input/shares")
+        return self._quantized(hidden, quantized.input_amax, f"{name}/input")
 
     def _quantized(self, tensor: Tensor, amax, name: str, axis: int | None = None) -> Tensor:
         """`tensor` rounded to the quantized type and back; `amax` is one range, or one for each entry of `axis`."""
@@ -335,30 +341,14 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return self.output(network.add_cast(self.output(layer, f"{name}/normal"), self.type), name)
 
 
-class NativeLayers(NativeWriter):
-    """NetworkLayers for padded input in native layers.
-
-    `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic; `precision`: see NativeWriter.
-    """
+class PaddedNativeLayers(NativeWriter):
+    """NetworkLayers for padded input in native layers. `sizes` are the input's dimensions [B, S], -1 where dynamic."""
 
     rank = 3
 
-    def __init__(
-        self,
-        trt,
-        network,
-        logger,
-        config: BertConfig,
-        precision: str,
-        batch_size: int,
-        sequence_length: int,
-        quantization: Quantization | None = None,
-        quantize_attention: bool = False,
-    ):
-        super().__init__(trt, network, logger, config, precision, quantization, quantize_attention)
+    def _make_inputs(self, batch_size: int, sequence_length: int) -> None:
         self.sequence_length = sequence_length
-        inputs = [network.add_input(name, trt.int32, (batch_size, sequence_length)) for name in PADDED_INPUTS]
-        self.input_ids, self.segment_ids, self.input_mask = inputs
+        self.input_ids, self.segment_ids, self.input_mask = self.network_inputs("padded", (batch_size, sequence_length))
 
     def _positions(self, table: np.ndarray, name: str) -> Tensor:
         """The first S rows of `table` [P, E], as [1, S, E]."""

@@ -6,11 +6,8 @@ else tokens are gathered into padded rows [B, Smax] just around it, by indices t
 
 import numpy as np
 
-from helpers.backends.base import Tensor
 from helpers.backends.tensorrt.native_layers import NativeWriter
-from helpers.backends.tensorrt.network_writer import PACKED_INPUTS
-from helpers.bert_config import BertConfig
-from helpers.quantization import Quantization
+from helpers.network_layers import Tensor
 
 
 def has_packed_attention(trt) -> bool:
@@ -21,46 +18,28 @@ def has_packed_attention(trt) -> bool:
 class PackedNativeLayers(NativeWriter):
     """NetworkLayers for packed input in native layers: ids and segments [T], cu_seqlens [B+1], max_seqlen [Smax].
 
-    `max_tokens` and `max_length` bound T and Smax. `fused`: attention by TensorRT's own kernel for packed tokens, which
-    a builder does not have for every type, head size and GPU; without one such a network fails to build.
+    `sizes` bound T and Smax.
     """
 
     rank = 2
 
-    def __init__(
-        self,
-        trt,
-        network,
-        logger,
-        config: BertConfig,
-        precision: str,
-        max_tokens: int,
-        max_length: int,
-        fused: bool,
-        quantization: Quantization | None = None,
-        quantize_attention: bool = False,
-    ):
-        super().__init__(trt, network, logger, config, precision, quantization, quantize_attention)
-        self.fused = fused
-        inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
-        self.input_ids, self.segment_ids, self.cu_seqlens, self.max_seqlen = inputs
+    def _make_inputs(self, max_tokens: int, max_length: int) -> None:
+        self.input_ids, self.segment_ids, self.cu_seqlens, self.max_seqlen = self.network_inputs("packed", (-1,))
         starts, ends = self._bounds("packing")
         sequence = self._locate_tokens(starts, ends, max_tokens, "packing")
-        if not fused:
-            self._unpad(starts, ends, sequence, max_length, "unpadding")
+        self._prepare_attention(starts, ends, sequence, max_length)
+
+    def _prepare_attention(self, starts: Tensor, ends: Tensor, sequence: Tensor, max_length: int) -> None:
+        """What attention needs of the sequences: the indices that take tokens to padded rows and back."""
+        self._unpad(starts, ends, sequence, max_length, "unpadding")
 
     # Words of NetworkLayers that are not the padded network's
 
     def query_key_value(self, hidden, kernel, bias, name):
         stacked = self._stacked(hidden, kernel, bias, name)
-        if self.fused:
-            shape = (0, 3, self.config.num_attention_heads, self.config.head_size)
-            return self._parts(self.reshaped(stacked, f"{name}/heads", shape=shape), 1, name)
         return self._split_heads(self._gathered(stacked, self.token_of_slot, f"{name}/padded"), name)
 
     def attention(self, query_key_value, name):
-        if self.fused:
-            return self._packed_attention(query_key_value, name)
         padded = super().attention(query_key_value, name)
         slots = self.reshaped(padded, f"{name}/slots", shape=(-1, self.config.hidden_size))
         return self._gathered(slots, self.slot_of_token, f"{name}/packed")
@@ -69,19 +48,6 @@ class PackedNativeLayers(NativeWriter):
 
     def _positions(self, table, name):
         return self._gather(table, self.position, name)
-
-    def _packed_attention(self, query_key_value, name: str) -> Tensor:
-        """softmax(query · keyᵀ) · value within each sequence, [T, N, H] each → [T, E]."""
-        trt, (query, key, value) = self.trt, self._attention_inputs(query_key_value, 3, name)
-        softmax, not_causal = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
-        layer = self.network.add_attention_v2(query, key, value, softmax, not_causal)
-        if layer is not None:
-            layer.query_form = layer.key_value_form = trt.AttentionIOForm.PACKED_NHD
-            layer.query_lengths = layer.key_value_lengths = self.cu_seqlens
-            if self.quantize_attention:
-                self._quantize_probabilities(layer, name)
-        context = self.output(layer, f"{name}/attention")
-        return self.reshaped(context, f"{name}/context", shape=(0, self.config.hidden_size))
 
     def _bounds(self, name: str) -> tuple[Tensor, Tensor]:
         """Where each sequence starts, and where it ends: cu_seqlens without its last, and without its first, [B]."""
@@ -156,3 +122,31 @@ class PackedNativeLayers(NativeWriter):
         if shape.dtype == self.trt.int32:
             return shape
         return self.output(self.network.add_cast(shape, self.trt.int32), name)
+
+
+class FusedPackedNativeLayers(PackedNativeLayers):
+    """The same with attention by TensorRT's own kernel for packed tokens.
+
+    A builder does not have that for every type, head size and GPU; without one such a network fails to build.
+    """
+
+    def _prepare_attention(self, starts, ends, sequence, max_length):
+        pass  # the kernel takes the tokens as they are
+
+    def query_key_value(self, hidden, kernel, bias, name):
+        stacked = self._stacked(hidden, kernel, bias, name)
+        shape = (0, 3, self.config.num_attention_heads, self.config.head_size)
+        return self._parts(self.reshaped(stacked, f"{name}/heads", shape=shape), 1, name)
+
+    def attention(self, query_key_value, name):
+        """softmax(query · keyᵀ) · value within each sequence, [T, N, H] each → [T, E]."""
+        trt, (query, key, value) = self.trt, self._attention_inputs(query_key_value, 3, name)
+        softmax, not_causal = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
+        layer = self.network.add_attention_v2(query, key, value, softmax, not_causal)
+        if layer is not None:
+            layer.query_form = layer.key_value_form = trt.AttentionIOForm.PACKED_NHD
+            layer.query_lengths = layer.key_value_lengths = self.cu_seqlens
+            if self.quantize_attention:
+                self._quantize_probabilities(layer, name)
+        context = self.output(layer, f"{name}/attention")
+        return self.reshaped(context, f"{name}/context", shape=(0, self.config.hidden_size))

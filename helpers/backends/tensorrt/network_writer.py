@@ -2,14 +2,10 @@
 
 import numpy as np
 
-from helpers.backends.base import Tensor
 from helpers.backends.tensorrt.module import explain
+from helpers.batching import INPUT_NAMES
 from helpers.errors import DemoBertError
-
-#: The inputs of each layout, int32: [B, S] each; [T], [T], [B+1], [Smax].
-PADDED_INPUTS = ("input_ids", "segment_ids", "input_mask")
-PACKED_INPUTS = ("input_ids", "segment_ids", "cu_seqlens", "max_seqlen")
-INPUTS = {"padded": PADDED_INPUTS, "packed": PACKED_INPUTS}
+from helpers.network_layers import Tensor
 
 
 class NetworkWriter:
@@ -36,6 +32,10 @@ class NetworkWriter:
         tensor = layer.get_output(index)
         tensor.name = name
         return tensor
+
+    def network_inputs(self, layout: str, shape: tuple) -> list[Tensor]:
+        """The network's inputs, int32, each of `shape`: [B, S], or [n] of a packed network."""
+        return [self.network.add_input(name, self.trt.int32, shape) for name in INPUT_NAMES[layout]]
 
     def refused(self, what: str) -> DemoBertError:
         return explain(self.logger, f"TensorRT refused the {what}")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.backends.base import NetworkLayers, Normalised
 from helpers.backends.tensorrt.bert_plugins import (
     ADD_AND_NORM,
     ATTENTION,
@@ -22,9 +21,10 @@ from helpers.backends.tensorrt.bert_plugins import (
     TYPE_IDS,
     BertPlugins,
 )
-from helpers.backends.tensorrt.network_writer import PACKED_INPUTS, PADDED_INPUTS, NetworkWriter
+from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
+from helpers.network_layers import NetworkLayers, Normalised
 from helpers.quantization import PROBABILITIES, Quantization, matmul_input_name, tensor_ranges
 
 
@@ -41,7 +41,8 @@ class PluginWriter(NetworkWriter, NetworkLayers):
     """What the plugin networks have in common.
 
     `precision` is "fp32" or "fp16": the type that the plugins work in where `int8` does not say otherwise; the builder
-    picks the convolutions' types. A subclass adds the network's inputs, `inputs`, and says what its layout asks for.
+    picks the convolutions' types. A subclass adds the network's inputs, for padded input of `sizes` [B, S], -1 where
+    dynamic, and says what its layout asks for.
 
     rank            of the activations
     head_transpose  what brings the logits into the order of the output
@@ -52,7 +53,15 @@ class PluginWriter(NetworkWriter, NetworkLayers):
     head_transpose: tuple
 
     def __init__(
-        self, trt, network, logger, config: BertConfig, plugins: BertPlugins, precision: str, int8: Int8 | None = None
+        self,
+        trt,
+        network,
+        logger,
+        config: BertConfig,
+        precision: str,
+        sizes: tuple[int, int],
+        plugins: BertPlugins,
+        int8: Int8 | None = None,
     ):
         NetworkWriter.__init__(self, trt, network, logger)
         if precision not in ("fp32", "fp16"):
@@ -66,6 +75,11 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         self.norm_type = TYPE_IDS["int8" if int8 and int8.add_and_norm else precision]
         self.ranges_of = tensor_ranges(config.num_hidden_layers)
         self.own_fields = {}
+        self._make_inputs(*sizes)
+
+    @abstractmethod
+    def _make_inputs(self, batch_size: int, sequence_length: int) -> None:
+        """Sets `inputs` to the network's, and what else the layout asks for. Packed inputs have no fixed sizes."""
 
     @abstractmethod
     def _embedding_inputs(self, name: str) -> list:
@@ -216,8 +230,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
 class TypedPluginWriter(PluginWriter):
     """The plugins that are told their types: those of padded networks, and of packed ones that are not interleaved."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def _make_inputs(self, batch_size, sequence_length):
         self.attention_mask = None
         self.own_fields = {
             ATTENTION: {"type_id": self.attention_type, "has_mask": 1},
@@ -235,21 +248,15 @@ class TypedPluginWriter(PluginWriter):
         return [self.attention_mask]
 
 
-class PluginLayers(TypedPluginWriter):
-    """NetworkLayers for padded input through the BERT plugins.
-
-    `batch_size` and `sequence_length` are the input's dimensions, -1 where dynamic; the rest: see PluginWriter.
-    """
+class PaddedPluginLayers(TypedPluginWriter):
+    """NetworkLayers for padded input through the BERT plugins."""
 
     rank = 5
     head_transpose = (1, 0, 2, 3, 4)  # the batch first: [B, S, 2, 1, 1]
 
-    def __init__(
-        self, trt, network, logger, config, plugins, precision: str, batch_size: int, sequence_length: int, int8=None
-    ):
-        super().__init__(trt, network, logger, config, plugins, precision, int8)
-        shape = (batch_size, sequence_length)
-        self.inputs = [network.add_input(name, trt.int32, shape) for name in PADDED_INPUTS]
+    def _make_inputs(self, batch_size, sequence_length):
+        super()._make_inputs(batch_size, sequence_length)
+        self.inputs = self.network_inputs("padded", (batch_size, sequence_length))
         self.own_fields |= {EMBEDDINGS: {"mha_type_id": self.attention_type}}
 
     def _embedding_inputs(self, name):
@@ -266,10 +273,10 @@ class PackedPluginLayers(TypedPluginWriter):
     rank = 4
     head_transpose = (1, 0, 2, 3)  # all start logits, then all end logits: [2, T, 1, 1]
 
-    def __init__(self, trt, network, logger, config, plugins, precision: str, int8=None):
-        super().__init__(trt, network, logger, config, plugins, precision, int8)
-        self.inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
-        self.half_embeddings = self.half_embeddings or int8 is not None
+    def _make_inputs(self, batch_size, sequence_length):
+        super()._make_inputs(batch_size, sequence_length)
+        self.inputs = self.network_inputs("packed", (-1,))
+        self.half_embeddings = self.half_embeddings or self.int8 is not None
         self.own_fields[ATTENTION]["var_seqlen"] = 1
 
     def _embedding_inputs(self, name):
@@ -288,9 +295,8 @@ class InterleavedPluginLayers(PluginWriter):
     rank = 4
     head_transpose = (1, 2, 0, 3)  # all start logits, then all end logits: [2, T, 1, 1]
 
-    def __init__(self, trt, network, logger, config, plugins, precision: str, int8: Int8):
-        super().__init__(trt, network, logger, config, plugins, precision, int8)
-        self.inputs = [network.add_input(name, trt.int32, (-1,)) for name in PACKED_INPUTS]
+    def _make_inputs(self, batch_size, sequence_length):
+        self.inputs = self.network_inputs("packed", (-1,))
         self.half_embeddings = True
 
     def _embedding_inputs(self, name):

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 from helpers.backends import tensorrt
-from helpers.backends.tensorrt import building, engine, module
+from helpers.backends.tensorrt import engine, module
+from helpers.backends.tensorrt.plan_builder import PreparedPlan
 
 FLAVOUR = module.TENSORRT_RTX
+
+
+#: Options that only TensorRT itself can obey.
+IGNORED_OPTIONS = {"timing_cache": "TensorRT-RTX chooses its kernels where the engine runs"}
 
 
 def usable() -> tuple[bool, str]:
@@ -13,12 +18,8 @@ def usable() -> tuple[bool, str]:
     return tensorrt.usable(FLAVOUR)
 
 
-def check(config, options):
-    building.check_options(config, options, FLAVOUR)
-
-
-def build(config, weights, gelu, options):
-    return building.build(config, weights, gelu, options, FLAVOUR)
+def prepare(config, options):
+    return PreparedPlan(config, options, FLAVOUR)
 
 
 def load(path, card, throughput=False):

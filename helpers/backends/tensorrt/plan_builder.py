@@ -1,10 +1,12 @@
 """From BERT's weights to a TensorRT plan: network, builder configuration, optimization profiles, timing cache."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from helpers.backends.base import BuildOptions, BuiltEngine
+from helpers.backends.base import DEFAULT_WORKSPACE_MIB, BuildOptions, BuiltEngine, Prepared
 from helpers.backends.tensorrt.bert_plugins import (
     INTERLEAVED_VERSIONS,
     MAX_PACKED_HEAD_SIZE,
@@ -16,11 +18,17 @@ from helpers.backends.tensorrt.bert_plugins import (
     BertPlugins,
     find_plugins,
 )
-from helpers.backends.tensorrt.module import Flavour, cuda_driver, explain, gpu, load, logger_of, plugin_registry
-from helpers.backends.tensorrt.native_layers import NativeLayers, knows_fp8
-from helpers.backends.tensorrt.native_packed import PackedNativeLayers, has_packed_attention
-from helpers.backends.tensorrt.network_writer import INPUTS
-from helpers.backends.tensorrt.plugin_layers import Int8, InterleavedPluginLayers, PackedPluginLayers, PluginLayers
+from helpers.backends.tensorrt.gpu import cuda_driver, gpu
+from helpers.backends.tensorrt.module import Flavour, explain, load, logger_of, plugin_registry
+from helpers.backends.tensorrt.native_layers import PaddedNativeLayers, knows_fp8
+from helpers.backends.tensorrt.native_packed import FusedPackedNativeLayers, PackedNativeLayers, has_packed_attention
+from helpers.backends.tensorrt.plugin_layers import (
+    Int8,
+    InterleavedPluginLayers,
+    PackedPluginLayers,
+    PaddedPluginLayers,
+)
+from helpers.batching import INPUT_NAMES
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
@@ -35,14 +43,7 @@ AVERAGE_TIMINGS = 8
 RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later"
 RTX_CAPABILITY = (8, 0)
 
-#: Options, the flag they come from, and the compute capability from which GPUs can do it.
-_NEEDED_CAPABILITY = (
-    (("int8", "force_int8_multihead"), "-imh", (7, 5)),
-    (("int8", "force_int8_skipln"), "-iln", (7, 2)),
-    (("fp8",), "--fp8", (8, 9)),
-)
-
-#: The same for packed engines of plugins.
+#: The compute capability from which the packed plugins run.
 PACKED_PLUGIN_CAPABILITY = (7, 2)
 
 #: The plugins' layer norms take no epsilon from the network. Up to this one (Megatron's) that makes no difference in
@@ -86,73 +87,112 @@ def input_shape(options: BuildOptions) -> tuple[int, int]:
     return -1, lengths[0] if len(lengths) == 1 else -1
 
 
-def build(config: BertConfig, weights: BertWeights, gelu: str, options: BuildOptions, flavour: Flavour) -> BuiltEngine:
-    """Build a plan by TensorRT (or TensorRT-RTX). Raises UsageError for what it can't do, DemoBertError if it fails.
+class PreparedPlan(Prepared):
+    """Builds a plan by TensorRT (or TensorRT-RTX). Raises UsageError for what it can't do, DemoBertError if it fails.
 
     TensorRT builds for the GPU of this machine; TensorRT-RTX needs none, and builds for `options.compute_capabilities`
     ("8.6", "12.0"…; none: its default).
     """
-    trt = load(flavour)
-    logger = logger_of(trt)
-    logger.start(options.verbose)
-    device, capability = _device(options, flavour)
-    _refuse_what_is_missing(trt, options, flavour)
-    plugins = _plugins(trt, logger, config, options, capability)
-    quantization = _quantization(options, weights)
-    precision = _precision(options)
 
-    weakly_typed = plugins is not None or not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    builder = trt.Builder(logger)
-    builder_config = _builder_config(trt, builder, options, weakly_typed)
-    _set_targets(trt, builder_config, options)
-    _add_profiles(builder, builder_config, options)
-    # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
-    with _timing_cache(builder_config, None if flavour.portable else options.timing_cache):
-        for make_layers in _forms(trt, logger, config, options, plugins, precision, quantization, weakly_typed):
-            network = builder.create_network(_network_flags(trt, weakly_typed))
-            layers = make_layers(network)
-            build_bert(layers, config, weights, gelu, options.megatron)
+    def __init__(self, config: BertConfig, options: BuildOptions, flavour: Flavour):
+        super().__init__(config, options)
+        self._flavour = flavour
+        self._trt = load(flavour)
+        self._logger = logger_of(self._trt)
+        self._logger.start(options.verbose)
+        self._device, capability = _device(options, flavour)
+        _refuse_what_is_missing(self._trt, options, flavour)
+        self._plugins = _plugins(self._trt, self._logger, config, options, capability)
+        no_choice = not hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        self._weakly_typed = self._plugins is not None or no_choice
+
+    def build(self, weights: BertWeights, quantization: Quantization | None = None) -> BuiltEngine:
+        trt, options = self._trt, self.options
+        self._logger.start(options.verbose)
+        builder = trt.Builder(self._logger)
+        builder_config = _builder_config(trt, builder, options, self._weakly_typed)
+        _set_targets(trt, builder_config, options)
+        _add_profiles(builder, builder_config, options)
+        portable = self._flavour.portable
+        # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
+        with _timing_cache(builder_config, None if portable else options.timing_cache):
+            plan = self._plan(builder, builder_config, weights, quantization)
+        return BuiltEngine(
+            data=memoryview(plan),
+            backend_version=trt.__version__,
+            device=self._device,
+            network="native" if self._plugins is None else "plugin",
+            precision=_precisions(options, self._weakly_typed),
+            settings={"compute_capabilities": " ".join(options.compute_capabilities)} if portable else {},
+            notes=self._notes(),
+        )
+
+    def _plan(self, builder, builder_config, weights: BertWeights, quantization: Quantization | None):
+        """The plan of the first form of the network that the builder can build. Raises DemoBertError for none."""
+        trt, config = self._trt, weights.config
+        for form in self._forms(quantization):
+            network = builder.create_network(_network_flags(trt, self._weakly_typed))
+            layers = form(trt, network, self._logger, config)
+            build_bert(layers, config, weights, self.options.megatron)
             plan = builder.build_serialized_network(network, builder_config)
             del layers  # until here TensorRT has read the weights from its arrays
             if plan is not None:
-                break
-        else:
-            raise explain(logger, f"{flavour.module} {trt.__version__} could not build the engine", index=-1)
-    return BuiltEngine(
-        data=memoryview(plan),
-        backend_version=trt.__version__,
-        device=device,
-        network="native" if plugins is None else "plugin",
-        precision=_precisions(options, weakly_typed),
-        settings={"compute_capabilities": " ".join(options.compute_capabilities)} if flavour.portable else {},
-    )
+                return plan
+        raise explain(self._logger, f"{self._flavour.module} {trt.__version__} could not build the engine", index=-1)
 
+    def _forms(self, quantization: Quantization | None) -> list[Callable]:
+        """The forms of layers that the network can be written in, best first: functions of all but their own part."""
+        if self._plugins is not None:
+            return [self._plugin_form(quantization)]
+        options = self.options
+        precision = options.precision
+        if self._weakly_typed and precision == "fp16":
+            precision = "fp32"  # the network's own type; BuilderFlag.FP16 lets the builder choose half kernels
+        attention = options.quantize == "int8" and options.force_int8_multihead
+        quantized = {"precision": precision, "quantization": quantization, "quantize_attention": attention}
+        if options.layout == "padded":
+            return [partial(PaddedNativeLayers, sizes=input_shape(options), **quantized)]
+        # Whether there is a kernel for packed attention only the builder knows: it is asked first, where it can be.
+        fused = [FusedPackedNativeLayers] if has_packed_attention(self._trt) else []
+        longest = options.max_sequence_length
+        sizes = (options.max_batch_size * longest, longest)
+        return [partial(layers, sizes=sizes, **quantized) for layers in (*fused, PackedNativeLayers)]
 
-def check_options(config: BertConfig, options: BuildOptions, flavour: Flavour) -> None:
-    """Raises UsageError for what this release or the GPU can't do, DemoBertError where one of them is missing."""
-    trt = load(flavour)
-    logger = logger_of(trt)
-    _, capability = _device(options, flavour)
-    _refuse_what_is_missing(trt, options, flavour)
-    _plugins(trt, logger, config, options, capability)
+    def _plugin_form(self, quantization: Quantization | None) -> Callable:
+        options = self.options
+        packed = options.layout == "packed"
+        int8 = quantization and Int8(
+            quantization,
+            attention=packed or options.force_int8_multihead,
+            add_and_norm=packed or options.force_int8_skipln,
+        )
+        unlike = InterleavedPluginLayers if options.interleaved else PackedPluginLayers
+        layers = unlike if packed else PaddedPluginLayers
+        sizes = input_shape(options)
+        return partial(layers, precision=options.precision, sizes=sizes, plugins=self._plugins, int8=int8)
+
+    def _notes(self) -> list[str]:
+        """Only the build tells: without plugins that suit the model, --network auto ends in a native network."""
+        if self.options.force_int8_skipln and self.options.quantize == "int8" and self._plugins is None:
+            why = "native networks add and normalise in float"
+            return [f"Note: --force-int8-skipln has no effect on this engine: {why}"]
+        return []
 
 
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
-    if options.fp8 and not knows_fp8(trt):
+    if options.quantize == "fp8" and not knows_fp8(trt):
         raise UsageError(f"TensorRT {trt.__version__} quantizes to int8 only; --fp8 takes TensorRT 10 or newer")
-    if options.interleaved and not options.int8:
+    if options.interleaved and options.quantize != "int8":
         raise UsageError("--interleaved needs --int8")
     for target in options.compute_capabilities:
         if target not in (known := _known_targets(trt)):
             raise UsageError(
                 f"{trt.__name__} can't build for compute capability {target}; it can for {', '.join(known)}"
             )
-        if _capability(target) < RTX_CAPABILITY and not (options.fp16 or options.bf16):
+        if _capability(target) < RTX_CAPABILITY and options.precision == "fp32":
             raise UsageError(
                 f"{trt.__name__} builds for compute capability {target} in half precision only: add --fp16"
             )
-    if options.fp16 and options.bf16:
-        raise UsageError("--fp16 and --bf16 exclude each other")
     if options.distributive_independence and not hasattr(trt.BuilderFlag, "DISTRIBUTIVE_INDEPENDENCE"):
         raise UsageError(f"TensorRT {trt.__version__} has no --distributive_independence; it came after 10.0")
 
@@ -179,8 +219,13 @@ def _device(options: BuildOptions, flavour: Flavour) -> tuple[str, tuple]:
 
 
 def _check_capability(options: BuildOptions, capability: tuple, what_is_there: str) -> None:
-    for names, flag, needed in _NEEDED_CAPABILITY:
-        if all(getattr(options, name) for name in names) and capability < needed:
+    int8 = options.quantize == "int8"
+    for is_asked_for, flag, needed in (
+        (int8 and options.force_int8_multihead, "-imh", (7, 5)),
+        (int8 and options.force_int8_skipln, "-iln", (7, 2)),
+        (options.quantize == "fp8", "--fp8", (8, 9)),
+    ):
+        if is_asked_for and capability < needed:
             raise UsageError(f"{flag} needs compute capability {needed[0]}.{needed[1]}; {what_is_there}")
 
 
@@ -192,20 +237,10 @@ def _capability(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _precision(options: BuildOptions) -> str:
-    return "fp16" if options.fp16 else "bf16" if options.bf16 else "fp32"
-
-
 def _precisions(options: BuildOptions, weakly_typed: bool) -> list[str]:
     """The precisions that the engine may compute in, the lowest first."""
-    found = ["int8"] * options.int8 + ["fp8"] * options.fp8 + [_precision(options)]
-    return found + ["fp32"] if weakly_typed and found[-1] != "fp32" else found
-
-
-def _quantization(options: BuildOptions, weights: BertWeights) -> Quantization | None:
-    if not (options.int8 or options.fp8):
-        return None
-    return Quantization("int8" if options.int8 else "fp8", weights.ranges, weights.source)
+    found = [kind for kind in (options.quantize, options.precision) if kind]
+    return [*found, "fp32"] if weakly_typed and found[-1] != "fp32" else found
 
 
 def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability: tuple) -> BertPlugins | None:
@@ -217,7 +252,7 @@ def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability:
             raise UsageError(f"--network native has no plugins; leave {flag} out")
         return None
     misfit = _why_not_plugins(config, options, capability)
-    if not asked and (options.bf16 or misfit or _is_packed_fp32(options)):
+    if not asked and (options.precision == "bf16" or misfit or _is_packed_fp32(options)):
         return None
     plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options))
     if plugins is None and asked:
@@ -239,14 +274,15 @@ def _plugin_versions(options: BuildOptions) -> dict:
 
 def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tuple) -> str | None:
     """What of the model or the GPU the BERT plugins can't do; None: nothing."""
-    if options.fp8:
+    if options.quantize == "fp8":
         return "the BERT plugins do not compute in FP8"
     if config.layer_norm_eps > MAX_PLUGIN_EPSILON:
         return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
     if options.megatron and not options.interleaved:
         return "the BERT plugins of Megatron's residual are interleaved ones: add --interleaved"
     if options.layout != "packed":
-        below_float32 = options.fp16 or (options.int8 and options.force_int8_multihead)
+        int8_attention = options.quantize == "int8" and options.force_int8_multihead
+        below_float32 = options.precision == "fp16" or int8_attention
         if below_float32 and config.head_size != PADDED_HEAD_SIZE:
             known, found = PADDED_HEAD_SIZE, config.head_size
             return f"padded BERT plugins take heads of {known} below float32, this model's have {found}"
@@ -263,7 +299,7 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
 
 def _is_packed_fp32(options: BuildOptions) -> bool:
     """Packed attention's fused kernels are of half precision and int8; fp32 plugins are used where asked for only."""
-    return options.layout == "packed" and not (options.fp16 or options.int8)
+    return options.layout == "packed" and options.precision != "fp16" and options.quantize != "int8"
 
 
 def _network_flags(trt, weakly_typed: bool) -> int:
@@ -276,46 +312,15 @@ def _network_flags(trt, weakly_typed: bool) -> int:
     return flags
 
 
-def _forms(trt, logger, config, options, plugins, precision, quantization, weakly_typed) -> list:
-    """The forms of layers that the network can be written in, best first, each as a function of the network."""
-    common = (logger, config)
-    packed = options.layout == "packed"
-    if plugins is not None:
-        return [lambda network: _plugin_layers(trt, network, *common, options, plugins, precision, quantization)]
-    if weakly_typed and precision == "fp16":
-        precision = "fp32"  # the network's own type; BuilderFlag.FP16 lets the builder choose half kernels
-    quantized = (quantization, options.int8 and options.force_int8_multihead)
-    if not packed:
-        return [lambda network: NativeLayers(trt, network, *common, precision, *input_shape(options), *quantized)]
-    longest = options.max_sequence_length
-    sizes = (options.max_batch_size * longest, longest)
-
-    def native(fused: bool):
-        return lambda network: PackedNativeLayers(trt, network, *common, precision, *sizes, fused, *quantized)
-
-    # Whether there is a kernel for packed attention only the builder knows: it is asked first, where it can be.
-    return [native(fused=True), native(fused=False)] if has_packed_attention(trt) else [native(fused=False)]
-
-
-def _plugin_layers(trt, network, logger, config, options, plugins, precision, quantization):
-    common = (trt, network, logger, config, plugins, precision)
-    if options.layout == "padded":
-        int8 = quantization and Int8(quantization, options.force_int8_multihead, options.force_int8_skipln)
-        return PluginLayers(*common, *input_shape(options), int8)
-    int8 = quantization and Int8(quantization, attention=True, add_and_norm=True)
-    return (InterleavedPluginLayers if options.interleaved else PackedPluginLayers)(*common, int8)
-
-
 def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
     """Precision flags, workspace, tactic sources and the rest of what builder.py's flags say."""
     config = builder.create_builder_config()
     flags = trt.BuilderFlag
     config.avg_timing_iterations = AVERAGE_TIMINGS
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    if options.fp16 and weakly_typed:
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, (options.workspace_mib or DEFAULT_WORKSPACE_MIB) << 20)
+    if options.precision == "fp16" and weakly_typed:
         config.set_flag(flags.FP16)
-    if options.int8 and weakly_typed:
+    if options.quantize == "int8" and weakly_typed:
         config.set_flag(flags.INT8)
     if options.strict:
         _obey_precision(config, flags, options, weakly_typed)
@@ -345,7 +350,7 @@ def _obey_precision(config, flags, options: BuildOptions, weakly_typed: bool) ->
     for name in names if weakly_typed else names[1:]:
         if hasattr(flags, name):
             config.set_flag(getattr(flags, name))
-    if not options.fp16 and not options.bf16:
+    if options.precision == "fp32":
         config.clear_flag(flags.TF32)  # TensorFloat-32 rounds float32's mantissa to 10 bits
 
 
@@ -363,10 +368,12 @@ def _add_profiles(builder, config, options: BuildOptions) -> None:
 def profile_shapes(profile: Profile, layout: str) -> dict:
     """Each input's smallest and largest shape in a profile."""
     if layout == "padded":
-        return dict.fromkeys(INPUTS[layout], ((profile.min_batch, profile.length), (profile.max_batch, profile.length)))
+        return dict.fromkeys(
+            INPUT_NAMES[layout], ((profile.min_batch, profile.length), (profile.max_batch, profile.length))
+        )
     tokens = (1,), (profile.max_batch * profile.length,)
     bounds = (profile.min_batch + 1,), (profile.max_batch + 1,)
-    return dict(zip(INPUTS[layout], (tokens, tokens, bounds, ((1,), (profile.length,)))))
+    return dict(zip(INPUT_NAMES[layout], (tokens, tokens, bounds, ((1,), (profile.length,)))))
 
 
 def _known_targets(trt) -> dict:

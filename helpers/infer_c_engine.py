@@ -20,7 +20,7 @@ from helpers.batching import Batch
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 #: Where cmake writes the module.
 BUILD_FOLDER = ROOT / "build"
@@ -107,7 +107,7 @@ class InferCEngine(Engine):
     def padded_length(self, length: int) -> int:
         return self._bert.padded_length(length)
 
-    def _timed_run(self, batch: Batch) -> Callable[[], float]:
+    def timed_run(self, batch: Batch) -> Callable[[], float]:
         inputs = list(batch.inputs().values())
 
         def run_once() -> float:
