@@ -1,4 +1,6 @@
-"""README.md's commands: those for the CPU are run, in order, in one copy of the repository; the others are checked.
+"""The documents' commands: those for the CPU are run, in order, in one copy of the repository; the others are checked.
+
+The documents are README.md and docs/*.md, in this order; what a document's commands need, README.md's have made.
 
 A ```bash block is run unless a comment right above it says that it is not:
 
@@ -8,15 +10,21 @@ A ```bash block is run unless a comment right above it says that it is not:
 
 Of those the scripts must exist and the flags must be the scripts' own. In the copy, the small files of tests/data stand
 where download_squad.sh puts SQuAD, and what times engines runs a few times only.
+
+What documents name must exist, too: links and headings, pictures, files in `code`, and all of a ```text block under
+<!-- tree -->. So must the documents that comments and docstrings of the code name.
 """
 
 import importlib.util
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +34,15 @@ from tests.conftest import ROOT
 from tests.test_shell_scripts import download_model, error_of, scratch_tree, shell
 from tests.web_server import Site, serve
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: Path from the repository's root → text.
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+
+#: README.md is read to its end by those who only want to begin; the rest is in docs/.
+LONGEST_README = 250
+
 MARKS = ("gpu", "network", "slow")
 
 #: Programs whose arguments are not ours to check.
@@ -36,29 +52,35 @@ FOREIGN = set("mkdir cd pushd popd source export pip cmake make jupyter git dock
 SHORTER = {
     "perf.py": ("-i", "2", "-w", "1"),
     "perf_varseqlen.py": ("-i", "2", "-w", "1"),
-    "benchmark_grid.py": ("-i", "1", "-w", "0", "--model", "bundled", "-s", "16"),
 }
+
+
+_FENCE = re.compile(r"^ *```(?:bash|sh|shell|console)$", re.M)
+_BLOCK = re.compile(r"(?:^ *<!-- *(\w+)[^>]*-->\n\s*)?^( *)```(?:bash|sh|shell|console)\n(.*?)^ *```", re.M | re.S)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A ```bash block: the line it begins at, the mark above it (None: it is run), its text."""
+    """A ```bash block: its document, the line it begins at, the mark above it (None: it is run), its text."""
 
+    document: str
     line: int
     mark: str | None
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.document} line {self.line}"
 
-def blocks() -> list[Block]:
-    found = []
-    pattern = re.compile(r"(?:^ *<!-- *(\w+)[^>]*-->\n\s*)?^( *)```(?:bash|sh|shell|console)\n(.*?)^ *```", re.M | re.S)
-    for match in pattern.finditer(README):
+
+def blocks(document: str) -> list[Block]:
+    found, content = [], DOCUMENTS[document]
+    for match in _BLOCK.finditer(content):
         text = re.sub(f"^{match[2]}", "", match[3], flags=re.M)
-        found.append(Block(README[: match.start(3)].count("\n"), match[1], text))
+        found.append(Block(document, content[: match.start(3)].count("\n"), match[1], text))
     return found
 
 
-BLOCKS = blocks()
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -78,7 +100,9 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_the_reader_sees_all_blocks_and_commands():
-    assert len(BLOCKS) == len(re.findall(r"^ *```(?:bash|sh|shell|console)$", README, re.M)) >= 5
+    for document, content in DOCUMENTS.items():
+        assert len(blocks(document)) == len(_FENCE.findall(content)), document
+    assert len(BLOCKS) >= 25
     assert {block.mark for block in BLOCKS} <= {None, *MARKS}, "an unknown comment above a block"
     assert sum(block.mark is None for block in BLOCKS) >= 3
     text = "# note\nmkdir -p a && A=1 python3 x.py -p 'b && c' \\\n  -q d  # end\nmake $(which e); f"
@@ -94,7 +118,7 @@ def site():
         yield site
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_commands_exist_and_have_these_flags(block, tmp_path, site):
     for words in commands(block.text):
         while words and re.match(r"\w+=", words[0]):
@@ -178,7 +202,7 @@ def test_cpu_commands_run(copy):
     script = ["set -euo pipefail"]
     for block in BLOCKS:
         if block.mark is None:
-            script += [f"echo '=== README.md, line {block.line}' >&2", block.text]
+            script += [f"echo '=== {block}' >&2", block.text]
     path = f"{copy.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "VIRTUAL_ENV": sys.prefix}
     result = subprocess.run(
@@ -194,13 +218,104 @@ def test_cpu_commands_run(copy):
     print(result.stdout)
 
 
-def test_links_and_pictures_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#\s]+)\)", README):
-        if "://" not in target:
-            assert (ROOT / target).exists(), target
+def test_readme_is_short():
+    assert len(DOCUMENTS["README.md"].splitlines()) <= LONGEST_README
 
 
-def test_files_that_are_named_exist():
-    """In `code`: our scripts and helpers, by their paths."""
-    named = set(re.findall(r"`((?:scripts|helpers|squad|tests|infer_c)/[\w./-]+\.(?:py|sh|cpp|h))`", README))
-    assert named and all((ROOT / name).exists() for name in named), sorted(named)
+def without_code(content: str) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", content, flags=re.M | re.S)
+
+
+def headings(content: str) -> set[str]:
+    """The names by which links reach the headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", without_code(content), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_pictures_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(DOCUMENTS[document])):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        other = path.parent / name if name else path
+        assert other.exists(), target
+        assert not heading or heading in headings(other.read_text(encoding="utf-8")), target
+
+
+def test_the_documents_lead_to_each_other():
+    for document, content in DOCUMENTS.items():
+        targets = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", content)}
+        linked = {os.path.normpath(Path(document).parent / target) for target in targets}
+        if document != "docs/cpu_benchmark.md":  # a table that the benchmark wrote
+            others = {"README.md", *(f"docs/{name}.md" for name in ("accuracy", "architecture", "speed", "tensorrt"))}
+            assert others - {document} <= linked, document
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document):
+    """In `code`: files by their paths from the root, as the commands have them, or from the document's own folder."""
+    folders = "scripts|helpers|squad|tests|infer_c|docs|models"
+    pattern = rf"`((?:{folders})/(?:[\w.-]+/)*(?:[\w.-]+\.(?:py|sh|cpp|h|md))?|[a-z_]+\.(?:py|ipynb))`"
+    assert re.fullmatch(pattern, "`scripts/test.sh`") and re.fullmatch(pattern, "`tests/tensorrt_double/`")
+    named = set(re.findall(pattern, DOCUMENTS[document]))
+    missing = [name for name in named if not any((at / name).exists() for at in (ROOT, (ROOT / document).parent))]
+    assert not missing, "\n".join(sorted(missing))
+
+
+def tree_paths(content: str) -> Iterator[str]:
+    """The paths of the ```text blocks under <!-- tree -->: two spaces a level, names, two spaces or more, what it is."""
+    for tree in re.findall(r"^<!-- tree -->\n```text\n(.*?)^```", content, re.M | re.S):
+        folders: list[str] = []
+        for line in tree.splitlines():
+            names = re.split("  +", line.strip())[0].split(" ")
+            del folders[(len(line) - len(line.lstrip())) // 2 :]
+            yield from ("".join([*folders, name]) for name in names)
+            folders += [name for name in names if name.endswith("/")]
+
+
+@pytest.mark.parametrize("document", ("README.md", "docs/architecture.md"))
+def test_the_tree_is_the_repository_s(document):
+    paths = list(tree_paths(DOCUMENTS[document]))
+    assert len(paths) > 15 and "helpers/weights/" in paths
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing, "\n".join(missing)
+    folders = {path for path in paths if (ROOT / path).is_dir()}
+    assert all(path.endswith("/") for path in folders), "a folder without its slash"
+
+
+def remarks(path: Path) -> str:
+    """The comments and docstrings of a source file, as far as documents may be named in it."""
+    text = path.read_text(encoding="utf-8")
+    if ".md" not in text:
+        return ""
+    if path.suffix == ".py":
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        return "\n".join(
+            token.string
+            for token in tokens
+            if token.type == tokenize.COMMENT
+            or (token.type == tokenize.STRING and token.string.lstrip("r").startswith('"""'))
+        )
+    return "\n".join(re.findall("#.*" if path.suffix == ".sh" else "//.*", text))
+
+
+def test_documents_that_the_code_names_exist():
+    """A comment that names a document names README.md, or one of docs/ with or without its folder."""
+    known = {*DOCUMENTS, *(Path(document).name for document in DOCUMENTS)}
+    sources = [
+        path
+        for folder in ("helpers", "tests", "infer_c", "scripts", "squad")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".py", ".sh", ".cpp", ".h")
+    ]
+    sources += sorted(ROOT.glob("*.py"))
+    assert len(sources) > 100
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources
+        for name in re.findall(r"[\w./-]*\w\.md\b", remarks(path))
+        if name not in known
+    ]
+    assert not wrong, "\n".join(wrong)
