@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.benchmark_table import GridRow, markdown, plot
 from helpers.bert_config import BertConfig
 from helpers.random_model import RANDOM_SIZES, random_state, write_random_model
 from helpers.weights import load_weights
 from helpers.weights.canonical import expected_shapes
+from scripts.benchmarks.table import GridRow, markdown, plot
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config
@@ -209,7 +209,7 @@ def test_the_table_names_failures_once():
 
 def test_the_plot_has_a_panel_for_each_model_and_length(tmp_path, monkeypatch):
     """A line per precision, its points at the medians, whatever the order of the rows."""
-    import helpers.benchmark_table as module
+    import scripts.benchmarks.table as module
 
     figures = []
     real = module.new_figure

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """demoBERT's benchmark: a grid of models, precisions, lengths and batch sizes → a table, a CSV file, a plot.
 
 inference_benchmark.sh runs it. Every engine that is missing is built, from checkpoints that are downloaded where they
@@ -14,15 +13,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
+    sys.path[0] = str(ROOT)
 
 from helpers import cli
-from helpers.benchmark_table import GridRow, report
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs
 from helpers.random_model import RANDOM_SIZES, write_random_model
+from scripts.benchmarks.table import GridRow, report
 
 FINE_TUNED = ROOT / "models" / "fine-tuned"
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"

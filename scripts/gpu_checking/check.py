@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The TensorRT engines on a real GPU: logits beside PyTorch's float32, times beside PyTorch's half precision, in turn.
 
 On a machine with one NVIDIA GPU, PyTorch and transformers. What else is needed travels with it: --prepare downloads
@@ -14,14 +13,15 @@ import tempfile
 from functools import cached_property, partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
+    sys.path[0] = str(ROOT)
 
 from helpers import cli
 from helpers.backends.tensorrt.module import Gpu, rtx_supports
 from helpers.errors import DemoBertError
 from helpers.files import check_outputs, require_file, write_json
-from scripts.gpu_checking import comparison, luggage, torch_models
+from scripts.gpu_checking import comparison, torch_models, transfer
 from scripts.gpu_checking.engine_process import EngineProcess
 
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
@@ -42,8 +42,8 @@ def parse(arguments):
         "Check and time the TensorRT engines on this machine's GPU, beside PyTorch, which has to be installed with "
         "transformers. Exit code 1: something that applies to this machine failed."
     )
-    travels = "what travels to the GPU machine (default: .gpu)"
-    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help=travels)
+    transferred = "what travels to the GPU machine (default: .gpu)"
+    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help=transferred)
     parser.add_argument("--prepare", action="store_true", help="fill --folder from the package registry, and end")
     parser.add_argument("--python-version", default="3.12", metavar="X.Y", help="with --prepare: the GPU machine's")
     number = {"type": cli.positive_int, "metavar": "N"}
@@ -100,12 +100,12 @@ def parse(arguments):
 def main(arguments) -> int:
     args = parse(arguments)
     if args.prepare:
-        for path in luggage.prepare(args.folder, args.python_version, args.part_size << 20):
+        for path in transfer.download(args.folder, args.python_version, args.part_size << 20):
             print(f"{path.stat().st_size / 2**20:8.1f} MiB  {path}")
         return 0
     squad = require_file(args.squad or default_squad(args.folder), "SQuAD file")
     check_outputs({"--json": args.json}, [squad])
-    environment = luggage.unpack(args.folder)
+    environment = transfer.install(args.folder)
     torch = torch_models.import_torch()
     check = Check(args, squad, tuple(torch.cuda.get_device_capability(0)), environment)
     gpu = Gpu(torch.cuda.get_device_name(0), check.capability)
@@ -302,4 +302,5 @@ def random_padded_batch(checkpoint: Path, batch_size: int, length: int):
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "gpu_check.sh"  # the name that its user called it by
     cli.run(main)
