@@ -1,4 +1,7 @@
-"""Time build/perf and perf.py on one engine, in turn, and print the medians and their ratio."""
+"""Time build/perf and perf.py on one engine, in turn, and print the medians and their ratio.
+
+scripts/benchmark_cpp.py runs it.
+"""
 
 import json
 import statistics
@@ -31,6 +34,21 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
+def main(arguments) -> None:
+    args = parse(arguments)
+    commands = {"perf.py": [sys.executable, str(ROOT / "perf.py")], "build/perf": [str(BUILD_FOLDER / "perf")]}
+    medians = {name: [] for name in commands}
+    for round_ in range(args.rounds):
+        for name, command in commands.items():
+            medians[name].append(median(command, args))
+        print(
+            f"round {round_ + 1}: " + ", ".join(f"{name} {values[-1]:.3f} ms" for name, values in medians.items()),
+            flush=True,
+        )
+    python, cpp = (statistics.median(values) for values in medians.values())
+    print(f"median: perf.py {python:.3f} ms, build/perf {cpp:.3f} ms, ratio {cpp / python:.3f}")
+
+
 def median(command: list, args) -> float:
     """The median latency, in ms, that one run of a perf reports."""
     with tempfile.TemporaryDirectory() as folder:
@@ -46,18 +64,3 @@ def median(command: list, args) -> float:
         if result.returncode:
             raise DemoBertError(result.stderr.strip().splitlines()[-1])
         return json.loads(report.read_text())["timings"][0]["median_ms"]
-
-
-def main(arguments) -> None:
-    args = parse(arguments)
-    commands = {"perf.py": [sys.executable, str(ROOT / "perf.py")], "build/perf": [str(BUILD_FOLDER / "perf")]}
-    medians = {name: [] for name in commands}
-    for round_ in range(args.rounds):
-        for name, command in commands.items():
-            medians[name].append(median(command, args))
-        print(
-            f"round {round_ + 1}: " + ", ".join(f"{name} {values[-1]:.3f} ms" for name, values in medians.items()),
-            flush=True,
-        )
-    python, cpp = (statistics.median(values) for values in medians.values())
-    print(f"median: perf.py {python:.3f} ms, build/perf {cpp:.3f} ms, ratio {cpp / python:.3f}")

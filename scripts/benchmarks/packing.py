@@ -5,6 +5,7 @@
     packed    windows end to end
 
 The ways take turns, round by round, so that the machine's moods hit all alike; the figures are medians of the rounds.
+scripts/benchmark_packing.py runs it.
 """
 
 import tempfile
@@ -15,12 +16,13 @@ import numpy as np
 
 from helpers import cli
 from helpers.backends import load_engine
-from helpers.building import add_build_arguments, build_engine
 from helpers.data_processing import AnswerOptions, read_squad
 from helpers.files import check_writable, write_json
 from helpers.question_answering import QuestionAnswerer
-from helpers.squad import SquadData, token_f1
-from helpers.tokenization import BertTokenizer, load_vocabulary
+from helpers.squad import SquadData
+from scripts.benchmarks.project_engines import build_engine_file, load_tokenizer
+from scripts.benchmarks.throughput import mean_f1
+from scripts.benchmarks.turns import turns
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,33 +50,29 @@ def main(arguments) -> None:
     data = SquadData(data.examples[:: args.every], data.version_2)
     sizes = sorted(set(args.batch_size or [1, 8]))
     with tempfile.TemporaryDirectory() as folder:
-        ways = {}
-        for layout in ("padded", "packed"):
-            path = build(args, layout, max(sizes[-1], 8), Path(folder))
-            for size in sizes:
-                for name in ("filled", "sorted") if layout == "padded" else ("packed",):
-                    ways[f"{name}, -b {size}"] = answerer(args, path, layout, size, filled=name == "filled")
-        rows = measure(ways, data, args.rounds)
+        rows = measure(answerers(args, sizes, Path(folder)), data, args.rounds)
     if args.json:
         facts = {"model": str(args.model), "fp16": args.fp16, "questions": len(data.examples)}
         write_json(args.json, facts | {"rows": rows})
 
 
-def build(args, layout: str, max_batch_size: int, folder: Path) -> Path:
-    """An engine of the model, as the builders write it."""
-    path = folder / f"{layout}.engine"
-    parser = cli.Parser("")
-    add_build_arguments(parser, layout)
-    flags = ["-pt", args.model, "-o", path, "-b", max_batch_size, "-s", args.sequence_length, "--backend", "openvino"]
-    build_engine(parser.parse_args([str(flag) for flag in [*flags, *["--fp16"] * args.fp16]]))
-    return path
+def answerers(args, sizes: list[int], folder: Path) -> dict[str, QuestionAnswerer]:
+    """Every way at every batch size, by one padded engine and one packed."""
+    ways = {}
+    for layout, names in (("padded", ("filled", "sorted")), ("packed", ("packed",))):
+        path = folder / f"{layout}.engine"
+        build_engine_file(args.model, path, layout, max(sizes[-1], 8), args.sequence_length, args.fp16)
+        for size in sizes:
+            for name in names:
+                ways[f"{name}, -b {size}"] = answerer(args, path, layout, size, filled=name == "filled")
+    return ways
 
 
 def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> QuestionAnswerer:
     engine = load_engine(path, layout, throughput=True)
-    if filled:
+    if filled:  # rows as an engine of one shape would have them
         engine.padded_length = lambda length: args.sequence_length
-    tokenizer = BertTokenizer(load_vocabulary(Path(args.model) / "vocab.txt"), engine.card.do_lower_case)
+    tokenizer = load_tokenizer(Path(args.model), engine.card.do_lower_case)
     return QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=batch_size))
 
 
@@ -83,33 +81,31 @@ def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
     from tqdm import tqdm
 
     seconds, f1 = {name: [] for name in ways}, {}
-    for number in tqdm(range(rounds + 1), unit="round", disable=None):
-        for name, way in ways.items():
-            time.sleep(0.02)  # lets the threads of the way before stop spinning
-            start = time.perf_counter()
-            results = way.answer_squad(data)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-            f1[name] = mean_f1(results, data)
+    total = (rounds + 1) * len(ways)
+    for number, name in tqdm(turns(ways, rounds + 1), total=total, unit="turn", disable=None):
+        start = time.perf_counter()
+        results = ways[name].answer_squad(data)
+        if number:
+            seconds[name].append(time.perf_counter() - start)
+        f1[name] = mean_f1({key: result.text for key, result in results.items()}, data)
     tokens = sum(next(iter(ways.values())).window_lengths(data))
     print(f"\n{len(data.examples)} questions, {tokens} tokens without padding; median of {rounds} rounds, in turn\n")
+    return print_table(seconds, f1, len(data.examples), tokens)
+
+
+def print_table(seconds: dict, f1: dict, questions: int, tokens: int) -> list[dict]:
+    """Print and return rates, from the median over the rounds, and how they stand to the best of "filled"."""
     print(f"| {'windows':14} | questions/s | tokens/s | F1    | × filled |")
     print(f"| {'-' * 14} | ----------: | -------: | ----: | -------: |")
-    filled = min(np.median(times) for name, times in seconds.items() if name.startswith("filled"))
+    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    filled = min(median for name, median in medians.items() if name.startswith("filled"))
     rows = []
-    for name, times in seconds.items():
-        median = float(np.median(times))
-        row = {"questions_per_second": len(data.examples) / median, "tokens_per_second": tokens / median}
-        row |= {"f1": f1[name], "times_filled": float(filled / median)}
+    for name, median in medians.items():
+        row = {"questions_per_second": questions / median, "tokens_per_second": tokens / median}
+        row |= {"f1": f1[name], "times_filled": filled / median}
         print(
             f"| {name:14} | {row['questions_per_second']:11.2f} | {row['tokens_per_second']:8.0f} "
             f"| {row['f1']:5.2f} | {row['times_filled']:8.2f} |"
         )
         rows.append({"windows": name, **row})
     return rows
-
-
-def mean_f1(results: dict, data: SquadData) -> float:
-    """SQuAD's F1, 0 to 100."""
-    answers = ((results[example.question_id].text, example.answers) for example in data.examples)
-    return 100 * float(np.mean([max(token_f1(text, gold) for gold in golds) for text, golds in answers]))
