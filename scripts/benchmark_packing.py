@@ -1,122 +1,15 @@
 #!/usr/bin/env python3
-"""What packing gains: questions and tokens per second of a SQuAD file, by one model in one precision, three ways.
-
-    filled    every window padded to the longest, as an engine of fixed shapes has to
-    sorted    padded engine, dynamic shapes, windows of like length together: padded by next to nothing
-    packed    windows end to end
-
-The ways take turns, round by round, so that the machine's moods hit all alike; the figures are medians of the rounds.
-"""
+"""What packing gains: questions and tokens per second, three ways. The code is in scripts/benchmarks/packing.py."""
 
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import cli
-from helpers.backends import load_engine
-from helpers.building import add_build_arguments, build_engine
-from helpers.data_processing import AnswerOptions, read_squad
-from helpers.files import check_writable, write_json
-from helpers.question_answering import QuestionAnswerer
-from helpers.squad import SquadData, token_f1
-from helpers.tokenization import BertTokenizer, load_vocabulary
+from scripts.benchmarks.packing import main, parse
 
-
-def parse(arguments):
-    parser = cli.Parser("Packed against filled and length-sorted padded batches, on the CPU.")
-    bundled = ROOT / "models" / "bundled" / "bert_mini_squad11"
-    parser.add_argument("--model", default=bundled, metavar="DIR", help="model folder")
-    parser.add_argument("--squad", required=True, metavar="FILE", help="SQuAD v1.1 file")
-    parser.add_argument("--every", type=cli.positive_int, default=1, metavar="N", help="take every N-th question only")
-    number = {"type": cli.positive_int, "metavar": "N"}
-    parser.add_argument("-s", "--sequence-length", **number, default=384, help="longest window")
-    parser.add_argument("-b", "--batch-size", **number, action="append", help="repeatable (default: 1 and 8)")
-    parser.add_argument("-f", "--fp16", action="store_true", help="the CPU's half precision (default: fp32)")
-    parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds to take the median of")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    return parser.parse_args(arguments)
-
-
-def main(arguments) -> None:
-    args = parse(arguments)
-    if args.json:
-        check_writable(args.json, "--json")
-    data = read_squad(args.squad)
-    data = SquadData(data.examples[:: args.every], data.version_2)
-    sizes = sorted(set(args.batch_size or [1, 8]))
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {}
-        for layout in ("padded", "packed"):
-            path = build(args, layout, max(sizes[-1], 8), Path(folder))
-            for size in sizes:
-                for name in ("filled", "sorted") if layout == "padded" else ("packed",):
-                    ways[f"{name}, -b {size}"] = answerer(args, path, layout, size, filled=name == "filled")
-        rows = measure(ways, data, args.rounds)
-    if args.json:
-        facts = {"model": str(args.model), "fp16": args.fp16, "questions": len(data.examples)}
-        write_json(args.json, facts | {"rows": rows})
-
-
-def build(args, layout: str, max_batch_size: int, folder: Path) -> Path:
-    """An engine of the model, as the builders write it."""
-    path = folder / f"{layout}.engine"
-    parser = cli.Parser("")
-    add_build_arguments(parser, layout)
-    flags = ["-pt", args.model, "-o", path, "-b", max_batch_size, "-s", args.sequence_length, "--backend", "openvino"]
-    build_engine(parser.parse_args([str(flag) for flag in [*flags, *["--fp16"] * args.fp16]]))
-    return path
-
-
-def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> QuestionAnswerer:
-    engine = load_engine(path, layout, throughput=True)
-    if filled:
-        engine.padded_length = lambda length: args.sequence_length
-    tokenizer = BertTokenizer(load_vocabulary(Path(args.model) / "vocab.txt"), engine.card.do_lower_case)
-    return QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=batch_size))
-
-
-def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
-    """Answer the questions in every way, `rounds` times after a first that does not count; print and return a table."""
-    from tqdm import tqdm
-
-    seconds, f1 = {name: [] for name in ways}, {}
-    for number in tqdm(range(rounds + 1), unit="round", disable=None):
-        for name, way in ways.items():
-            time.sleep(0.02)  # lets the threads of the way before stop spinning
-            start = time.perf_counter()
-            results = way.answer_squad(data)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-            f1[name] = mean_f1(results, data)
-    tokens = sum(next(iter(ways.values())).window_lengths(data))
-    print(f"\n{len(data.examples)} questions, {tokens} tokens without padding; median of {rounds} rounds, in turn\n")
-    print(f"| {'windows':14} | questions/s | tokens/s | F1    | × filled |")
-    print(f"| {'-' * 14} | ----------: | -------: | ----: | -------: |")
-    filled = min(np.median(times) for name, times in seconds.items() if name.startswith("filled"))
-    rows = []
-    for name, times in seconds.items():
-        median = float(np.median(times))
-        row = {"questions_per_second": len(data.examples) / median, "tokens_per_second": tokens / median}
-        row |= {"f1": f1[name], "times_filled": float(filled / median)}
-        print(
-            f"| {name:14} | {row['questions_per_second']:11.2f} | {row['tokens_per_second']:8.0f} "
-            f"| {row['f1']:5.2f} | {row['times_filled']:8.2f} |"
-        )
-        rows.append({"windows": name, **row})
-    return rows
-
-
-def mean_f1(results: dict, data: SquadData) -> float:
-    """SQuAD's F1, 0 to 100."""
-    answers = ((results[example.question_id].text, example.answers) for example in data.examples)
-    return 100 * float(np.mean([max(token_f1(text, gold) for gold in golds) for text, golds in answers]))
-
+__all__ = ["main", "parse"]
 
 if __name__ == "__main__":
     cli.run(main)

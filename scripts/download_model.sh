@@ -116,7 +116,7 @@ with_curl() {
     echo "Downloading $from"
     fetch "$from" "$part" || status=$?
     [ "$status" = 0 ] || explain_fetch "$status" "$from" "$part"
-    if ! "$python" "$root/scripts/unpack.py" "$part" "$temporary/$folder"; then
+    if ! "$python" "$root/scripts/downloading/unpack.py" "$part" "$temporary/$folder"; then
         rm -f "$part"
         fail "what $from gave can't be used, and was thrown away: run this again"
     fi

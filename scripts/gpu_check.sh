@@ -3,4 +3,4 @@
 # with PyTorch (PYTHON=python3.12 names another), and no package registry: `gpu_check.sh --prepare`, where there is
 # one, collects what the GPU machine lacks. -h explains the flags.
 set -euo pipefail
-exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu_check.py" "$@"
+exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu_checking/check.py" "$@"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# demoBERT's benchmark: scripts/benchmark_grid.py, which explains its arguments, in the environment that there is.
+# demoBERT's benchmark: scripts/benchmarks/grid.py, which explains its arguments, in the environment that there is.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 python=$(find_python)
 "$python" -c "import numpy, tqdm" 2>/dev/null ||
     fail "this Python lacks numpy or tqdm: pip install -r requirements.txt, or bash scripts/quickstart.sh"
-exec "$python" "$root/scripts/benchmark_grid.py" "$@"
+exec "$python" "$root/scripts/benchmarks/grid.py" "$@"

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.benchmark_table import GridRow, markdown, plot
 from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError
 from helpers.random_model import RANDOM_SIZES, random_state, write_random_model
 from helpers.weights import load_weights
 from helpers.weights.canonical import expected_shapes
+from scripts.benchmarks import grid
+from scripts.benchmarks.plot import one_two_five, plot
+from scripts.benchmarks.table import GridRow, markdown
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config
@@ -207,13 +210,19 @@ def test_the_table_names_failures_once():
     ]
 
 
-def test_the_plot_has_a_panel_for_each_model_and_length(tmp_path, monkeypatch):
-    """A line per precision, its points at the medians, whatever the order of the rows."""
-    import helpers.benchmark_table as module
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """(figure, its panels) of every plot that is drawn."""
+    import scripts.benchmarks.plot as module
 
     figures = []
     real = module.new_figure
     monkeypatch.setattr(module, "new_figure", lambda *a, **k: figures.append(real(*a, **k)) or figures[-1])
+    return figures
+
+
+def test_the_plot_has_a_panel_for_each_model_and_length(tmp_path, figures):
+    """A line per precision, its points at the medians, whatever the order of the rows."""
     rows = [
         GridRow(model, precision, length, size, 1, 0.0, size * length / 10, 0.0, 0.0, 0.0)
         for model in ("a", "b")
@@ -230,6 +239,102 @@ def test_the_plot_has_a_panel_for_each_model_and_length(tmp_path, monkeypatch):
     assert [line.get_label() for line in lines] == ["fp32", "int8+bf16"]
     np.testing.assert_allclose(lines[0].get_xydata(), [[1, 38.4], [2, 76.8], [8, 307.2]])
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def random_rows(rng) -> list[GridRow]:
+    """A grid of up to 3 models × 2 lengths × 4 precisions × 12 batch sizes, near to each other or far apart."""
+    models = [f"model {number}" for number in range(int(rng.integers(1, 4)))]
+    lengths = [128, 384][: int(rng.integers(1, 3))]
+    batch_sizes = sorted({int(size) for size in rng.integers(1, rng.choice([14, 40, 1000]), int(rng.integers(1, 13)))})
+    precisions = ["fp32", "bf16", "int8+bf16", "fp8"][: int(rng.integers(1, 5))]
+    low, decades = rng.uniform(-2, 4), rng.choice([0, 0.05, 1, 3, 6])
+    return [
+        GridRow(model, precision, length, size, 1, 0.0, float(10 ** (low + decades * rng.uniform())), 0.0, 0.0, 0.0)
+        for model in models
+        for precision in precisions
+        for length in lengths
+        for size in batch_sizes
+    ]
+
+
+def test_no_two_labels_overlap(tmp_path, rng, figures):
+    """Tick labels, axis labels and titles, in one panel and across panels; none is cut."""
+    for _ in range(4):
+        rows = random_rows(rng)
+        plot(rows, "CPU, perf.py, 20 iterations after 3 warm-ups", tmp_path / "x.png")
+        figure, panels = figures.pop()
+        figure.draw_without_rendering()  # as it was saved
+        texts = [figure._suptitle]
+        for panel in panels.flat:
+            texts += [panel.title, panel.xaxis.label, panel.yaxis.label]
+            for axis in (panel.xaxis, panel.yaxis):
+                texts += [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+            assert sum(bool(label.get_text()) for label in panel.get_yticklabels()) >= 2
+            medians = [median for line in panel.lines for median in line.get_ydata()]
+            assert panel.get_ylim()[0] < min(medians) <= max(medians) < panel.get_ylim()[1]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+        for place, (text, box) in enumerate(boxes):
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
+            for other_text, other in boxes[:place]:
+                assert not box.overlaps(other), (text, other_text, rows)
+
+
+def test_ticks_enclose_whatever_they_are_asked_for(rng):
+    for low, high in (
+        *np.sort(10 ** rng.uniform(-6, 8, (500, 2))),
+        (1, 1),
+        (1000, 1000),
+        (np.nextafter(1000, 0), 1000),
+    ):
+        ticks = one_two_five(low, high)
+        assert ticks == sorted(set(ticks)) and len(ticks) >= 2 and ticks[0] <= low <= high < ticks[-1]
+        assert {f"{tick:.0e}"[0] for tick in ticks} <= set("125")
+        assert len(ticks) <= 13 or high / low > 1e10
+    assert one_two_five(7.2, 178) == [5, 10, 20, 50, 100, 200]
+
+
+def test_the_plot_of_a_csv_file_can_be_redrawn(tmp_path, figures):
+    """The published one: every figure of it, under its table's heading; -o names another place."""
+    published = ROOT / "docs" / "cpu_benchmark.csv"
+    for ending in (".csv", ".md"):
+        (tmp_path / f"a{ending}").write_text(published.with_suffix(ending).read_text())
+    assert grid.main(["--redraw", str(tmp_path / "a.csv")]) == 0
+    figure, panels = figures[0]
+    assert figure.get_suptitle() == "CPU, perf.py, 20 iterations after 3 warm-ups"
+    points = {
+        (panel.get_title(), line.get_label(), size, median)
+        for panel in panels.flat
+        for line in panel.lines
+        for size, median in line.get_xydata()
+    }
+    assert points == {
+        (f"{row['model']}, {row['sequence_length']} tokens", row["precision"], float(size), float(row["median_ms"]))
+        for row in csv.DictReader(published.open())
+        for size in [row["batch_size"]]
+    }
+    drawn = (tmp_path / "a.png").read_bytes()
+    result = benchmark("--redraw", tmp_path / "a.csv", "-o", tmp_path / "b")
+    assert result.returncode == 0 and result.stderr == f"Written: {tmp_path / 'b.png'}\n", result
+    assert (tmp_path / "b.png").read_bytes() == drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "CSV file is empty"),
+        ("a,b\n1,2\n", "line 2, is not of an inference benchmark"),
+        ("HEADER\nm,fp32,128,1,20,1.0,fast,1.0,1.0,1.0,\n", "line 2, is not of an inference benchmark"),
+        ("HEADER\nm,fp32,128,1,20,1.0,0.0,1.0,1.0,1.0,\n", "latency or a batch size of 0"),
+        ("HEADER\nm,fp32,128,1,20\n", "line 2, is not of an inference benchmark"),
+        ("HEADER\nm,fp32,128,1,,,,,,,out of memory\n", "has no figures to draw"),
+    ],
+)
+def test_what_is_no_csv_file_of_ours_is_not_redrawn(tmp_path, text, complaint):
+    header = (ROOT / "docs" / "cpu_benchmark.csv").read_text().splitlines()[0]
+    (tmp_path / "a.csv").write_text(text.replace("HEADER", header))
+    with pytest.raises(DemoBertError, match=complaint):
+        grid.main(["--redraw", str(tmp_path / "a.csv")])
+    assert not (tmp_path / "a.png").exists()
 
 
 # The random model.

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.py, as far as that goes without a GPU: luggage, processes, comparison, tables, what it says."""
+"""scripts/gpu_check.sh, as far as that goes without a GPU: transfer, processes, comparison, tables, what it says."""
 
 import contextlib
 import ctypes
@@ -21,8 +21,8 @@ from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.weights import load_weights
-from scripts import gpu_check
-from scripts.gpu_checking import luggage, torch_models
+from scripts.gpu_checking import check as gpu_check
+from scripts.gpu_checking import torch_models, transfer
 from scripts.gpu_checking.comparison import TOLERANCE, as_json, compare, comparison_table, latency_table, tolerance_for
 from scripts.gpu_checking.engine_process import EngineProcess, captured
 from tests import checkpoints
@@ -35,20 +35,20 @@ def check(*arguments, capability=(8, 6)) -> gpu_check.Check:
     return gpu_check.Check(gpu_check.parse([str(word) for word in arguments]), SQUAD, capability, dict(os.environ))
 
 
-# Luggage
+# Transfer to the GPU machine
 
 
 @pytest.mark.parametrize("size, parts", [(1, 1), (1000, 1), (1001, 2), (5000, 5)])
 def test_a_file_is_cut_and_joined(tmp_path, rng, size, parts):
     path, content = tmp_path / "wheel.whl", rng.bytes(size)
     path.write_bytes(content)
-    pieces = luggage.split(path, 1000)
+    pieces = transfer.split(path, 1000)
     assert len(pieces) == parts and all(piece.stat().st_size <= 1000 for piece in pieces)
     path.unlink()
-    assert luggage.join(tmp_path) == [path] and path.read_bytes() == content
+    assert transfer.join(tmp_path) == [path] and path.read_bytes() == content
     for piece in pieces:
         piece.unlink()
-    assert luggage.join(tmp_path) == [path]  # it is there already: the parts are not asked for again
+    assert transfer.join(tmp_path) == [path]  # it is there already: the parts are not asked for again
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def cut(tmp_path, rng):
     """A folder that holds one cut file and not the file itself."""
     path = tmp_path / "wheel.whl"
     path.write_bytes(rng.bytes(3000))
-    pieces = luggage.split(path, 1000)
+    pieces = transfer.split(path, 1000)
     path.unlink()
     return tmp_path, path, pieces
 
@@ -67,7 +67,7 @@ def test_a_damaged_part_is_named(cut, rng):
     content[int(rng.integers(len(content)))] ^= 1
     pieces[1].write_bytes(content)
     with pytest.raises(DemoBertError, match="part01 is damaged"):
-        luggage.join(folder)
+        transfer.join(folder)
     assert not path.exists()
 
 
@@ -76,7 +76,7 @@ def test_missing_parts_are_counted(cut):
     pieces[0].unlink()
     pieces[2].unlink()
     with pytest.raises(DemoBertError, match="2 of 3 parts of wheel.whl are missing .*part00"):
-        luggage.join(folder)
+        transfer.join(folder)
 
 
 @pytest.mark.parametrize("name", ["../out.whl", "/tmp/out.whl", "..", "", "a/b", 5])
@@ -88,14 +88,14 @@ def test_a_list_of_parts_can_not_name_other_folders(cut, name, place):
     (content if place == "whole" else content["parts"][0])["name"] = name
     manifest.write_text(json.dumps(content))
     with pytest.raises(DemoBertError, match="outside its folder"):
-        luggage.join(folder)
+        transfer.join(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"name": "a", "sha256": "", "parts": 3}', "nonsense"])
 def test_what_is_no_list_of_parts_is_refused(tmp_path, content):
     (tmp_path / "a.parts.json").write_text(content)
     with pytest.raises(DemoBertError, match="list of parts"):
-        luggage.join(tmp_path)
+        transfer.join(tmp_path)
 
 
 def wheel(folder, name: str, content: str):
@@ -112,26 +112,26 @@ def wheel(folder, name: str, content: str):
 
 def test_wheels_are_installed_where_they_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    wheel(tmp_path, "demobert_luggage", "answer = 42")
+    wheel(tmp_path, "demobert_transfer", "answer = 42")
     wheel(tmp_path, "tqdm", "raise ImportError('this Python has its own')")
-    environment = luggage.unpack(tmp_path)
-    assert importlib.import_module("demobert_luggage").answer == 42
+    environment = transfer.install(tmp_path)
+    assert importlib.import_module("demobert_transfer").answer == 42
     assert not (tmp_path / "site" / "tqdm.py").exists()
-    code = "import demobert_luggage, tqdm"
+    code = "import demobert_transfer, tqdm"
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
-    del sys.modules["demobert_luggage"]
+    del sys.modules["demobert_transfer"]
 
 
 def test_a_wheel_that_can_not_be_installed_ends_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "demobert_broken-1.0-py3-none-any.whl").write_bytes(b"no zip file")
     with pytest.raises(DemoBertError, match="pip install failed: ") as caught:
-        luggage.unpack(tmp_path)
+        transfer.install(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_no_folder_is_no_luggage(tmp_path):
-    assert luggage.unpack(tmp_path / "nowhere") == dict(os.environ)
+def test_no_folder_is_no_transfer(tmp_path):
+    assert transfer.install(tmp_path / "nowhere") == dict(os.environ)
 
 
 # Comparison and tables
@@ -325,7 +325,7 @@ def test_a_capture_that_fails_is_named(monkeypatch):
 
 
 def test_pytorch_s_logits_are_the_model_s(monkeypatch, rng):
-    """The loader of gpu_check.py and that of the tests read the bundled model alike."""
+    """The loader of gpu_check.sh and that of the tests read the bundled model alike."""
     monkeypatch.setattr(torch_models, "DEVICE", "cpu")
     batch = random_batches(rng, 1)[0]
     config = BertConfig.from_folder(BUNDLED)
@@ -351,7 +351,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and result.stderr == (
-        "gpu_check.py: error: PyTorch sees no NVIDIA GPU, which this check needs "
+        "gpu_check.sh: error: PyTorch sees no NVIDIA GPU, which this check needs "
         "(for CPUs: scripts/benchmark_peers.py)\n"
     )
 
@@ -406,7 +406,7 @@ def test_a_build_s_own_reason_is_passed_on(tmp_path):
 
 @pytest.fixture
 def without_a_gpu(monkeypatch):
-    """gpu_check.py's whole run on a CPU: OpenVINO for TensorRT, PyTorch on the CPU, times that are made up."""
+    """gpu_check.sh's whole run on a CPU: OpenVINO for TensorRT, PyTorch on the CPU, times that are made up."""
     cuda = SimpleNamespace(get_device_capability=lambda index: (9, 0), get_device_name=lambda index: "a GPU")
     monkeypatch.setattr(torch_models, "import_torch", lambda: SimpleNamespace(cuda=cuda, __version__="2"))
     monkeypatch.setattr(torch_models, "DEVICE", "cpu")

@@ -1,1 +1,1 @@
-"""What scripts/gpu_check.py is made of: luggage (wheels), engines in own processes, PyTorch, comparison."""
+"""What scripts/gpu_check.sh runs: the check, its transfer to the GPU machine, engines in own processes, PyTorch."""

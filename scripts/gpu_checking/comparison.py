@@ -1,4 +1,4 @@
-"""Logits beside a reference's, and the tables that scripts/gpu_check.py prints."""
+"""Logits beside a reference's, and the tables that scripts/gpu_check.sh prints."""
 
 from dataclasses import asdict, dataclass
 

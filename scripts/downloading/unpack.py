@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Unpack a downloaded zip file into a new folder: all of it, checked, and nothing outside the folder.
 
 Standard library only: it runs before any environment is made.
@@ -10,7 +9,8 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from helpers import cli
 from helpers.errors import DemoBertError

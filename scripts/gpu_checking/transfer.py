@@ -1,6 +1,7 @@
-"""What travels to a GPU machine that has no package registry: wheels and sources, cut to the size of a transfer.
+"""The transfer of packages to a GPU machine that has no package registry.
 
-A file that is too large becomes NAME.part00, NAME.part01… and NAME.parts.json, which holds their SHA-256 sums.
+`download` fetches wheels and sources where there is one, `install` installs them on the GPU machine. A file that is too
+large to be transferred becomes NAME.part00, NAME.part01… and NAME.parts.json, which holds their SHA-256 sums.
 """
 
 import importlib.util
@@ -31,7 +32,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 _BLOCK = 1 << 20
 
 
-def prepare(folder: Path, python_version: str, part_bytes: int) -> list[Path]:
+def download(folder: Path, python_version: str, part_bytes: int) -> list[Path]:
     """Download into `folder` what a Linux machine with `python_version` ("3.12") needs.
 
     Returns the files, of at most `part_bytes` each. Raises DemoBertError where pip fails.
@@ -106,7 +107,7 @@ def _is_plain(name) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
-def unpack(folder: Path) -> dict:
+def install(folder: Path) -> dict:
     """Install the wheels of `folder` into its subfolder `site`, build PyCUDA there if it is missing, and use both.
 
     Packages that this Python has already stay as they are, and win. Returns the environment in which a process of this

@@ -1,11 +1,14 @@
-"""The figures of a benchmark's grid: a Markdown table, a CSV file, a plot of latency against batch size."""
+"""The figures of a benchmark's grid: a Markdown table, a CSV file that can be read again, and the plot beside them."""
 
 import csv
+import io
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 from helpers import cli
-from helpers.files import atomic_write, read_json
-from helpers.pictures import new_figure
+from helpers.errors import DemoBertError
+from helpers.files import atomic_write, read_json, read_text
+from scripts.benchmarks.plot import plot
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,36 @@ def report(rows: list[GridRow], heading: str, outputs: dict) -> None:
     cli.note(f"Written: {', '.join(map(str, written))}")
 
 
+def redraw(csv_path: Path, picture: Path) -> None:
+    """Draw the plot of a CSV file that `report` wrote. Its heading is that of the table, if that lies beside it."""
+    rows = [row for row in read_rows(csv_path) if row.error is None]
+    if not rows:
+        raise DemoBertError(f"{csv_path} has no figures to draw")
+    table = csv_path.with_suffix(".md")
+    heading = read_text(table, "table").partition("\n")[0].removesuffix(":") if table.exists() else csv_path.stem
+    plot(rows, heading, picture)
+    cli.note(f"Written: {picture}")
+
+
+def read_rows(path: Path) -> list[GridRow]:
+    """The rows of a CSV file that `report` wrote. Raises DemoBertError."""
+    table = csv.DictReader(io.StringIO(read_text(path, "CSV file")))
+    try:
+        return [_row(values) for values in table]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DemoBertError(f"{path}, line {table.line_num}, is not of an inference benchmark ({error})") from error
+
+
+def _row(values: dict) -> GridRow:
+    """From a line's texts. Raises KeyError, TypeError or ValueError."""
+    kinds = {"model": str, "precision": str, "sequence_length": int, "batch_size": int, "iterations": int, "error": str}
+    texts = {field.name: values[field.name] for field in fields(GridRow)}
+    row = GridRow(**{name: kinds.get(name, float)(text) if text else None for name, text in texts.items()})
+    if not (row.error or (row.median_ms > 0 and row.batch_size > 0)):
+        raise ValueError("a latency or a batch size of 0")
+    return row
+
+
 def markdown(rows: list[GridRow], heading: str) -> str:
     """The rows as a Markdown table, with what failed below it."""
     lines = [
@@ -78,35 +111,3 @@ def _failures(rows: list[GridRow]) -> list[str]:
         batch_sizes.setdefault(place, []).append(str(row.batch_size))
     reasons = [f"- {what}, batch size {', '.join(sizes)}: {error}" for (what, error), sizes in batch_sizes.items()]
     return ["", f"{len(failed)} of {len(rows)} could not be measured:", "", *reasons]
-
-
-def plot(rows: list[GridRow], title: str, path) -> None:
-    """Median latency against batch size, both axes logarithmic: a panel per model and length, a line per precision."""
-    models = list(dict.fromkeys(row.model for row in rows))
-    lengths = sorted({row.sequence_length for row in rows})
-    size = (max(6, 4.5 * len(lengths)), 0.5 + 3.2 * len(models))
-    figure, panels = new_figure(*size, "the plot", rows=len(models), columns=len(lengths))
-    colors = {precision: f"C{number}" for number, precision in enumerate(dict.fromkeys(row.precision for row in rows))}
-    for model, panels_of_model in zip(models, panels):
-        for length, panel in zip(lengths, panels_of_model):
-            panel.set_title(f"{model}, {length} tokens")
-            _draw(panel, [row for row in rows if (row.model, row.sequence_length) == (model, length)], colors)
-    figure.suptitle(title)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-
-
-def _draw(panel, rows: list[GridRow], colors: dict) -> None:
-    for precision, color in colors.items():
-        points = sorted((row.batch_size, row.median_ms) for row in rows if row.precision == precision)
-        if points:
-            panel.plot(*zip(*points), marker="o", label=precision, color=color)
-    batch_sizes = sorted({row.batch_size for row in rows})
-    panel.set(xlabel="batch size", ylabel="median latency (ms)", xscale="log", yscale="log")
-    panel.set_xticks(batch_sizes, [str(batch_size) for batch_size in batch_sizes])
-    panel.xaxis.minorticks_off()
-    for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-        formatter("{x:g}")
-    panel.grid(alpha=0.3, which="both")
-    if rows:
-        panel.legend()

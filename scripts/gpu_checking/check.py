@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The TensorRT engines on a real GPU: logits beside PyTorch's float32, times beside PyTorch's half precision, in turn.
 
 On a machine with one NVIDIA GPU, PyTorch and transformers. What else is needed travels with it: --prepare downloads
@@ -6,7 +5,6 @@ it into a folder on a machine with a package registry, --folder names that folde
 something that applied here failed. A GPU that TensorRT-RTX does not support is said in one line, and the rest is run.
 """
 
-import random
 import statistics
 import subprocess
 import sys
@@ -14,14 +12,17 @@ import tempfile
 from functools import cached_property, partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
+    sys.path[0] = str(ROOT)
 
 from helpers import cli
 from helpers.backends.tensorrt.module import Gpu, rtx_supports
 from helpers.errors import DemoBertError
 from helpers.files import check_outputs, require_file, write_json
-from scripts.gpu_checking import comparison, luggage, torch_models
+from helpers.random_model import RANDOM_SIZES, write_random_model
+from scripts.benchmarks.turns import turns
+from scripts.gpu_checking import comparison, torch_models, transfer
 from scripts.gpu_checking.engine_process import EngineProcess
 
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
@@ -36,76 +37,76 @@ CALIBRATION_SAMPLES = 25
 #: Each runner runs this often in its turn.
 RUNS_PER_TURN = 10
 
+MODELS = ("bundled", *RANDOM_SIZES)
+
+#: What argparse is told of the flags that take a number.
+_NUMBER = {"type": cli.positive_int, "metavar": "N"}
+
 
 def parse(arguments):
     parser = cli.Parser(
         "Check and time the TensorRT engines on this machine's GPU, beside PyTorch, which has to be installed with "
         "transformers. Exit code 1: something that applies to this machine failed."
     )
-    travels = "what travels to the GPU machine (default: .gpu)"
-    parser.add_argument("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help=travels)
-    parser.add_argument("--prepare", action="store_true", help="fill --folder from the package registry, and end")
-    parser.add_argument("--python-version", default="3.12", metavar="X.Y", help="with --prepare: the GPU machine's")
-    number = {"type": cli.positive_int, "metavar": "N"}
-    parser.add_argument("--part-size", **number, default=60, help="with --prepare: MiB of the largest file")
-    parser.add_argument(
-        "--backend",
-        choices=("tensorrt_rtx", "tensorrt"),
-        action="append",
-        help="engines' backend; repeatable (default: both)",
-    )
-    parser.add_argument(
-        "--engine-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="Python that has TensorRT and PyCUDA, where it is another than PyTorch's (TensorRT 8.6 ends at 3.10)",
-    )
-    parser.add_argument(
-        "--network",
-        choices=("auto", "native", "plugin"),
-        action="append",
-        help="engines' form; repeatable (default: auto)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
-        action="append",
-        help="engines' precision; repeatable (default: fp16)",
-    )
-    models = ("bundled", *torch_models.RANDOM_SIZES)
-    parser.add_argument(
-        "--model", choices=models, action="append", help="base, large: random weights; repeatable (default: all)"
-    )
-    parser.add_argument(
-        "-b", "--batch-size", **number, action="append", help="rows of a batch; repeatable (default: 1 and 8)"
-    )
-    parser.add_argument(
-        "-s", "--sequence-length", **number, action="append", help="tokens of a row; repeatable (default: 128 and 384)"
-    )
-    parser.add_argument("--squad", metavar="FILE", help="SQuAD file to compare on (default: XQuAD's, where it lies)")
-    parser.add_argument("--windows", **number, default=200, help="windows to compare")
-    parser.add_argument("--rounds", **number, default=10, help=f"turns of {RUNS_PER_TURN} timed runs each")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, the slowest to prepare")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    _add_transfer_arguments(parser)
+    _add_engine_arguments(parser)
+    _add_measuring_arguments(parser)
     cli.add_verbose(parser)
     args = parser.parse_args(arguments)
     args.backend = args.backend or ["tensorrt_rtx", "tensorrt"]
     args.network, args.precision = args.network or ["auto"], args.precision or ["fp16"]
-    args.model = args.model or models
+    args.model = args.model or MODELS
     args.batch_size = sorted(set(args.batch_size or (1, 8)))
     args.sequence_length = sorted(set(args.sequence_length or (128, 384)))
     return args
 
 
+def _add_transfer_arguments(parser: cli.Parser) -> None:
+    add = parser.add_argument
+    transferred = "what travels to the GPU machine (default: .gpu)"
+    add("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help=transferred)
+    add("--prepare", action="store_true", help="fill --folder from the package registry, and end")
+    add("--python-version", default="3.12", metavar="X.Y", help="with --prepare: the GPU machine's")
+    add("--part-size", **_NUMBER, default=60, help="with --prepare: MiB of the largest file")
+
+
+def _add_engine_arguments(parser: cli.Parser) -> None:
+    """Which engines are built, of which models, for which sizes."""
+
+    def add(*flags, **settings):
+        parser.add_argument(*flags, action="append", **settings)
+
+    add("--backend", choices=("tensorrt_rtx", "tensorrt"), help="engines' backend; repeatable (default: both)")
+    parser.add_argument(
+        "--engine-python", default=sys.executable, metavar="PATH",
+        help="Python that has TensorRT and PyCUDA, where it is another than PyTorch's (TensorRT 8.6 ends at 3.10)",
+    )  # fmt: skip
+    add("--network", choices=("auto", "native", "plugin"), help="engines' form; repeatable (default: auto)")
+    precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
+    add("--precision", choices=precisions, help="engines' precision; repeatable (default: fp16)")
+    add("--model", choices=MODELS, help="base, large: random weights; repeatable (default: all)")
+    add("-b", "--batch-size", **_NUMBER, help="rows of a batch; repeatable (default: 1 and 8)")
+    add("-s", "--sequence-length", **_NUMBER, help="tokens of a row; repeatable (default: 128 and 384)")
+
+
+def _add_measuring_arguments(parser: cli.Parser) -> None:
+    add = parser.add_argument
+    add("--squad", metavar="FILE", help="SQuAD file to compare on (default: XQuAD's, where it lies)")
+    add("--windows", **_NUMBER, default=200, help="windows to compare")
+    add("--rounds", **_NUMBER, default=10, help=f"turns of {RUNS_PER_TURN} timed runs each")
+    add("--no-compile", action="store_true", help="leave out torch.compile, the slowest to prepare")
+    add("--json", metavar="FILE", help="write the figures as JSON")
+
+
 def main(arguments) -> int:
     args = parse(arguments)
     if args.prepare:
-        for path in luggage.prepare(args.folder, args.python_version, args.part_size << 20):
+        for path in transfer.download(args.folder, args.python_version, args.part_size << 20):
             print(f"{path.stat().st_size / 2**20:8.1f} MiB  {path}")
         return 0
     squad = require_file(args.squad or default_squad(args.folder), "SQuAD file")
     check_outputs({"--json": args.json}, [squad])
-    environment = luggage.unpack(args.folder)
+    environment = transfer.install(args.folder)
     torch = torch_models.import_torch()
     check = Check(args, squad, tuple(torch.cuda.get_device_capability(0)), environment)
     gpu = Gpu(torch.cuda.get_device_name(0), check.capability)
@@ -139,7 +140,7 @@ class Check:
 
     def run(self, model: str, folder: Path) -> None:
         """Build, compare and time one model."""
-        checkpoint = BUNDLED if model == "bundled" else torch_models.random_model(model, folder)
+        checkpoint = BUNDLED if model == "bundled" else write_random_model(folder / model, RANDOM_SIZES[model])
         engines = self.engines(model, checkpoint, folder)
         try:
             torch_half = torch_models.load(checkpoint, half=True)
@@ -237,20 +238,17 @@ class Check:
         print(f"{comparison.latency_table(medians)}\n", flush=True)
 
     def in_turn(self, model: str, ways: dict) -> dict:
-        """Name → median ms. The order is drawn anew for every round; a way that fails is left out of the rest."""
+        """Name → median ms. A way that fails is left out of the rest."""
         from tqdm import tqdm
 
-        latencies = {name: [] for name in ways}
-        shuffle = random.Random(0).shuffle
-        for _ in tqdm(range(self.args.rounds), unit="round", leave=False, disable=None):
-            order = list(ways.items())
-            shuffle(order)
-            for name, run in order:
-                try:
-                    latencies[name] += run(runs=RUNS_PER_TURN)
-                except DemoBertError as error:
-                    self.gave_up(f"{name}, {model}: {error}", "")
-                    del ways[name]
+        latencies, rounds = {name: [] for name in ways}, self.args.rounds
+        order = turns(ways, rounds, pause=0)  # what ran before waits for the GPU, and spins no more
+        for _, name in tqdm(order, total=rounds * len(ways), unit="turn", leave=False, disable=None):
+            try:
+                latencies[name] += ways[name](runs=RUNS_PER_TURN)
+            except DemoBertError as error:
+                self.gave_up(f"{name}, {model}: {error}", "")
+                del ways[name]
         return {name: statistics.median(latencies[name]) for name in ways}
 
     def summary(self) -> int:
@@ -302,4 +300,5 @@ def random_padded_batch(checkpoint: Path, batch_size: int, length: int):
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "gpu_check.sh"  # the name that its user called it by
     cli.run(main)

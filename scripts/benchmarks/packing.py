@@ -1,0 +1,111 @@
+"""What packing gains: questions and tokens per second of a SQuAD file, by one model in one precision, three ways.
+
+    filled    every window padded to the longest, as an engine of fixed shapes has to
+    sorted    padded engine, dynamic shapes, windows of like length together: padded by next to nothing
+    packed    windows end to end
+
+The ways take turns, round by round, so that the machine's moods hit all alike; the figures are medians of the rounds.
+scripts/benchmark_packing.py runs it.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from helpers import cli
+from helpers.backends import load_engine
+from helpers.data_processing import AnswerOptions, read_squad
+from helpers.files import check_writable, write_json
+from helpers.question_answering import QuestionAnswerer
+from helpers.squad import SquadData
+from scripts.benchmarks.project_engines import build_engine_file, load_tokenizer
+from scripts.benchmarks.throughput import mean_f1
+from scripts.benchmarks.turns import turns
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse(arguments):
+    parser = cli.Parser("Packed against filled and length-sorted padded batches, on the CPU.")
+    bundled = ROOT / "models" / "bundled" / "bert_mini_squad11"
+    parser.add_argument("--model", default=bundled, metavar="DIR", help="model folder")
+    parser.add_argument("--squad", required=True, metavar="FILE", help="SQuAD v1.1 file")
+    parser.add_argument("--every", type=cli.positive_int, default=1, metavar="N", help="take every N-th question only")
+    number = {"type": cli.positive_int, "metavar": "N"}
+    parser.add_argument("-s", "--sequence-length", **number, default=384, help="longest window")
+    parser.add_argument("-b", "--batch-size", **number, action="append", help="repeatable (default: 1 and 8)")
+    parser.add_argument("-f", "--fp16", action="store_true", help="the CPU's half precision (default: fp32)")
+    parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds to take the median of")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments) -> None:
+    args = parse(arguments)
+    if args.json:
+        check_writable(args.json, "--json")
+    data = read_squad(args.squad)
+    data = SquadData(data.examples[:: args.every], data.version_2)
+    sizes = sorted(set(args.batch_size or [1, 8]))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(answerers(args, sizes, Path(folder)), data, args.rounds)
+    if args.json:
+        facts = {"model": str(args.model), "fp16": args.fp16, "questions": len(data.examples)}
+        write_json(args.json, facts | {"rows": rows})
+
+
+def answerers(args, sizes: list[int], folder: Path) -> dict[str, QuestionAnswerer]:
+    """Every way at every batch size, by one padded engine and one packed."""
+    ways = {}
+    for layout, names in (("padded", ("filled", "sorted")), ("packed", ("packed",))):
+        path = folder / f"{layout}.engine"
+        build_engine_file(args.model, path, layout, max(sizes[-1], 8), args.sequence_length, args.fp16)
+        for size in sizes:
+            for name in names:
+                ways[f"{name}, -b {size}"] = answerer(args, path, layout, size, filled=name == "filled")
+    return ways
+
+
+def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> QuestionAnswerer:
+    engine = load_engine(path, layout, throughput=True)
+    if filled:  # rows as an engine of one shape would have them
+        engine.padded_length = lambda length: args.sequence_length
+    tokenizer = load_tokenizer(Path(args.model), engine.card.do_lower_case)
+    return QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=batch_size))
+
+
+def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
+    """Answer the questions in every way, `rounds` times after a first that does not count; print and return a table."""
+    from tqdm import tqdm
+
+    seconds, f1 = {name: [] for name in ways}, {}
+    total = (rounds + 1) * len(ways)
+    for number, name in tqdm(turns(ways, rounds + 1), total=total, unit="turn", disable=None):
+        start = time.perf_counter()
+        results = ways[name].answer_squad(data)
+        if number:
+            seconds[name].append(time.perf_counter() - start)
+        f1[name] = mean_f1({key: result.text for key, result in results.items()}, data)
+    tokens = sum(next(iter(ways.values())).window_lengths(data))
+    print(f"\n{len(data.examples)} questions, {tokens} tokens without padding; median of {rounds} rounds, in turn\n")
+    return print_table(seconds, f1, len(data.examples), tokens)
+
+
+def print_table(seconds: dict, f1: dict, questions: int, tokens: int) -> list[dict]:
+    """Print and return rates, from the median over the rounds, and how they stand to the best of "filled"."""
+    print(f"| {'windows':14} | questions/s | tokens/s | F1    | × filled |")
+    print(f"| {'-' * 14} | ----------: | -------: | ----: | -------: |")
+    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    filled = min(median for name, median in medians.items() if name.startswith("filled"))
+    rows = []
+    for name, median in medians.items():
+        row = {"questions_per_second": questions / median, "tokens_per_second": tokens / median}
+        row |= {"f1": f1[name], "times_filled": filled / median}
+        print(
+            f"| {name:14} | {row['questions_per_second']:11.2f} | {row['tokens_per_second']:8.0f} "
+            f"| {row['f1']:5.2f} | {row['times_filled']:8.2f} |"
+        )
+        rows.append({"windows": name, **row})
+    return rows

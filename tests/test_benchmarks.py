@@ -1,0 +1,102 @@
+"""scripts/benchmarks, but for the grid: entry points, turns, tables, Hugging Face's recipe. Nothing is timed."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from helpers.squad import read_squad
+from scripts.benchmarks import hugging_face, latency, packing, throughput
+from scripts.benchmarks.turns import turns
+from tests.conftest import BUNDLED, ROOT
+
+SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
+
+
+@pytest.mark.parametrize("name", ["benchmark_peers", "benchmark_packing", "benchmark_cpp"])
+def test_commands_are_run_by_their_paths_from_anywhere(name, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "-h"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.startswith(f"usage: {name}.py "), result
+    module = importlib.import_module(f"scripts.{name}")
+    assert callable(module.parse) and callable(module.main)
+
+
+def test_all_take_their_turn_in_every_round(rng):
+    ways = {f"way {number}": None for number in range(int(rng.integers(1, 6)))}
+    taken = list(turns(ways, 4, pause=0))
+    for number in range(4):
+        assert sorted(name for round_, name in taken if round_ == number) == sorted(ways)
+    assert [number for number, _ in taken] == sorted(number for number, _ in taken)
+
+
+def test_what_is_deleted_has_no_more_turns():
+    ways = {"good": None, "bad": None}
+    taken = []
+    for number, name in turns(ways, 3, pause=0):
+        taken.append((number, name))
+        if name == "bad":
+            del ways["bad"]
+    assert sorted(taken) == [(0, "bad"), (0, "good"), (1, "good"), (2, "good")]
+
+
+def test_latency_is_compared_at_equal_precision(capsys):
+    ours = {f"this engine, {form}": [ms] for form, ms in (("fp32", 8.0), ("bf16", 4.0), ("int8", 2.0))}
+    peers = {"Hugging Face SDPA, bf16": [16.0, 4.0, 8.0], "ONNX Runtime, dynamic int8": [1.0]}
+    rows = {row["engine"]: row for row in latency.print_table(ours | peers, 1, 128)}
+    assert rows["Hugging Face SDPA, bf16"]["ratio"] == 0.5 and rows["Hugging Face SDPA, bf16"]["median_ms"] == 8
+    assert rows["ONNX Runtime, dynamic int8"]["ratio"] == 2 and rows["this engine, fp32"]["ratio"] is None
+    printed = capsys.readouterr().out
+    assert "| Hugging Face SDPA, bf16        |      8.00 |              4.40 |                  0.50 × |" in printed
+    assert "int8 takes 0.50 × this engine's bf16, 0.25 × its fp32" in printed
+
+
+def test_throughput_is_compared_at_equal_precision(capsys):
+    seconds = {"this engine, bf16": [2.0, 1.0, 9.0], "Hugging Face, bf16": [8.0], "Hugging Face, fp32": [16.0]}
+    report = throughput.print_table(seconds, dict.fromkeys(seconds, 90.0), 100)
+    assert [row["questions_per_second"] for row in report["rows"]] == [50, 12.5, 6.25]
+    assert [row["ratio"] for row in report["rows"]] == [None, 4, None]  # nothing of ours in fp32 was run
+    assert "| Hugging Face, bf16     |       12.50 | 90.00 |     4.00 × as fast |" in capsys.readouterr().out
+
+
+def test_packing_is_held_to_the_best_that_is_filled(capsys):
+    seconds = {"filled, -b 1": [4.0], "filled, -b 8": [2.0], "packed, -b 1": [0.5]}
+    rows = packing.print_table(seconds, dict.fromkeys(seconds, 80.0), 10, 1000)
+    assert [row["times_filled"] for row in rows] == [0.5, 1, 4]
+    assert "| packed, -b 1   |       20.00 |     2000 | 80.00 |     4.00 |" in capsys.readouterr().out
+
+
+def test_f1_is_squad_s():
+    data = read_squad(SQUAD)
+    golds = {example.question_id: example.answers[0] for example in data.examples}
+    assert throughput.mean_f1(golds, data) == 100
+    wrong = golds | {data.examples[0].question_id: ""}
+    assert throughput.mean_f1(wrong, data) == pytest.approx(100 * (1 - 1 / len(data.examples)))
+
+
+def test_the_best_span_is_in_the_passage_in_order_and_short(rng):
+    size = 60
+    starts, ends = rng.permutation(size).astype(np.float32), rng.permutation(size).astype(np.float32)
+    in_passage = [bool(place >= 10) for place in range(size)]
+    score, start, end = hugging_face._best_span(starts, ends, in_passage)
+    allowed = [
+        starts[first] + ends[last]
+        for first in range(10, size)
+        for last in range(first, min(first + hugging_face.MAX_ANSWER_LENGTH, size))
+        if starts[first] >= size - hugging_face.N_BEST and ends[last] >= size - hugging_face.N_BEST
+    ]
+    assert score == max(allowed, default=-np.inf)
+    assert not allowed or (score == starts[start] + ends[end] and 10 <= start <= end < start + 30)
+
+
+def test_hugging_face_s_recipe_answers_in_short_windows():
+    """Of 128 tokens, the overlap of its default would take all."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    data = read_squad(SQUAD)
+    answers = hugging_face.answer_squad(hugging_face.load(BUNDLED), BUNDLED / "vocab.txt", data, length=128)
+    assert throughput.mean_f1(answers, data) > 80
