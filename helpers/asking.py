@@ -191,14 +191,15 @@ def _answer(answerer: QuestionAnswerer, passage: str, question: str) -> None:
             progress.total = total
             progress.update(done - progress.n)
 
-        answers, seconds, windows = answerer.ask(passage, question, on_progress)
+        reply = answerer.ask(passage, question, on_progress)
     print(f"Passage: {cli.one_line(passage)}")
     print(f"Question: {cli.one_line(question)}")
     print(RULE)
-    print(f"Running inference in {windows / seconds:.3f} Sentences/Sec")
+    print(f"Running inference in {reply.windows / reply.seconds:.3f} Sentences/Sec")
     print(RULE)
-    print(f"Answer: '{cli.one_line(answers[0].text)}'")
-    print(f"With probability: {answers[0].probability * 100:.3f}", flush=True)
+    best = reply.answers[0]
+    print(f"Answer: '{cli.one_line(best.text)}'")
+    print(f"With probability: {best.probability * 100:.3f}", flush=True)
 
 
 def _n_best(result: QuestionResult) -> list[dict]:

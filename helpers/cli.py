@@ -26,44 +26,27 @@ class _HelpFormatter(argparse.HelpFormatter):
         return action.help if silent else f"{action.help} (default: %(default)s)"
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1 (argparse type)."""
-    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+def _number(kind, wanted: str, accept):
+    """An argparse type: a number of `kind` that `accept` takes; `wanted` says which."""
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return read
 
 
-def non_negative_int(text: str) -> int:
-    """A whole number of at least 0 (argparse type)."""
-    return _number(text, int, "a whole number of at least 0", lambda value: value >= 0)
-
-
-def seconds(text: str) -> float:
-    """A duration of at least 0 s and at most a day (argparse type)."""
-    return _number(text, float, "a number of seconds from 0 to 86400", lambda value: 0 <= value <= 86400)
-
-
-def finite_float(text: str) -> float:
-    """Any finite number (argparse type)."""
-    return _number(text, float, "a number", lambda value: abs(value) < float("inf"))
-
-
-def positive_float(text: str) -> float:
-    """A finite number over 0 (argparse type)."""
-    return _number(text, float, "a number over 0", lambda value: 0 < value < float("inf"))
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1 (argparse type)."""
-    return _number(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
-
-
-def _number(text, kind, wanted, accept):
-    try:
-        value = kind(text)
-    except (ValueError, OverflowError):
-        value = None
-    if value is None or not accept(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return value
+positive_int = _number(int, "a whole number of at least 1", lambda value: value >= 1)
+non_negative_int = _number(int, "a whole number of at least 0", lambda value: value >= 0)
+seconds = _number(float, "a number of seconds from 0 to 86400", lambda value: 0 <= value <= 86400)
+finite_float = _number(float, "a number", lambda value: abs(value) < float("inf"))
+positive_float = _number(float, "a number over 0", lambda value: 0 < value < float("inf"))
+share = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def add_verbose(parser: Parser) -> None:

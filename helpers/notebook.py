@@ -68,7 +68,7 @@ def _answerer(path: Path) -> QuestionAnswerer:
 
 def ask(answerer: QuestionAnswerer, passage: str, question: str) -> "Answered":
     """The answer to one question, which shows itself in its passage. Raises DemoBertError for text without words."""
-    return Answered(passage, question, answerer.reply(passage, question))
+    return Answered(passage, question, answerer.ask(passage, question))
 
 
 @dataclass(frozen=True)

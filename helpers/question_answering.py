@@ -79,17 +79,7 @@ class QuestionAnswerer:
         self.tokenizer = tokenizer
         self.options = dataclasses.replace(options, sequence_length=sequence_length)
 
-    def ask(
-        self, passage: str, question: str, on_progress: Callable[[int, int], None] | None = None
-    ) -> tuple[list[Answer], float, int]:
-        """The n-best answers, best first; the seconds the engine took; the number of windows it was given.
-
-        As `reply`, which says more.
-        """
-        reply = self.reply(passage, question, on_progress)
-        return reply.answers, reply.seconds, reply.windows
-
-    def reply(self, passage: str, question: str, on_progress: Callable[[int, int], None] | None = None) -> Reply:
+    def ask(self, passage: str, question: str, on_progress: Callable[[int, int], None] | None = None) -> Reply:
         """The answers to one question, and what they were chosen from.
 
         `on_progress(done, total)` is called, in windows, after each batch. Raises DemoBertError for text that is

@@ -10,11 +10,11 @@ import pytest
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.random_model import RANDOM_SIZES, random_state, write_random_model
 from helpers.weights import load_weights
 from helpers.weights.canonical import expected_shapes
 from scripts.benchmarks import grid
 from scripts.benchmarks.plot import one_two_five, plot
+from scripts.benchmarks.random_model import RANDOM_SIZES, random_state, write_random_model
 from scripts.benchmarks.table import GridRow, markdown
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT

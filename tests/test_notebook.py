@@ -16,8 +16,8 @@ from helpers import notebook
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.question_answering import QuestionAnswerer
-from helpers.random_model import write_random_model
 from helpers.tokenization import load_vocabulary
+from scripts.benchmarks.random_model import write_random_model
 from tests.conftest import BUNDLED, ROOT
 from tests.test_scripts import README_PASSAGE
 
@@ -146,14 +146,14 @@ def test_pictures_of_any_text(answerer, rng):
 
 def test_probabilities_of_tokens_are_those_of_the_windows(answerer):
     """Of a passage in one window: the engine's own logits. In many windows: each token's, where it has most context."""
-    whole = answerer.reply(README_PASSAGE, "What is TensorRT?")
+    whole = answerer.ask(README_PASSAGE, "What is TensorRT?")
     assert whole.windows == 1 and whole.token_logits.shape == (len(whole.passage), 2)
     best = whole.answers[0]
     start = np.flatnonzero(whole.passage.offsets[:, 0] == best.start_char)[0]
     end = np.flatnonzero(whole.passage.offsets[:, 1] == best.end_char)[0]
     assert (whole.token_logits[start, 0], whole.token_logits[end, 1]) == (best.start_logit, best.end_logit)
     options = replace(answerer.options, sequence_length=48, doc_stride=16)
-    cut = QuestionAnswerer(answerer.engine, answerer.tokenizer, options).reply(README_PASSAGE, "What is TensorRT?")
+    cut = QuestionAnswerer(answerer.engine, answerer.tokenizer, options).ask(README_PASSAGE, "What is TensorRT?")
     assert cut.windows > 1 and cut.token_logits.shape == whole.token_logits.shape
     starts = np.searchsorted(cut.passage.offsets[:, 0], [answer.start_char for answer in cut.answers])
     assert [cut.token_logits[place, 0] for place in starts] == [answer.start_logit for answer in cut.answers]

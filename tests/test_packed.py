@@ -247,7 +247,8 @@ def test_one_loop_answers_for_both_layouts(options):
     budget = options.batch_size * options.sequence_length
     assert all(batch.token_count <= budget and batch.batch_size <= 4 for batch in engine.batches)
     example = data.examples[1]
-    answers, _, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    reply = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    answers, windows = reply.answers, reply.windows
     assert (answers, windows) == expected_answers(example.passage, example.question, options)
 
 

@@ -123,13 +123,14 @@ def test_ask(options):
     example = read_squad(DATA / "squad_v1.1.json").examples[1]
     engine = TokenEngine(card())
     progress = []
-    answers, seconds, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(
+    reply = QuestionAnswerer(engine, TOKENIZER, options).ask(
         example.passage, example.question, lambda *counts: progress.append(counts)
     )
+    answers, windows = reply.answers, reply.windows
     assert (answers, windows) == expected_answers(example.passage, example.question, options)
     size = options.batch_size
     assert progress == [(min(done, windows), windows) for done in range(size, windows + size, size)]
-    assert seconds > 0 and sum(batch.batch_size for batch in engine.batches) == windows
+    assert reply.seconds > 0 and sum(batch.batch_size for batch in engine.batches) == windows
     assert max(batch.batch_size for batch in engine.batches) <= options.batch_size
 
 
@@ -222,7 +223,8 @@ HARD_PASSAGES = [
 @pytest.mark.parametrize("text", HARD_PASSAGES, ids=range(len(HARD_PASSAGES)))
 def test_hard_passages(text):
     answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=4))
-    answers, _, windows = answerer.ask(text, "What is it?")
+    reply = answerer.ask(text, "What is it?")
+    answers, windows = reply.answers, reply.windows
     assert windows >= 1 and all(answer.text == text[answer.start_char : answer.end_char] for answer in answers)
 
 
@@ -267,7 +269,7 @@ def test_the_bundled_model_answers(torch_model):
     assert sum(scores) / len(scores) > 0.8, {key: result.text for key, result in results.items()}
     alone = QuestionAnswerer(TorchEngine(card(1, 384), torch_model), TOKENIZER)
     for example in data.examples:
-        answers, _, _ = alone.ask(example.passage, example.question)
+        answers = alone.ask(example.passage, example.question).answers
         best = results[example.question_id].n_best[0]
         assert answers[0].text == best.text
         assert answers[0].probability == pytest.approx(best.probability, abs=1e-4)  # float32 sums in another order
@@ -279,6 +281,7 @@ def test_windows_do_not_lose_the_answer(torch_model):
     example = dataclasses.replace(data.examples[1], passage=filler + data.examples[1].passage + " " + filler)
     engine = TorchEngine(card(4, 96), torch_model)
     options = AnswerOptions(batch_size=4, doc_stride=32)
-    answers, _, windows = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    reply = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    answers, windows = reply.answers, reply.windows
     assert windows > 4 and "Marta Olsen" in answers[0].text
     assert example.passage[answers[0].start_char : answers[0].end_char] == answers[0].text

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from helpers import cli
-from helpers.backends.infer_c import BUILD_FOLDER
 from helpers.errors import DemoBertError
+from helpers.infer_c_engine import BUILD_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,8 +20,8 @@ from helpers import cli
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs
-from helpers.random_model import RANDOM_SIZES, write_random_model
 from scripts.benchmarks.grid_engines import BUNDLED, INT8_FLAGS, LENGTHS, GridEngine, grid
+from scripts.benchmarks.random_model import RANDOM_SIZES, write_random_model
 from scripts.benchmarks.table import GridRow, redraw, report
 
 

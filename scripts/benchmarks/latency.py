@@ -9,7 +9,7 @@ from helpers import cli
 from helpers.benchmark import random_batch
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.onnx_export import OnnxExport
-from scripts.benchmarks.project_engines import FORMS, EngineBuilder, timed_run
+from scripts.benchmarks.project_engines import FORMS, EngineBuilder
 from scripts.benchmarks.turns import turns
 
 #: Each peer runs this often in its turn, after one run that only wakes its threads.
@@ -24,8 +24,8 @@ def measure_latency(args, builder: EngineBuilder, torch_model, length: int, fold
     sizes = max(length, BUILT_LENGTH), args.batch_size
     engines = {f"this engine, {form}": builder.engine(form, *sizes) for form in FORMS}
     batch = random_batch(engines["this engine, fp32"].card, args.batch_size, length, seed=length)
-    runs = {name: timed_run(engine, batch) for name, engine in engines.items()}
-    peers = {"NNCF, int8": lambda: timed_run(builder.nncf_engine(*sizes), batch)}
+    runs = {name: engine.timed_run(batch) for name, engine in engines.items()}
+    peers = {"NNCF, int8": lambda: builder.nncf_engine(*sizes).timed_run(batch)}
     peers |= hugging_face.latency_peers(torch_model, batch)
     peers |= OnnxExport(torch_model, batch, folder).latency_peers()
     for name, prepare in peers.items():

@@ -16,11 +16,12 @@ import numpy as np
 
 from helpers import cli
 from helpers.backends import load_engine
-from helpers.data_processing import AnswerOptions, read_squad
+from helpers.data_processing import AnswerOptions
 from helpers.files import check_writable, write_json
+from helpers.model_folder import ModelFolder
 from helpers.question_answering import QuestionAnswerer
-from helpers.squad import SquadData
-from scripts.benchmarks.project_engines import build_engine_file, load_tokenizer
+from helpers.squad import SquadData, read_squad
+from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.throughput import mean_f1
 from scripts.benchmarks.turns import turns
 
@@ -72,8 +73,7 @@ def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> Qu
     engine = load_engine(path, layout, throughput=True)
     if filled:  # rows as an engine of one shape would have them
         engine.padded_length = lambda length: args.sequence_length
-    tokenizer = load_tokenizer(Path(args.model), engine.card.do_lower_case)
-    return QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=batch_size))
+    return QuestionAnswerer(engine, ModelFolder.open(args.model).tokenizer(), AnswerOptions(batch_size=batch_size))
 
 
 def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:

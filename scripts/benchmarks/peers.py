@@ -18,10 +18,10 @@ from pathlib import Path
 
 from helpers import cli
 from helpers.files import check_writable, write_json
-from helpers.random_model import RANDOM_SIZES, write_random_model
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.latency import measure_latency
 from scripts.benchmarks.project_engines import EngineBuilder
+from scripts.benchmarks.random_model import RANDOM_SIZES, write_random_model
 from scripts.benchmarks.throughput import measure_throughput
 
 #: -s where it is not given: for latency, for throughput.

@@ -3,29 +3,27 @@
 All that the benchmarks ask of the helpers' building side stands here.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from helpers import calibrator, cli
+from helpers import calibrator
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.base import BuildOptions
 from helpers.batching import PaddedBatch
-from helpers.bert_config import BertConfig
-from helpers.building import add_build_arguments, build_engine
+from helpers.building import build_and_write, prepare_backend
+from helpers.model_folder import ModelFolder
+from helpers.quantization import Quantization
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, load_vocabulary
 from helpers.weights import load_weights
 
 #: What int8 is calibrated on, ours and NNCF's alike: windows of a SQuAD file, or, without one, random ones.
 CALIBRATION_WINDOWS = 100
 RANDOM_CALIBRATION_WINDOWS = 8
 
-#: This engine's forms: what the tables call them → BuildOptions, as builder.py sets them for calibrated ranges.
-FORMS = {"fp32": {}, "bf16": {"fp16": True}, "int8": {"fp16": True, "int8": True, "force_int8_multihead": True}}
+#: This engine's forms: what the tables call them → BuildOptions, as builder.py sets them.
+FORMS = {"fp32": {}, "bf16": {"precision": "fp16"}, "int8": {"precision": "fp16", "quantize": "int8"}}
 
 
 class EngineBuilder:
@@ -36,29 +34,28 @@ class EngineBuilder:
 
     def __init__(self, model: Path, calibration: str | None, length: int, folder: Path):
         self.folder = folder
-        self.config = BertConfig.from_folder(model)
-        self.weights = load_weights(self.config, pytorch=model)
+        self.model = ModelFolder.open(model)
+        self.weights = load_weights(self.model.config, pytorch=model)
         if calibration is None:
-            self.calibration = random_windows(self.config.vocab_size)
+            self.calibration = random_windows(self.model.config.vocab_size)
         else:
-            examples = read_squad(calibration).examples
-            self.calibration = calibrator.calibration_batches(
-                examples, load_tokenizer(model), length, CALIBRATION_WINDOWS
-            )
+            examples, tokenizer = read_squad(calibration).examples, self.model.tokenizer()
+            self.calibration = calibrator.calibration_batches(examples, tokenizer, length, CALIBRATION_WINDOWS)
 
     @cached_property
-    def quantized_weights(self):
-        """The weights beside the ranges that calibration finds, as builder.py's default method does."""
-        ranges = calibrator.calibrate(self.config, self.weights, "erf", False, self.calibration, calibrator.METHODS[0])
-        return replace(self.weights, ranges={name: np.float32(amax) for name, amax in ranges.items()})
+    def quantization(self) -> Quantization:
+        """The ranges that calibration finds by builder.py's default method."""
+        ranges = calibrator.calibrate(self.weights, False, self.calibration, calibrator.METHODS[0])
+        ranges = {name: np.float32(amax) for name, amax in ranges.items()}
+        return Quantization("int8", ranges, "the benchmark's calibration")
 
     def engine(self, form: str, length: int, batch_size: int, throughput: bool = False):
         """One of FORMS, built, written, loaded."""
         options = BuildOptions((batch_size,), (length,), **FORMS[form])
-        weights = self.quantized_weights if form == "int8" else self.weights
-        built = backend_module("openvino").build(self.config, weights, "erf", options)
+        prepared = backend_module("openvino").prepare(self.model.config, options)
+        built = prepared.build(self.weights, self.quantization if options.quantize else None)
         path = self.folder / f"{form}_{length}.engine"
-        write_engine(path, built, "openvino", options, self.config, True, None)
+        write_engine(path, built, "openvino", options, self.weights.config)
         return load_engine(path, options.layout, throughput)
 
     def nncf_engine(self, length: int, batch_size: int, throughput: bool = False):
@@ -84,26 +81,17 @@ class EngineBuilder:
         from helpers.backends.openvino.layers import PaddedLayers
         from helpers.bert_network import build_bert
 
-        layers = PaddedLayers(self.config, batch_size, length)
-        build_bert(layers, self.config, self.weights, "erf")
+        layers = PaddedLayers(self.weights.config, batch_size, length)
+        build_bert(layers, self.weights.config, self.weights)
         return layers.model()
 
 
 def build_engine_file(model, path: Path, layout: str, batch_size: int, length: int, half: bool) -> None:
     """An engine for up to these sizes, by the code of builder.py or builder_varseqlen.py."""
-    parser = cli.Parser("")
-    add_build_arguments(parser, layout)
-    flags = ["-pt", model, "-o", path, "-b", batch_size, "-s", length, "--backend", "openvino", *["--fp16"] * half]
-    build_engine(parser.parse_args([str(flag) for flag in flags]))
-
-
-def timed_run(engine, batch) -> Callable:
-    """A function that runs `batch` once."""
-    return engine._timed_run(batch)
-
-
-def load_tokenizer(model: Path, do_lower_case: bool = True) -> BertTokenizer:
-    return BertTokenizer(load_vocabulary(model / "vocab.txt"), do_lower_case)
+    folder = ModelFolder.open(model)
+    options = BuildOptions((batch_size,), (length,), layout, precision="fp16" if half else "fp32")
+    backend, prepared = prepare_backend("openvino", folder.config, options)
+    build_and_write(path, backend, prepared, folder, load_weights(folder.config, pytorch=model))
 
 
 def random_windows(vocab_size: int) -> list[PaddedBatch]:

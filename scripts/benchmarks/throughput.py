@@ -14,7 +14,7 @@ from helpers.question_answering import QuestionAnswerer
 from helpers.squad import SquadData, read_squad, token_f1
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.latency import is_wanted
-from scripts.benchmarks.project_engines import FORMS, EngineBuilder, load_tokenizer
+from scripts.benchmarks.project_engines import FORMS, EngineBuilder
 from scripts.benchmarks.turns import turns
 
 
@@ -24,15 +24,15 @@ def measure_throughput(args, builder: EngineBuilder, torch_model, model: Path, l
     if args.questions:  # spread over the file, so that its lengths stay representative
         step = max(len(data.examples) // args.questions, 1)
         data = replace(data, examples=data.examples[::step][: args.questions])
-    sides = engine_sides(args, builder, model, length) | torch_sides(torch_model, model, length)
+    sides = engine_sides(args, builder, length) | torch_sides(torch_model, model, length)
     answers = {name: prepare() for name, prepare in sides.items() if is_wanted(args.peers, name)}
     seconds, f1 = answer_in_turn(answers, data, args.rounds)
     return print_table(seconds, f1, len(data.examples))
 
 
-def engine_sides(args, builder: EngineBuilder, model: Path, length: int) -> dict:
+def engine_sides(args, builder: EngineBuilder, length: int) -> dict:
     """Name → a function that builds one of this project's or NNCF's engines and returns (SquadData) → answers."""
-    sizes, tokenizer = (length, args.batch_size), load_tokenizer(model)
+    sizes, tokenizer = (length, args.batch_size), builder.model.tokenizer()
 
     def side(build) -> partial:
         engine = build(*sizes, throughput=True)

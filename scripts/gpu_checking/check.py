@@ -17,10 +17,10 @@ if __name__ == "__main__":  # the process's own run, whose path begins with this
     sys.path[0] = str(ROOT)
 
 from helpers import cli
-from helpers.backends.tensorrt.module import Gpu, rtx_supports
+from helpers.backends.tensorrt.gpu import Gpu, rtx_supports
 from helpers.errors import DemoBertError
 from helpers.files import check_outputs, require_file, write_json
-from helpers.random_model import RANDOM_SIZES, write_random_model
+from scripts.benchmarks.random_model import RANDOM_SIZES, write_random_model
 from scripts.benchmarks.turns import turns
 from scripts.gpu_checking import comparison, torch_models, transfer
 from scripts.gpu_checking.engine_process import EngineProcess

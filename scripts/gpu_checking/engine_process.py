@@ -113,10 +113,10 @@ def timed_run(engine, batch_size: int, length: int, graph: bool):
     """A function that runs the engine once, warm, and returns the ms by CUDA events."""
     from helpers.benchmark import random_batch
 
-    run_once = engine._timed_run(random_batch(engine.card, batch_size, length, seed=length))
+    run_once = engine.timed_run(random_batch(engine.card, batch_size, length, seed=length))
     for _ in range(3):
         run_once()
-    return captured(engine._session) if graph else run_once
+    return captured(engine.session) if graph else run_once
 
 
 def captured(session):
