@@ -171,9 +171,9 @@ def test_v2_missing_prediction_counts_nothing(write):
     assert metrics["total"] == 4 and metrics["NoAns_exact"] == 0
 
 
-@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(20)])
-def test_v2_best_threshold_is_the_best_of_all_thresholds(seed):
-    source = random.Random(seed)
+@pytest.mark.parametrize("draw", range(20))
+def test_v2_best_threshold_is_the_best_of_all_thresholds(draw, rng):
+    source = random.Random(int(rng.integers(1 << 32)))
     words = ["red", "blue", "green", "the", ""]
 
     def text():

@@ -86,9 +86,9 @@ def test_agrees_with_hugging_face_on_any_text(text, do_lower_case):
     assert_agrees(text.replace("[", "("), do_lower_case)  # special tokens: the next but one test
 
 
-@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(3)])
-def test_agrees_with_hugging_face_on_mixed_scripts(seed):
-    source = random.Random(seed)
+@pytest.mark.parametrize("draw", range(3))
+def test_agrees_with_hugging_face_on_mixed_scripts(draw, rng):
+    source = random.Random(int(rng.integers(1 << 32)))
     words = " ".join(HARD_TEXTS).split()
     text = "".join(source.choice(words) + source.choice([" ", "", "\0", "\u0301", "\u200d", "\n"]) for _ in range(2000))
     assert_agrees(text, do_lower_case=True)
