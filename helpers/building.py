@@ -77,8 +77,7 @@ def _checkpoint(args) -> str | None:
 
 def _inputs(args) -> list:
     """The files that a build reads, as far as the arguments name them; of folders, what lies in them."""
-    named = [args.ckpt, args.onnx, args.pytorch, args.pickle, args.config_dir, args.vocab_file]
-    named += [args.squad_json, args.timing_cache_file]
+    named = (_checkpoint(args), args.config_dir, args.vocab_file, args.squad_json, args.timing_cache_file)
     paths = [Path(name) for name in named if name is not None]
     return paths + [entry for path in paths if path.is_dir() for entry in path.glob("*") if not is_engine(entry)]
 

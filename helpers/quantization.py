@@ -235,10 +235,6 @@ class Quantization:
         factors = inputs**SMOOTHING / weights ** (1 - SMOOTHING)
         return (factors * (inputs / factors).max()).astype(np.float32)
 
-    def matmul_inputs(self, attention: str) -> float:
-        """amax of query, key and value where they are one tensor: the largest of the three."""
-        return self.amax(*(matmul_input_name(attention, which) for which in MATMUL_INPUTS))
-
     def kernel(self, dense: str, kernel: np.ndarray) -> np.ndarray:
         """amax of each output channel of `kernel` [out, in], float32 [out]; of `l<i>_attention_self`, [3E, in].
 

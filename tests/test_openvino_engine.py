@@ -13,6 +13,7 @@ from helpers.backends.openvino.engine import check_options, half_precision, int8
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
+from helpers.quantization import Quantization
 from helpers.weights import load_weights
 from tests import checkpoints
 from tests.conftest import BUNDLED
@@ -176,6 +177,15 @@ def test_what_the_backend_can_not_do_is_refused(rng):
     ):
         with pytest.raises(UsageError, match=message):
             backend_module("openvino").prepare(config, options)
+
+
+def test_ranges_of_another_kind_than_the_options_are_refused(rng):
+    config = BertConfig(48, 1, 3, 64, 101, 16)
+    weights = checkpoints.bert_weights(config, random_weights(config, rng))
+    for asked, given in (("int8", None), (None, "int8"), ("int8", "fp8")):
+        prepared = backend_module("openvino").prepare(config, BuildOptions(quantize=asked))
+        with pytest.raises(UsageError, match=f"ask for {asked} ranges, and those of {given} are given"):
+            prepared.build(weights, given and Quantization(given, {}, "a test"))
 
 
 class Cpu:

@@ -10,7 +10,7 @@ import numpy as np
 from helpers.batching import BATCH_OF_LAYOUT, Batch, PackedBatch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import Quantization
 from helpers.weights import BertWeights
 
@@ -78,9 +78,16 @@ class Prepared(ABC):
         self.config = config
         self.options = options
 
-    @abstractmethod
     def build(self, weights: BertWeights, quantization: Quantization | None = None) -> BuiltEngine:
-        """Build the engine. `quantization` is there where `options.quantize` asks for it. Raises DemoBertError."""
+        """Build the engine; `quantization` is of the kind that `options.quantize` asks for. Raises DemoBertError."""
+        kind = quantization and quantization.kind
+        if kind != self.options.quantize:
+            raise UsageError(f"the options ask for {self.options.quantize} ranges, and those of {kind} are given")
+        return self._build(weights, quantization)
+
+    @abstractmethod
+    def _build(self, weights: BertWeights, quantization: Quantization | None) -> BuiltEngine:
+        """`build`, checked."""
 
 
 class Engine(ABC):

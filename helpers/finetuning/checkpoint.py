@@ -74,12 +74,6 @@ def write_model(folder: Path, network: Network, ranges: dict[str, np.ndarray], c
         file.write(save(tensors, metadata={"format": "pt"}))
 
 
-def copy_text(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all."""
-    with atomic_write(target) as file:
-        file.write(source.read_bytes())
-
-
 @dataclass(frozen=True)
 class StateFile:
     """The file that a run is resumed from. `fingerprint` says which run: all that its outcome depends on."""

@@ -16,14 +16,13 @@ from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import check_outputs, read_json, sha256_of
+from helpers.files import atomic_write, check_outputs, read_json, sha256_of
 from helpers.finetuning.checkpoint import (
     MODEL_NAME,
     ONNX_NAME,
     STATE_NAME,
     StateFile,
     all_ranges,
-    copy_text,
     read_checkpoint,
     to_torch,
     write_model,
@@ -207,7 +206,8 @@ def _show(bar: tqdm, progress: Progress) -> None:
 
 def _write(args, folder: Path, model: ModelFolder, network: Network, calibration: list[PaddedBatch]) -> None:
     ranges = all_ranges(network, measured_ranges(network, calibration)) if args.qat else {}
-    copy_text(model.vocabulary.path, folder / "vocab.txt")
+    with atomic_write(folder / "vocab.txt") as file:
+        file.write(model.vocabulary.path.read_bytes())
     if args.qat:
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.weights.items()}
         write_onnx(folder / ONNX_NAME, network.config, weights, ranges)

@@ -84,7 +84,7 @@ class PreparedOpenVINO(Prepared):
         self._core = ov.Core()
         check_options(self._core, options)
 
-    def build(self, weights: BertWeights, quantization: Quantization | None = None) -> BuiltEngine:
+    def _build(self, weights: BertWeights, quantization: Quantization | None) -> BuiltEngine:
         core, options = self._core, self.options
         sizes = (options.max_batch_size, options.max_sequence_length)
         attention = quantization is not None and self._quantizes_attention(quantization)

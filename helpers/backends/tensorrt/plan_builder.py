@@ -106,7 +106,7 @@ class PreparedPlan(Prepared):
         no_choice = not hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._weakly_typed = self._plugins is not None or no_choice
 
-    def build(self, weights: BertWeights, quantization: Quantization | None = None) -> BuiltEngine:
+    def _build(self, weights: BertWeights, quantization: Quantization | None) -> BuiltEngine:
         trt, options = self._trt, self.options
         self._logger.start(options.verbose)
         builder = trt.Builder(self._logger)
@@ -166,8 +166,8 @@ class PreparedPlan(Prepared):
             attention=packed or options.force_int8_multihead,
             add_and_norm=packed or options.force_int8_skipln,
         )
-        unlike = InterleavedPluginLayers if options.interleaved else PackedPluginLayers
-        layers = unlike if packed else PaddedPluginLayers
+        packed_form = InterleavedPluginLayers if options.interleaved else PackedPluginLayers
+        layers = packed_form if packed else PaddedPluginLayers
         sizes = input_shape(options)
         return partial(layers, precision=options.precision, sizes=sizes, plugins=self._plugins, int8=int8)
 
