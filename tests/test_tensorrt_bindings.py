@@ -31,7 +31,7 @@ def real(tmp_path_factory):
 def test_everything_the_double_offers_is_in_the_real_module(version, real, monkeypatch):
     double = install(version, monkeypatch)
     offered = bindings.offered(double.module, version)
-    assert len(offered["classes"]) > 40, "the double's classes were not found"
+    assert len(offered["classes"]) > 35, "the double's classes were not found"
     assert bindings.mismatches(offered, real(version)) == []
 
 
@@ -124,6 +124,6 @@ def test_index_arithmetic_is_inferred_as_in_tensorrt_rtx():
 
 def test_a_difference_from_tensorrt_rtx_would_be_seen():
     ours = rtx.describe_double(_EVERY_LAYER)
-    assert len(ours) > 80, "the network is not what it was"
+    assert len(ours) > 70, "the network is not what it was"
     theirs = rtx.describe_double(_EVERY_LAYER, [2, -1])
     assert rtx.differences(ours, theirs)

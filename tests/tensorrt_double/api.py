@@ -1,19 +1,19 @@
 """Builder, runtime and plugin registry: what makes an engine of a network and runs it."""
 
 import ctypes
-import json
 import types
 import weakref
 
 import numpy as np
 
-from tests.tensorrt_double import basics, implicit, layers, plan
+from tests.tensorrt_double import basics, implicit, plan
 from tests.tensorrt_double.classes import Native, Recorder, materialise, new, private
 from tests.tensorrt_double.cuda import Gpu
 from tests.tensorrt_double.enums import OrderedEnum, make_enum
-from tests.tensorrt_double.execute import execute
+from tests.tensorrt_double.network import CLASSES as NETWORK_CLASSES
+from tests.tensorrt_double.network import new_network
 from tests.tensorrt_double.numerics import STORAGE, from_storage, to_storage
-from tests.tensorrt_double.plugins import FIELDS, creators, output_count, plugin_params, required_flags
+from tests.tensorrt_double.plugins import creators, plugin_params, required_flags
 from tests.tensorrt_double.versions import TensorRTDoubleError, Version
 
 _TIMING_CACHE = b"TRTDOUBLE-TIMING "
@@ -37,21 +37,6 @@ class Builder(Native):
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
 
-    @property
-    def logger(self):
-        """The logger it was made with."""
-        return self._logger
-
-    @property
-    def platform_has_fast_fp16(self):
-        """Whether the GPU computes fp16 fast."""
-        return self._module._gpu.compute_capability >= (6, 0)
-
-    @property
-    def platform_has_fast_int8(self):
-        """Whether the GPU computes int8 fast."""
-        return self._module._gpu.compute_capability >= (6, 1)
-
     def create_network(self, flags: "int" = 0):
         """A network; 8.6 must be asked for an explicit batch, before 11 strong typing is a flag."""
         module, version = self._module, self._version
@@ -63,7 +48,7 @@ class Builder(Native):
         if "EXPLICIT_PRECISION" in known and flags >> int(known["EXPLICIT_PRECISION"]) & 1:
             raise TensorRTDoubleError("EXPLICIT_PRECISION is not played by the double")
         strong = not version.weakly_typed or ("STRONGLY_TYPED" in known and flags >> int(known["STRONGLY_TYPED"]) & 1)
-        return layers.new_network(module, flags, bool(strong), version.shape_type)
+        return new_network(module, bool(strong), version.shape_type)
 
     def create_builder_config(self):
         """A configuration with defaults."""
@@ -71,9 +56,10 @@ class Builder(Native):
             self._module.IBuilderConfig,
             logger=self._logger,
             flag_bits=0,
-            pools={},
+            timings=1,
+            verbosity="LAYER_NAMES_ONLY",
+            tactic_sources=_known_bits(self._module.TacticSource),
             profiles=[],
-            settings={},
             timing_cache=None,
             capabilities=[],
         )
@@ -81,11 +67,6 @@ class Builder(Native):
     def create_optimization_profile(self):
         """An empty profile."""
         return new(self._module.IOptimizationProfile, shapes={})
-
-    def is_network_supported(self, network: "INetworkDefinition", config: "IBuilderConfig"):
-        """Whether it would build."""
-        _check_build(self._module, network, config)
-        return True
 
     def build_serialized_network(self, network: "INetworkDefinition", config: "IBuilderConfig"):
         """The plan, as IHostMemory. What the real builder would refuse raises TensorRTDoubleError.
@@ -117,9 +98,7 @@ def _check_build(module, network, config, logger=None) -> dict:
         graph.info(tensor)
     static = [{graph.tensors[i].name: (graph.tensors[i].info.shape,) * 3 for i in graph.inputs}]
     for profile in profiles or static:
-        for which in range(3):
-            shapes = {name: dims[which] for name, dims in profile.items()}
-            _check_dimension_names(network, shapes)
+        for shapes in ({name: dims[which] for name, dims in profile.items()} for which in range(3)):
             unresolved = [t for t, info in graph.infer(shapes).items() if -1 in info.shape]
             if unresolved:
                 names = ", ".join(graph.tensors[t].name for t in unresolved[:3])
@@ -131,12 +110,11 @@ def _check_build(module, network, config, logger=None) -> dict:
     flags = [f for f, m in module.BuilderFlag.__members__.items() if config._flag_bits >> m.value & 1]
     capability = module._gpu.compute_capability
     return {
-        "name": network._name,
         "flags": flags,
         "profiles": profiles,
         "compute_capability": list(capability) if module.__name__ == "tensorrt" else None,
         "compute_capabilities": list(config._capabilities),
-        "verbosity": config._settings.get("profiling_verbosity", "LAYER_NAMES_ONLY"),
+        "verbosity": config._verbosity,
     }
 
 
@@ -146,14 +124,6 @@ def _missing_kernel(graph, version) -> str | None:
         if version.key == "rtx" and node.kind == "attention" and node.params["query_form"] == "PACKED_NHD":
             return f"{node.name}: no fused kernel is available for packed (NHD) attention on this target"
     return None
-
-
-def _check_dimension_names(network, shapes: dict) -> None:
-    sizes = {}
-    for (tensor, axis), name in network._dimension_names.items():
-        size = shapes[network._graph.tensors[tensor].name][axis]
-        if sizes.setdefault(name, size) != size:
-            raise TensorRTDoubleError(f"the dimension {name} has sizes {sizes[name]} and {size}")
 
 
 def _check_precisions(network, config) -> None:
@@ -184,7 +154,9 @@ def _check_quantization(graph, flags: set) -> None:
     for node in graph.nodes:
         if node.kind == "quantize" and not graph.strongly_typed and node.params["to_type"] not in flags:
             raise TensorRTDoubleError(f"{node.name} needs the builder flag {node.params['to_type']}")
-        if node.kind == "attention" and (node.params["quantize_to"] is None) != (node.inputs[6:] in ([], [None])):
+        if node.kind == "attention" and (node.params["normalization_quantize_to_type"] is None) != (
+            node.inputs[6:] in ([], [None])
+        ):
             raise TensorRTDoubleError(f"{node.name}: quantized probabilities need a type and a scale")
 
 
@@ -233,57 +205,33 @@ class IOptimizationProfile(Native):
             raise TensorRTDoubleError(f"the profile sets {input} twice")
         self._shapes[input] = shapes
 
-    def get_shape(self, input: "str"):
-        """[min, opt, max] of one input."""
-        return [self._module.Dims(shape) for shape in self._shapes[input]]
-
     def __bool__(self):
         return True
-
-
-def _setting(name: str, annotation: str, default, doc: str, check=lambda value: True) -> property:
-    """A property of IBuilderConfig that is kept for the plan; enums by name."""
-
-    def getter(self):
-        value = self._settings.get(name, default)
-        return getattr(getattr(self._module, annotation), value) if annotation[0].isupper() else value
-
-    def setter(self, value: annotation):
-        if not check(value):
-            raise TensorRTDoubleError(f"{name} = {value}")
-        self._settings[name] = value if annotation in ("int", "bool") else value.name
-
-    return property(getter, setter, doc=doc)
 
 
 @private
 class IBuilderConfig(Native):
     """How to build."""
 
-    avg_timing_iterations = _setting("avg_timing_iterations", "int", 1, "Runs per kernel timed.", lambda n: n > 0)
-    builder_optimization_level = _setting("builder_optimization_level", "int", 3, "0 to 5.", lambda n: 0 <= n <= 5)
-    max_aux_streams = _setting("max_aux_streams", "int", -1, "Streams.", lambda n: n >= 0)
-    profiling_verbosity = _setting("profiling_verbosity", "ProfilingVerbosity", "LAYER_NAMES_ONLY", "Detail kept.")
-    hardware_compatibility_level = _setting(
-        "hardware_compatibility_level", "HardwareCompatibilityLevel", "NONE", "The GPUs it will run on."
-    )
-    engine_capability = _setting("engine_capability", "EngineCapability", "STANDARD", "Runtimes.")
+    @property
+    def avg_timing_iterations(self):
+        """How many runs of each kernel are timed."""
+        return self._timings
+
+    @avg_timing_iterations.setter
+    def avg_timing_iterations(self, value: "int"):
+        if value < 1:
+            raise TensorRTDoubleError(f"avg_timing_iterations = {value}")
+        self._timings = value
 
     @property
-    def num_optimization_profiles(self):
-        """How many profiles it has."""
-        return len(self._profiles)
+    def profiling_verbosity(self):
+        """How much the engine tells of its layers."""
+        return self._module.ProfilingVerbosity.__members__[self._verbosity]
 
-    @property
-    def flags(self):
-        """The builder flags, a bit mask."""
-        return self._flag_bits
-
-    @flags.setter
-    def flags(self, value: "int"):
-        if value & ~_known_bits(self._module.BuilderFlag):
-            raise TensorRTDoubleError(f"unknown builder flags {value:#b}")
-        self._flag_bits = value
+    @profiling_verbosity.setter
+    def profiling_verbosity(self, value: "ProfilingVerbosity"):
+        self._verbosity = value.name
 
     def set_flag(self, flag: "BuilderFlag"):
         """Sets a flag."""
@@ -293,50 +241,21 @@ class IBuilderConfig(Native):
         """Clears a flag."""
         self._flag_bits &= ~(1 << int(flag))
 
-    def get_flag(self, flag: "BuilderFlag"):
-        """Whether a flag is set."""
-        return bool(self._flag_bits >> int(flag) & 1)
-
-    def set_quantization_flag(self, flag: "QuantizationFlag"):
-        """Sets a quantization flag."""
-        self._settings["quantization_flag"] = flag.name
-
-    def clear_quantization_flag(self, flag: "QuantizationFlag"):
-        """Clears a quantization flag."""
-        self._settings.pop("quantization_flag", None)
-
-    def get_quantization_flag(self, flag: "QuantizationFlag"):
-        """Whether a quantization flag is set."""
-        return self._settings.get("quantization_flag") == flag.name
-
     def set_memory_pool_limit(self, pool: "MemoryPoolType", pool_size: "int"):
         """The most memory a pool may take, in bytes."""
         if not 0 < pool_size < 1 << 63:
             raise TensorRTDoubleError(f"memory pool limit {pool_size}")
-        self._pools[pool.name] = pool_size
-
-    def get_memory_pool_limit(self, pool: "MemoryPoolType"):
-        """A pool's limit in bytes."""
-        return self._pools.get(pool.name, Gpu.total_memory)
 
     def set_tactic_sources(self, tactic_sources: "int"):
         """The libraries kernels may come from, a bit mask."""
         if tactic_sources & ~_known_bits(self._module.TacticSource):
             raise TensorRTDoubleError(f"unknown tactic sources {tactic_sources:#b}")
-        self._settings["tactic_sources"] = tactic_sources
+        self._tactic_sources = tactic_sources
         return True
 
     def get_tactic_sources(self):
         """The tactic sources, a bit mask."""
-        return self._settings.get("tactic_sources", _known_bits(self._module.TacticSource))
-
-    def set_preview_feature(self, feature: "PreviewFeature", enable: "bool"):
-        """Turns a preview feature on or off."""
-        self._settings[f"preview_{feature.name}"] = enable
-
-    def get_preview_feature(self, feature: "PreviewFeature"):
-        """Whether a preview feature is on."""
-        return self._settings.get(f"preview_{feature.name}", False)
+        return self._tactic_sources
 
     def add_optimization_profile(self, profile: "IOptimizationProfile"):
         """Adds a profile; returns its index."""
@@ -377,29 +296,10 @@ class IBuilderConfig(Native):
         self._capabilities[index] = compute_capability.name
         return True
 
-    def get_compute_capability(self, index: "int"):
-        """One of the GPU generations the engine is for."""
-        return getattr(self._module.ComputeCapability, self._capabilities[index])
-
 
 @private
 class IPluginV2(Native):
     """A plugin of the V2 interface."""
-
-    @property
-    def plugin_type(self):
-        """Its name."""
-        return self._creator.name
-
-    @property
-    def plugin_version(self):
-        """Its version."""
-        return self._creator.version
-
-    @property
-    def num_outputs(self):
-        """How many outputs it has."""
-        return output_count(self._params)
 
 
 @private
@@ -411,93 +311,36 @@ class IPluginV3(Native):
 class IPluginCreator(Native):
     """Makes plugins of the V2 interface."""
 
-    @property
-    def name(self):
-        """The plugin's name."""
-        return self._creator.name
-
-    @property
-    def plugin_version(self):
-        """The plugin's version."""
-        return self._creator.version
-
-    @property
-    def plugin_namespace(self):
-        """The plugin's namespace."""
-        return ""
-
-    @property
-    def field_names(self):
-        """The fields it takes, without data."""
-        fields = FIELDS[self._creator.family, self._creator.variant]
-        types_ = self._module.PluginFieldType
-        made = [self._module.PluginField(name) for name in fields]
-        for field, described in zip(made, fields.values()):
-            field._type = getattr(types_, described.type)
-        return made
-
     def create_plugin(self, name: "str", field_collection: "PluginFieldCollection"):
         """A plugin from its fields."""
-        return self._create(self._module.IPluginV2, field_collection)
-
-    def _create(self, cls, field_collection):
-        params = plugin_params(self._creator, [field._values() for field in field_collection])
-        return new(cls, creator=self._creator, params=params)
+        return _plugin(self._module.IPluginV2, self._creator, field_collection)
 
 
 @private
 class IPluginCreatorV3One(Native):
     """Makes plugins of the V3 interface."""
 
-    @property
-    def name(self):
-        """The plugin's name."""
-        return self._creator.name
-
-    @property
-    def plugin_version(self):
-        """The plugin's version."""
-        return self._creator.version
-
-    @property
-    def plugin_namespace(self):
-        """The plugin's namespace."""
-        return ""
-
     def create_plugin(self, name: "str", field_collection: "PluginFieldCollection", phase: "TensorRTPhase"):
         """A plugin from its fields, to build with."""
         if phase.name != "BUILD":
             raise TensorRTDoubleError(f"plugins are made in the phase BUILD, not {phase.name}")
-        params = plugin_params(self._creator, [field._values() for field in field_collection])
-        return new(self._module.IPluginV3, creator=self._creator, params=params)
+        return _plugin(self._module.IPluginV3, self._creator, field_collection)
+
+
+def _plugin(cls, creator, field_collection):
+    return new(cls, params=plugin_params(creator, [field._values() for field in field_collection._fields]))
 
 
 @private
 class IPluginRegistry(Native):
     """The plugins this process knows."""
 
-    def _creators(self, interfaces: tuple) -> list:
-        if not self._module._state["plugins"]:
-            return []
-        names = {2: "IPluginCreator", 3: "IPluginCreatorV3One"}
-        found = [creator for creator in creators(self._version) if creator.interface in interfaces]
-        return [new(getattr(self._module, names[c.interface]), creator=c) for c in found]
-
     def _find(self, interfaces: tuple, name: str, version: str, namespace: str):
-        for creator in self._creators(interfaces):
-            if (creator._creator.name, creator._creator.version, "") == (name, version, namespace):
-                return creator
+        for creator in creators(self._version) if self._module._state["plugins"] else ():
+            if creator.interface in interfaces and (creator.name, creator.version, "") == (name, version, namespace):
+                cls = {2: "IPluginCreator", 3: "IPluginCreatorV3One"}[creator.interface]
+                return new(getattr(self._module, cls), creator=creator)
         return None
-
-    @property
-    def plugin_creator_list(self):
-        """All creators of the V2 interface."""
-        return self._creators((2,))
-
-    @property
-    def all_creators(self):
-        """All creators."""
-        return self._creators((2, 3))
 
     def get_plugin_creator(self, type: "str", version: "str", plugin_namespace: "str" = ""):
         """A creator of the V2 interface, or None."""
@@ -516,11 +359,6 @@ class Runtime(Native):
             _log(logger, "ERROR", "CUDA initialization failure with error: 100")
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
-
-    @property
-    def logger(self):
-        """The logger it was made with."""
-        return self._logger
 
     def deserialize_cuda_engine(self, serialized_engine: "buffer"):
         """The engine, or None, with an error logged, when the plan is not for this version and GPU."""
@@ -564,26 +402,6 @@ class ICudaEngine(Native):
         """How many profiles it has; a static one has 1."""
         return max(1, len(self._facts["profiles"]))
 
-    @property
-    def num_layers(self):
-        """How many layers it has."""
-        return len(self._graph.nodes)
-
-    @property
-    def name(self):
-        """The network's name."""
-        return self._facts["name"]
-
-    @property
-    def device_memory_size(self):
-        """Bytes of scratch memory."""
-        return 1 << 20
-
-    @property
-    def device_memory_size_v2(self):
-        """Bytes of scratch memory."""
-        return 1 << 20
-
     def get_tensor_name(self, index: "int"):
         """The name of an input or output."""
         return self._graph.tensors[(self._graph.inputs + self._graph.outputs)[index]].name
@@ -604,15 +422,6 @@ class ICudaEngine(Native):
         """Its DataType."""
         return getattr(self._module.DataType, self._graph.info(self._tensor(name)).dtype)
 
-    def get_tensor_bytes_per_component(self, name: "str"):
-        """How many bytes an element takes."""
-        return self.get_tensor_dtype(name).itemsize
-
-    def get_tensor_location(self, name: "str"):
-        """Where its memory is."""
-        self._tensor(name)
-        return self._module.TensorLocation.DEVICE
-
     def get_tensor_profile_shape(self, name: "str", profile_index: "int"):
         """[min, opt, max] of an input in a profile."""
         if self._tensor(name) not in self._graph.inputs or not 0 <= profile_index < self.num_optimization_profiles:
@@ -624,16 +433,7 @@ class ICudaEngine(Native):
         static = {tensors[i].name: [tensors[i].info.shape] * 3 for i in self._graph.inputs}
         return self._facts["profiles"][index] if self._facts["profiles"] else static
 
-    def create_engine_inspector(self):
-        """What tells of the engine's layers."""
-        return new(self._module.EngineInspector, engine=self)
-
-    def serialize(self):
-        """The plan again."""
-        data = plan.dump(self._graph, self._facts, self._version.name)
-        return bytes.__new__(self._module.IHostMemory, data)
-
-    def create_execution_context(self, strategy: "ExecutionContextAllocationStrategy" = None):
+    def create_execution_context(self):
         """A context on profile 0; in 8.6 only one context may use a profile at a time."""
         self._module._gpu.require_context()
         taken = self._version.key == "8.6" and any(context._profile == 0 for context in self._contexts)
@@ -643,37 +443,12 @@ class ICudaEngine(Native):
 
 
 @private
-class EngineInspector(Native):
-    """Tells of an engine's layers."""
-
-    def get_engine_information(self, format: "LayerInformationFormat"):
-        """The layers' names, as JSON or a line each."""
-        names = [node.name for node in self._engine._graph.nodes]
-        return json.dumps({"Layers": names}) if format.name == "JSON" else "\n".join(names)
-
-
-@private
 class IExecutionContext(Native):
     """Runs an engine. Wrong shapes and profiles are refused as by the real one: False, and an error in the log."""
 
     def _refuse(self, message: str) -> bool:
         _log(self._engine._logger, "ERROR", f"IExecutionContext: {message}")
         return False
-
-    @property
-    def engine(self):
-        """The engine."""
-        return self._engine
-
-    @property
-    def active_optimization_profile(self):
-        """The index of the profile in use, -1 for none."""
-        return self._profile
-
-    @property
-    def all_binding_shapes_specified(self):
-        """Whether every dynamic input has a shape."""
-        return not self.infer_shapes()
 
     def set_optimization_profile_async(self, profile_index: "int", stream_handle: "int"):
         """Switches the profile; every input shape has to be set again."""
@@ -709,20 +484,12 @@ class IExecutionContext(Native):
         tensor = self._engine._tensor(name)
         return self._module.Dims(self._engine._graph.infer(self._input_shapes())[tensor].shape)
 
-    def infer_shapes(self):
-        """The names of inputs whose shape is not set."""
-        return [name for name, shape in self._input_shapes().items() if -1 in shape]
-
     def set_tensor_address(self, name: "str", memory: "int"):
         """Where an input or output is, in device memory."""
         self._engine._tensor(name)
         self._module._gpu.memory(memory, 1)
         self._addresses[name] = memory
         return True
-
-    def get_tensor_address(self, name: "str"):
-        """The address that was set, or 0."""
-        return self._addresses.get(name, 0)
 
     def _stream(self, handle: int):
         self._module._gpu.require_context()
@@ -737,7 +504,7 @@ class IExecutionContext(Native):
         graph = self._engine._graph
         if self._profile < 0:
             return self._refuse("no optimization profile is set")
-        if missing := self.infer_shapes():
+        if missing := [name for name, shape in self._input_shapes().items() if -1 in shape]:
             return self._refuse(f"no shape is set for {', '.join(missing)}")
         names = [graph.tensors[i].name for i in graph.inputs + graph.outputs]
         if missing := [name for name in names if name not in self._addresses]:
@@ -764,7 +531,7 @@ def _run(graph, module, places: dict) -> None:
     for tensor in graph.inputs:
         name = graph.tensors[tensor].name
         feeds[name] = from_storage(memory(name).copy(), places[name][3])
-    for name, value in execute(graph, feeds).items():
+    for name, value in graph.execute(feeds).items():
         if value.dtype == np.float64 and not np.isfinite(value).all():
             raise TensorRTDoubleError(f"the output {name} is not finite")
         memory(name)[...] = to_storage(value, places[name][3])
@@ -772,7 +539,7 @@ def _run(graph, module, places: dict) -> None:
 
 CLASSES = [
     *basics.CLASSES,
-    *layers.CLASSES,
+    *NETWORK_CLASSES,
     IPluginV2,
     IPluginV3,
     IPluginCreator,
@@ -783,7 +550,6 @@ CLASSES = [
     Builder,
     Runtime,
     ICudaEngine,
-    EngineInspector,
     IExecutionContext,
 ]
 
@@ -813,8 +579,6 @@ def make_module(version: Version, gpu: Gpu, recorder: Recorder) -> types.ModuleT
     for name, type_name in _TYPE_NAMES.items():
         if type_name in module.DataType.__members__:
             setattr(module, name, getattr(module.DataType, type_name))
-    sizes = {name: np.dtype(storage).itemsize for name, storage in STORAGE.items()}
-    module.DataType.itemsize = property(lambda dtype: sizes[dtype.name])
     for function in _functions(module):
         setattr(module, function.__name__, function)
     return module
@@ -832,15 +596,12 @@ def _functions(module) -> list:
     def get_plugin_registry():
         return new(module.IPluginRegistry)
 
-    def volume(iterable):
-        return int(np.prod([int(size) for size in iterable], dtype=np.int64))
-
     def nptype(trt_type):
         if trt_type.name in ("BF16", "FP8"):
             raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
         return STORAGE[trt_type.name]
 
-    return [init_libnvinfer_plugins, get_plugin_registry, volume, nptype]
+    return [init_libnvinfer_plugins, get_plugin_registry, nptype]
 
 
 def plugin_library_loader(version: Version):

@@ -8,20 +8,11 @@ import weakref
 import numpy as np
 
 from tests.tensorrt_double.classes import Native, private
+from tests.tensorrt_double.numerics import STORAGE, Stored
 from tests.tensorrt_double.versions import TensorRTDoubleError
 
-_NUMPY_TYPES = {
-    np.dtype(np.float32): "FLOAT",
-    np.dtype(np.float16): "HALF",
-    np.dtype(np.int8): "INT8",
-    np.dtype(np.int32): "INT32",
-    np.dtype(np.int64): "INT64",
-    np.dtype(np.bool_): "BOOL",
-    np.dtype(np.uint8): "UINT8",
-}
-
-_ITEM_TYPES = {name: dtype for dtype, name in _NUMPY_TYPES.items()}
-_ITEM_TYPES |= {"BF16": np.dtype(np.uint16), "FP8": np.dtype(np.uint8)}
+#: The types that numpy has, too; weights of the others come by pointer.
+_NUMPY_TYPES = {np.dtype(storage): name for name, storage in STORAGE.items() if name not in ("BF16", "FP8")}
 
 
 class Memory:
@@ -126,39 +117,14 @@ class Weights(Native):
             name = _NUMPY_TYPES.get(array.dtype)
             if name not in data_types.__members__:
                 raise TypeError(f"TensorRT {self._version.name} has no type for {array.dtype} weights")
-            self._dtype, self._count = name, array.size
-            self._memory = array_memory(array, f"{name} weights {array.shape}")
-            return
-        self._dtype, self._count = (data_types.FLOAT if type is None else type).name, count or 0
-        if (ptr is None) != (count is None) or (ptr == 0 and count):
-            raise TypeError("weights take a type, a pointer and a count")
-        nbytes = self._count * _ITEM_TYPES[self._dtype].itemsize
-        self._memory = Memory(ptr or 0, nbytes, None, f"{self._dtype} weights")
-
-    @property
-    def dtype(self):
-        """The DataType."""
-        return getattr(self._module.DataType, self._dtype)
-
-    @property
-    def size(self):
-        """How many there are."""
-        return self._count
-
-    @property
-    def nbytes(self):
-        """How many bytes they take."""
-        return self._memory.nbytes
-
-    def __len__(self):
-        return self._count
-
-    def numpy(self):
-        """A copy of the values."""
-        return self._read()
-
-    def _read(self) -> np.ndarray:
-        return np.frombuffer(self._memory.read(), _ITEM_TYPES[self._dtype])
+            memory = array_memory(array, f"{name} weights {array.shape}")
+        else:
+            if (ptr is None) != (count is None) or (ptr == 0 and count):
+                raise TypeError("weights take a type, a pointer and a count")
+            name = (data_types.FLOAT if type is None else type).name
+            memory = Memory(ptr or 0, (count or 0) * np.dtype(STORAGE[name]).itemsize, None, f"{name} weights")
+        item = np.dtype(STORAGE[name])
+        self._stored = Stored(name, memory.nbytes // item.itemsize, lambda: np.frombuffer(memory.read(), item))
 
 
 class ILogger(Native):
@@ -177,16 +143,6 @@ class Logger(ILogger):
 
     def __init__(self, min_severity: "object" = None):
         self._min_severity = self._module.ILogger.Severity.WARNING if min_severity is None else min_severity
-        self._messages = []
-
-    @property
-    def min_severity(self):
-        """The least severe that is printed."""
-        return self._min_severity
-
-    @min_severity.setter
-    def min_severity(self, value: "object"):
-        self._min_severity = value
 
     def log(self, severity: "object", msg: "str"):
         """Prints one message to stderr."""
@@ -196,16 +152,6 @@ class Logger(ILogger):
 
 class IHostMemory(Native, bytes):
     """Memory of TensorRT's, readable through the buffer protocol and by nothing else."""
-
-    @property
-    def nbytes(self):
-        """Its size."""
-        return memoryview(self).nbytes
-
-    @property
-    def dtype(self):
-        """The DataType."""
-        return self._module.DataType.INT8
 
     def __bool__(self):
         return True
@@ -229,21 +175,6 @@ class PluginField(Native):
         self._array_type = None if data is None else data.dtype
         self._memory = None if data is None else array_memory(data, f"plugin field {name}")
 
-    @property
-    def name(self):
-        """The field's name."""
-        return self._name
-
-    @property
-    def type(self):
-        """The field's PluginFieldType."""
-        return self._type
-
-    @property
-    def size(self):
-        """How many values it has."""
-        return 0 if self._memory is None else self._memory.nbytes // self._array_type.itemsize
-
     def _values(self) -> tuple[str, str, np.ndarray]:
         if self._memory is None:
             raise TensorRTDoubleError(f"plugin field {self._name} has no data")
@@ -256,37 +187,17 @@ class PluginFieldCollection(Native):
     def __init__(self, arg0: "list[PluginField]" = ()):
         self._fields = list(arg0)
 
-    def append(self, x: "PluginField"):
-        """Adds a field."""
-        self._fields.append(x)
-
-    def __len__(self):
-        return len(self._fields)
-
     def __iter__(self):
         return iter(self._fields)
-
-    def __getitem__(self, index):
-        return self._fields[index]
 
 
 @private
 class ITimingCache(Native):
-    """What the builder learnt about kernels' times. The double's holds a count of builds."""
+    """What the builder learnt about kernels' times; the double learns nothing."""
 
     def serialize(self):
         """The cache as IHostMemory."""
         return bytes.__new__(self._module.IHostMemory, self._data)
-
-    def combine(self, input_cache: "ITimingCache", ignore_mismatch: "bool"):
-        """Takes over another cache."""
-        self._data = max(self._data, input_cache._data)
-        return True
-
-    def reset(self):
-        """Empties the cache."""
-        self._data = b""
-        return True
 
 
 CLASSES = [

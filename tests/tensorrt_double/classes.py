@@ -16,10 +16,9 @@ class Native:
     _version: Version
 
     def __setattr__(self, name, value):
-        defined_by_user = "_module" not in vars(type(self))
-        is_property = isinstance(getattr(type(self), name, None), property)
-        if not name.startswith("_") and not is_property and not defined_by_user:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        cls = type(self)
+        if name[0] != "_" and not isinstance(getattr(cls, name, None), property) and "_module" in vars(cls):
+            raise AttributeError(f"{cls.__name__} has no attribute {name!r}")
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name):
@@ -51,6 +50,52 @@ class Recorder:
         self.calls.setdefault((owner, name), set()).add((positional, keywords))
 
 
+def _require(fits: bool, value):
+    if not fits:
+        raise TypeError
+    return value
+
+
+def _number(value, *types):
+    return _require(isinstance(value, types) and not isinstance(value, bool), value)
+
+
+def _sequence(value, module, cls):
+    if isinstance(value, cls):
+        return value
+    return cls(_require(isinstance(value, (tuple, list, module.Dims, module.Permutation)), value))
+
+
+def _elements(value, module, kind: str) -> list:
+    _require(isinstance(value, (list, tuple, module.PluginFieldCollection)), value)
+    return [_convert(item, kind, module) for item in value]
+
+
+#: (value, module) → the value as pybind11 would convert it, or TypeError. Other types are the module's own classes.
+_CONVERSIONS = {
+    "object": lambda value, module: value,
+    "None": lambda value, module: _require(value is None, value),
+    "bool": lambda value, module: _require(isinstance(value, bool), value),
+    "int": lambda value, module: int(_number(value, int, np.integer)),
+    "float": lambda value, module: float(_number(value, int, float, np.integer, np.floating)),
+    "str": lambda value, module: _require(isinstance(value, str), value),
+    "ndarray": lambda value, module: _require(isinstance(value, np.ndarray), value),
+    "buffer": lambda value, module: memoryview(value) and value,
+    "list[ITensor]": lambda value, module: _elements(value, module, "ITensor"),
+    "list[PluginField]": lambda value, module: _elements(value, module, "PluginField"),
+    "Dims": lambda value, module: _sequence(value, module, module.Dims),
+    "Permutation": lambda value, module: _sequence(value, module, module.Permutation),
+}
+
+
+def _convert(value, kind: str, module):
+    if kind in _CONVERSIONS:
+        return _CONVERSIONS[kind](value, module)
+    if kind == "Weights" and isinstance(value, np.ndarray):
+        return module.Weights(value)
+    return _require(isinstance(value, getattr(module, kind)), value)
+
+
 def check(value, annotation: str, module, where: str):
     """`value` as the type that `annotation` names, converted as pybind11 would; TypeError when it does not fit."""
     for option in annotation.split("|"):
@@ -59,43 +104,6 @@ def check(value, annotation: str, module, where: str):
         except TypeError:
             continue
     raise TypeError(f"{where}: incompatible argument {value!r} ({type(value).__name__}), expected {annotation}")
-
-
-def _convert(value, kind: str, module):
-    if kind == "object":
-        return value
-    if kind == "None":
-        return _require(value is None, value)
-    if kind == "bool":
-        return _require(isinstance(value, bool), value)
-    if kind == "int":
-        return int(_require(isinstance(value, (int, np.integer)) and not isinstance(value, bool), value))
-    if kind == "float":
-        numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        return float(_require(numeric, value))
-    if kind == "str":
-        return _require(isinstance(value, str), value)
-    if kind == "ndarray":
-        return _require(isinstance(value, np.ndarray), value)
-    if kind == "buffer":
-        memoryview(value)
-        return value
-    if kind.startswith("list["):
-        _require(isinstance(value, (list, tuple, module.PluginFieldCollection)), value)
-        return [_convert(item, kind[5:-1], module) for item in value]
-    if kind in ("Dims", "Permutation"):
-        cls = getattr(module, kind)
-        sequence = isinstance(value, (tuple, list, module.Dims, module.Permutation))
-        return value if isinstance(value, cls) else cls(_require(sequence, value))
-    if kind == "Weights" and isinstance(value, np.ndarray):
-        return module.Weights(value)
-    return _require(isinstance(value, getattr(module, kind)), value)
-
-
-def _require(fits: bool, value):
-    if not fits:
-        raise TypeError
-    return value
 
 
 def _checked(function, owner: str, module, version: Version, recorder: Recorder):
@@ -109,16 +117,19 @@ def _checked(function, owner: str, module, version: Version, recorder: Recorder)
             required = version.key in REQUIRED_IN.get(path, ())
             parameters[parameter.name] = parameter.replace(default=inspect.Parameter.empty) if required else parameter
     visible = inspect.Signature([next(iter(signature.parameters.values())), *parameters.values()])
+    needed = {key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
 
     def call(self, *args, **kwargs):
-        try:
-            bound = visible.bind(self, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"TensorRT {version.name}: {owner}.{name}{visible}: {error}") from None
+        given = dict(zip(parameters, args)) | kwargs
+        if len(given) != len(args) + len(kwargs) or not needed <= given.keys() <= parameters.keys():
+            try:
+                visible.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"TensorRT {version.name}: {owner}.{name}{visible}: {error}") from None
         recorder.note(owner, name, len(args), tuple(sorted(kwargs)))
         converted = {
             key: check(value, parameters[key].annotation, module, f"{owner}.{name}({key})")
-            for key, value in list(bound.arguments.items())[1:]
+            for key, value in given.items()
         }
         return function(self, **converted)
 

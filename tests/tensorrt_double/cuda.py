@@ -187,13 +187,7 @@ def _context_class(gpu: Gpu) -> type:
         gpu.require_context()
         gpu.stack.pop()
 
-    def synchronize():
-        gpu.require_context()
-        for stream in gpu.streams.values():
-            stream.synchronize()
-
-    members = {"pop": staticmethod(pop), "synchronize": staticmethod(synchronize)}
-    return type("Context", (_bound(Context, gpu),), members)
+    return type("Context", (_bound(Context, gpu),), {"pop": staticmethod(pop)})
 
 
 def _device_class(gpu: Gpu) -> type:
@@ -222,9 +216,6 @@ def _device_class(gpu: Gpu) -> type:
         def compute_capability(self) -> tuple[int, int]:
             return gpu.compute_capability
 
-        def total_memory(self) -> int:
-            return gpu.total_memory
-
         def retain_primary_context(self) -> Context:
             return context()
 
@@ -245,10 +236,6 @@ def _functions(gpu: Gpu) -> list:
             raise LogicError("cuMemAlloc failed: invalid argument")
         return DeviceAllocation(gpu, gpu.allocate(nbytes))
 
-    def mem_get_info() -> tuple[int, int]:
-        gpu.require_context()
-        return gpu.total_memory - sum(a.size for a in gpu.allocations.values()), gpu.total_memory
-
     def pagelocked_empty(shape, dtype, order: str = "C", mem_flags: int = 0) -> np.ndarray:
         gpu.require_context()
         array = np.empty(shape, dtype, order)
@@ -262,16 +249,6 @@ def _functions(gpu: Gpu) -> list:
         if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
             raise TypeError(f"{what} must be a contiguous numpy array")
         return array.reshape(-1).view(np.uint8)
-
-    def memcpy_htod(dest, src) -> None:
-        gpu.require_context()
-        data = host_bytes(src, "src")
-        gpu.memory(int(dest), data.size)[:] = data
-
-    def memcpy_dtoh(dest, src) -> None:
-        gpu.require_context()
-        data = host_bytes(dest, "dest")
-        data[:] = gpu.memory(int(src), data.size)
 
     def memcpy_htod_async(dest, src, stream=None) -> None:
         gpu.require_context()
@@ -292,10 +269,7 @@ def _functions(gpu: Gpu) -> list:
     return [
         init,
         mem_alloc,
-        mem_get_info,
         pagelocked_empty,
-        memcpy_htod,
-        memcpy_dtoh,
         memcpy_htod_async,
         memcpy_dtoh_async,
     ]

@@ -1,18 +1,22 @@
 """The recorded network: nodes and tensors, with shapes inferred on demand. It knows nothing of TensorRT's classes."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.tensorrt_double import execute, shapes
-from tests.tensorrt_double.numerics import FLOATS
-from tests.tensorrt_double.shapes import Info
+from tests.tensorrt_double import implicit, layers
+from tests.tensorrt_double.numerics import FLOATS, INTEGERS, round_to
+from tests.tensorrt_double.shapes import UNKNOWN, Info
 from tests.tensorrt_double.versions import TensorRTDoubleError
+
+#: Tensors of more elements are not followed by their values, which could be shapes.
+_MAX_SHAPE_ELEMENTS = 64
 
 
 @dataclass
 class Node:
-    """One layer: what kind, its parameters (names, numbers, tuples, arrays), the ids of its inputs and outputs.
+    """One layer: what kind, its parameters (names, numbers, tuples, weights), the ids of its inputs and outputs.
 
     `precision` is the type that it was asked to compute in.
     """
@@ -51,10 +55,20 @@ class Graph:
     outputs: list[int] = field(default_factory=list)
 
     def __post_init__(self):
+        self._read = {i for node in self.nodes for i in node.inputs}
+        self._names = {("layer", node.name) for node in self.nodes} | {("tensor", t.name) for t in self.tensors}
+        self.changed()
+
+    def changed(self) -> None:
+        """To be called after any change to an existing node: what was inferred may not hold any more."""
         self._infos: dict[int, Info] = {}
+        self._inferred: dict[tuple, dict[int, Info]] = {}
+        self._params: dict[int, dict] = {}
+        self._folded: dict[int, list] = {}
 
     def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
         """A network input; returns its tensor id."""
+        self._take_name(name, "input")
         self.tensors.append(Tensor(name, info=Info(shape, dtype)))
         self.inputs.append(len(self.tensors) - 1)
         return self.inputs[-1]
@@ -67,15 +81,34 @@ class Graph:
             self.tensors.append(Tensor(f"{node.name}_output_{output}", node=index))
             node.outputs.append(len(self.tensors) - 1)
         self.nodes.append(node)
+        self._read.update(inputs)
+        self._names |= {("layer", node.name), *(("tensor", self.tensors[i].name) for i in node.outputs)}
         return node
 
-    def changed(self) -> None:
-        """To be called after any change to an existing node: what was inferred may not hold any more."""
-        self._infos.clear()
+    def rename(self, item: Node | Tensor, name: str) -> None:
+        """Names a layer or a tensor. The real one logs an error and keeps a layer's old name where it is taken."""
+        what = "tensor" if isinstance(item, Tensor) else "layer"
+        self._names.discard((what, item.name))
+        self._take_name(name, what)
+        item.name = name
+
+    def _take_name(self, name: str, what: str) -> None:
+        key = ("layer" if what == "layer" else "tensor", name)
+        if not name or key in self._names:
+            raise TensorRTDoubleError(f"the {what} name {name!r} is empty or in use already")
+        self._names.add(key)
+
+    def set_input(self, node: Node, index: int, tensor: int | None) -> None:
+        """Replaces an input of a layer, or sets an optional one."""
+        node.inputs.extend([None] * (index + 1 - len(node.inputs)))
+        node.inputs[index] = tensor
+        self._read.add(tensor)
+        self.node_changed(node)
 
     def node_changed(self, node: Node) -> None:
         """`changed`, but keeps what the newest node (the usual one) can't have touched."""
-        if self.nodes and self.nodes[-1] is node and not any(self.consumers(output) for output in node.outputs):
+        self._inferred.clear()
+        if self.nodes[-1] is node and self._read.isdisjoint(node.outputs):
             for output in node.outputs:
                 self._infos.pop(output, None)
         else:
@@ -89,32 +122,16 @@ class Graph:
 
     def infer(self, input_shapes: dict[str, tuple[int, ...]]) -> dict[int, Info]:
         """Every tensor's info for given input shapes, by tensor id."""
-        infos: dict[int, Info] = {}
-        self._infer(range(len(self.tensors)), infos, input_shapes)
-        return infos
+        key = (len(self.tensors), *sorted(input_shapes.items()))
+        if key not in self._inferred:
+            infos: dict[int, Info] = {}
+            self._infer(range(len(self.tensors)), infos, input_shapes)
+            self._inferred[key] = infos
+        return self._inferred[key]
 
-    def ordered(self) -> list[Node]:
-        """The nodes so that each follows those it reads."""
-        order, done = [], set()
-        for node in self.nodes:
-            stack = [node]
-            while stack:
-                top = stack[-1]
-                waiting = [p for p in self._producers(top) if id(p) not in done and p is not top]
-                if len(stack) > len(self.nodes):
-                    raise TensorRTDoubleError(f"{top.name}: the network has a cycle")
-                if waiting:
-                    stack.extend(waiting)
-                    continue
-                stack.pop()
-                if id(top) not in done:
-                    done.add(id(top))
-                    order.append(top)
-        return order
-
-    def _producers(self, node: Node) -> list[Node]:
-        found = [self.tensors[i].node for i in node.inputs if i is not None]
-        return [self.nodes[i] for i in found if i is not None]
+    def consumers(self, tensor: int) -> list[Node]:
+        """The nodes that read this tensor."""
+        return [node for node in self.nodes if tensor in node.inputs]
 
     def _infer(self, wanted, infos: dict[int, Info], input_shapes: dict) -> None:
         stack = list(wanted)[::-1]
@@ -140,22 +157,73 @@ class Graph:
     def _infer_node(self, node: Node, infos: dict[int, Info]) -> None:
         inputs = [None if i is None else infos[i] for i in node.inputs]
         try:
-            found = shapes.infer(node.kind, node.params, inputs, self)
-            value = execute.shape_value(node.kind, node.params, inputs, found)
+            found = layers.KINDS[node.kind].infer(node.params, inputs, self)
+            value = _shape_value(node, inputs, found)
         except TensorRTDoubleError as error:
             raise TensorRTDoubleError(f"layer {node.name!r}: {error}") from None
         constant = node.kind != "shape" and all(info is None or info.constant for info in inputs)
         for output, (shape, dtype) in zip(node.outputs, found, strict=True):
             forced = self.tensors[output].forced_type
             # A real-valued tensor that implicit quantization stores as int8 still means real values.
-            implicit = forced == "INT8" and dtype in FLOATS
-            infos[output] = Info(shape, dtype if implicit else forced or dtype, value, constant)
+            implicitly = forced == "INT8" and dtype in FLOATS
+            infos[output] = Info(shape, dtype if implicitly else forced or dtype, value, constant)
 
-    def consumers(self, tensor: int) -> list[Node]:
-        """The nodes that read this tensor."""
-        return [node for node in self.nodes if tensor in node.inputs]
+    def execute(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the network on inputs by name; outputs by name. Both are in the double's representation.
+
+        What follows from constants alone is computed once.
+        """
+        infos = self.infer({name: value.shape for name, value in feeds.items()})
+        values = {i: feeds[self.tensors[i].name] for i in self.inputs}
+        for index in dict.fromkeys(self.tensors[i].node for i in infos):  # `infer` goes from producers to consumers
+            if index is not None:
+                outputs = self._folded[index] if index in self._folded else self._run_node(index, infos, values)
+                values |= zip(self.nodes[index].outputs, outputs)
+        return {self.tensors[i].name: values[i] for i in self.outputs}
+
+    def _run_node(self, index: int, infos: dict[int, Info], values: dict[int, np.ndarray]) -> list:
+        node = self.nodes[index]
+        wanted = [infos[i] for i in node.outputs]
+        try:
+            inputs = implicit.inputs_of(self, node, [None if i is None else values[i] for i in node.inputs])
+            if index not in self._params:
+                self._params[index] = implicit.params_of(node)
+            with np.errstate(all="ignore"):
+                compute = layers.KINDS[node.kind].compute
+                outputs = compute(self._params[index], inputs, [info.shape for info in wanted])
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            stored = [self._stored(node, info, value) for info, value in zip(wanted, outputs, strict=True)]
+            stored = implicit.outputs_of(self, node, stored)
+        except TensorRTDoubleError as error:
+            raise TensorRTDoubleError(f"layer {node.name!r}: {error}") from None
+        if all(info.constant for info in wanted):
+            self._folded[index] = stored
+        return stored
+
+    def _stored(self, node: Node, info: Info, value: np.ndarray) -> np.ndarray:
+        """The value as its tensor holds it; what the builder may keep wider (weak typing) is not rounded."""
+        if value.shape != info.shape:
+            raise TensorRTDoubleError(f"computed {value.shape}, inferred {info.shape}")
+        if info.dtype in FLOATS and not self.strongly_typed and node.kind not in ("cast", "constant"):
+            return np.asarray(value, np.float64)
+        return round_to(value, info.dtype)
 
 
-def weights_array(value) -> np.ndarray:
-    """The array of a weights parameter: already one (in a plan), or the memory a trt.Weights points at."""
-    return value if isinstance(value, np.ndarray) else value._read()
+def _shape_value(node: Node, inputs: list, outputs: list) -> np.ndarray | None:
+    """The value of a layer's one output as far as it follows from shapes alone; None for any other tensor."""
+    kind, (shape, dtype) = layers.KINDS[node.kind], outputs[0]
+    if not kind.makes_shapes or dtype not in INTEGERS or -1 in shape or math.prod(shape) > _MAX_SHAPE_ELEMENTS:
+        return None
+    if node.kind == "shape":
+        return np.array([UNKNOWN if size == -1 else size for size in inputs[0].shape], object)
+    values = [None if info is None else info.value for info in inputs]
+    if any(info is not None and info.value is None for info in inputs):
+        return None
+    if node.kind == "elementwise":
+        pairs = zip(*(np.broadcast_to(value, shape).ravel() for value in values))
+        one = [[np.array(number) for number in pair] if UNKNOWN not in pair else None for pair in pairs]
+        found = [UNKNOWN if pair is None else int(kind.compute(node.params, pair, [()])) for pair in one]
+        return np.array(found, object).reshape(shape)
+    if any(value is not None and UNKNOWN in value.ravel().tolist() for value in values[1:]) and node.kind == "slice":
+        return np.full(shape, UNKNOWN, object)
+    return kind.compute(implicit.params_of(node), values, [shape]).astype(object)

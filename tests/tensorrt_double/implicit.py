@@ -8,11 +8,11 @@ in each output channel. What a convolution writes stays real: where it is read a
 
 import numpy as np
 
-from tests.tensorrt_double.numerics import FLOATS, from_storage
+from tests.tensorrt_double.numerics import FLOATS, Stored
 from tests.tensorrt_double.versions import TensorRTDoubleError
 
-#: Layers that the double computes in int8 when their precision says so.
-_DENSE = ("convolution", "fully_connected")
+#: The layers that the double computes in int8 when their precision says so.
+_DENSE = "convolution"
 
 
 def rounded(values: np.ndarray, amax) -> np.ndarray:
@@ -50,21 +50,20 @@ def outputs_of(graph, node, values: list) -> list:
 
 
 def params_of(node) -> dict:
-    """A layer's parameters, a dense one's kernel rounded where it computes in int8."""
-    if node.precision != "INT8" or node.kind not in _DENSE:
-        return node.params
-    weights = node.params["kernel"]
-    weights = weights if isinstance(weights, np.ndarray) else weights._read()
-    kernel = from_storage(weights, node.params["kernel_type"]).reshape(node.params["num_output_maps"], -1)
-    largest = np.abs(kernel).max(1, keepdims=True)
-    return node.params | {"kernel": rounded(kernel, np.where(largest > 0, largest, 1)), "kernel_type": "FLOAT"}
+    """A layer's parameters to compute with: weights as arrays, a dense layer's kernel rounded where it is of int8."""
+    params = {key: value.values() if isinstance(value, Stored) else value for key, value in node.params.items()}
+    if node.precision == "INT8" and node.kind == _DENSE:
+        kernel = params["kernel"].reshape(params["num_output_maps"], -1)
+        largest = np.abs(kernel).max(1, keepdims=True)
+        params["kernel"] = rounded(kernel, np.where(largest > 0, largest, 1))
+    return params
 
 
 def check(graph) -> None:
     """Raises TensorRTDoubleError for int8 without a range: the real builder warns, and takes another type instead."""
     needing = [tensor for tensor in graph.tensors if tensor.forced_type == "INT8"]
     for node in graph.nodes:
-        if node.precision == "INT8" and node.kind not in _DENSE:
+        if node.precision == "INT8" and node.kind != _DENSE:
             raise TensorRTDoubleError(f"{node.name}: the double does not compute {node.kind} layers in int8")
         plugin = _is_int8_plugin_node(node)
         ids = node.inputs + node.outputs if plugin else node.inputs if node.precision == "INT8" else []

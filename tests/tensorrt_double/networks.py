@@ -34,17 +34,15 @@ def every_layer(trt, network, batch: int = -1, length: int = -1) -> list:
 def _pointwise(trt, network, inputs, constant):
     x, ids = inputs["x"], inputs["ids"]
     row = constant(np.ones((1, 1, 8), np.float32))
-    for op in (trt.ElementWiseOperation.SUM, trt.ElementWiseOperation.POW, trt.ElementWiseOperation.GREATER):
-        network.add_elementwise(x, row, op)
+    for op in ("SUM", "PROD", "SUB", "MIN", "POW", "LESS"):
+        network.add_elementwise(x, row, getattr(trt.ElementWiseOperation, op))
     less = network.add_elementwise(ids, constant(np.int32([[3]])), trt.ElementWiseOperation.LESS).get_output(0)
-    network.add_elementwise(less, less, trt.ElementWiseOperation.AND)
     network.add_unary(less, trt.UnaryOperation.NOT)
     network.add_unary(x, trt.UnaryOperation.ERF)
-    network.add_activation(x, trt.ActivationType.GELU_TANH)
-    network.add_select(less, ids, constant(np.int32([[0]])))
+    for kind in ("TANH", "GELU_ERF", "GELU_TANH"):
+        network.add_activation(x, getattr(trt.ActivationType, kind))
     network.add_cast(ids, trt.float16)
     network.add_cast(x, trt.bfloat16)
-    network.add_identity(x)
     for output_type, back in ((trt.int8, trt.float32), (trt.fp8, trt.float16)):
         quantized = network.add_quantize(x, constant(np.float32(0.1)), output_type).get_output(0)
         network.add_dequantize(quantized, constant(np.float32(0.1)), back)
@@ -57,13 +55,11 @@ def _contractions(trt, network, inputs, constant):
     x, none, transpose = inputs["x"], trt.MatrixOperation.NONE, trt.MatrixOperation.TRANSPOSE
     network.add_matrix_multiply(x, none, constant(np.ones((1, 5, 8), np.float32)), transpose)
     network.add_matrix_multiply(x, none, x, transpose)
-    network.add_matrix_multiply(x, none, constant(np.ones((1, 8), np.float32)), trt.MatrixOperation.VECTOR)
     scale, bias = (constant(np.ones((1, 1, 8), np.float32)) for _ in range(2))
     network.add_normalization_v2(x, scale, bias, 1 << 2)
     network.add_normalization(x, scale, bias, 1 << 2)
-    network.add_reduce(x, trt.ReduceOperation.AVG, 1 << 2, True)
+    network.add_reduce(x, trt.ReduceOperation.SUM, 1 << 2, True)
     network.add_reduce(x, trt.ReduceOperation.SUM, 1 << 1, False)
-    network.add_topk(x, trt.TopKOperation.MAX, 3, 1 << 2)
     pixels = network.add_shuffle(x)
     pixels.reshape_dims = (0, 0, 0, 1, 1)
     kernel, bias = np.ones((5, 8), np.float32), np.ones(5, np.float32)
@@ -76,9 +72,6 @@ def _layouts(trt, network, inputs, constant):
     network.add_gather(constant(np.ones((30, 8), np.float32)), ids, 0)
     network.add_gather(x, constant(np.int32([0, 1])), 2)
     network.add_gather(x, constant(np.int32(0)), 1)
-    row_by_row = network.add_gather(x, ids, 2)
-    row_by_row.num_elementwise_dims = 1
-    network.add_gather_v2(ids, ids, trt.GatherMode.ELEMENT)
     split = network.add_shuffle(x)
     split.reshape_dims = (0, 0, 2, 4)
     split.second_transpose = (0, 2, 1, 3)
@@ -88,40 +81,22 @@ def _layouts(trt, network, inputs, constant):
     flat = network.add_shuffle(x)
     flat.reshape_dims = (-1, 8)
     network.add_slice(x, (0, 0, 0), (1, 1, 4), (1, 1, 2))
-    joined = network.add_concatenation([x, x])
-    joined.axis = 2
-    network.add_concatenation([ids, ids])
-    network.add_unsqueeze(ids, constant(np.int32([1, 2])))
-    wide = network.add_unsqueeze(ids, constant(np.int32([1]))).get_output(0)
-    network.add_squeeze(wide, constant(np.int32([1])))
+    for tensor in (x, ids, heads):
+        network.add_concatenation([tensor, tensor])
 
 
 def _shape_arithmetic(trt, network, inputs, constant):
     x, one = inputs["x"], constant(np.int64([1]))
     shape = network.add_shape(x).get_output(0)
     sizes = [network.add_slice(shape, (i,), (1,), (1,)).get_output(0) for i in range(3)]
-    tokens = network.add_elementwise(sizes[0], sizes[1], trt.ElementWiseOperation.PROD).get_output(0)
-    both = network.add_concatenation([tokens, sizes[2]])
-    both.axis = 0
-    flat = network.add_shuffle(x)
-    flat.set_input(1, both.get_output(0))
-    index = network.add_fill((1,), trt.FillOperation.LINSPACE, trt.int32)
-    index.set_input(0, sizes[1])
-    zero, steps = constant(np.int32(0)), constant(np.int32([0, 1]))
-    grid = network.add_fill((1, 1), trt.FillOperation.LINSPACE, trt.int32)
-    pair = network.add_concatenation([sizes[0], sizes[1]])
-    pair.axis = 0
-    grid.set_input(0, pair.get_output(0))
-    grid.set_input(1, zero)
-    grid.set_input(2, steps)
     start = network.add_elementwise(sizes[1], one, trt.ElementWiseOperation.SUB).get_output(0)
     starts = network.add_concatenation([constant(np.int64([0])), start, constant(np.int64([0]))])
-    starts.axis = 0
     ends = network.add_concatenation([sizes[0], one, sizes[2]])
-    ends.axis = 0
     last = network.add_slice(x, (0, 0, 0), (1, 1, 1), (1, 1, 1))
     last.set_input(1, starts.get_output(0))
     last.set_input(2, ends.get_output(0))
+    tokens = network.add_elementwise(sizes[0], sizes[1], trt.ElementWiseOperation.PROD).get_output(0)
+    _slice(network, constant(np.arange(99, dtype=np.int32)), constant(np.int64([0])), tokens)
     network.add_cast(shape, trt.int32)
     network.add_gather(shape, constant(np.int32([2, 0])), 0)
 
@@ -155,11 +130,11 @@ def packed_attention(trt, network, heads: int = 2, size: int = 4) -> list:
     tokens = network.add_input("tokens", trt.float32, (-1, 3, heads, size))
     cumulative = network.add_input("cu_seqlens", trt.int32, (-1,))
     longest = network.add_input("max_seqlen", trt.int32, (-1,))
-    total, bounds = (_length(trt, network, tensor) for tensor in (tokens, cumulative))
+    total, bounds = (_length(network, tensor) for tensor in (tokens, cumulative))
     batch = network.add_elementwise(bounds, constant(np.int64([1])), op.SUB).get_output(0)
     starts = _slice(network, cumulative, constant(np.int64([0])), batch)
     ends = _slice(network, cumulative, constant(np.int64([1])), batch)
-    columns = _shaped(network, _range(trt, network, _length(trt, network, longest)), (1, -1))
+    columns = _shaped(network, _range(network, _length(network, longest), constant), (1, -1))
     start_rows = _shaped(network, starts, (-1, 1))
     last = network.add_elementwise(_cast(trt, network, total), constant(np.int32([1])), op.SUB).get_output(0)
     indices = network.add_elementwise(start_rows, columns, op.SUM).get_output(0)
@@ -177,7 +152,7 @@ def packed_attention(trt, network, heads: int = 2, size: int = 4) -> list:
     attention.decomposable = True
     context = _shaped(network, attention.get_output(0), None, (0, 2, 1, 3))
     flat = _shaped(network, context, (-1, heads, size))
-    index = _token_rows(trt, network, (total, starts, ends, _length(trt, network, longest)), constant)
+    index = _token_rows(trt, network, (total, starts, ends, _length(network, longest)), constant)
     output = network.add_gather(flat, index, 0).get_output(0)
     output.name = "out"
     network.mark_output(output)
@@ -187,7 +162,7 @@ def packed_attention(trt, network, heads: int = 2, size: int = 4) -> list:
 def _token_rows(trt, network, sizes, constant):
     """sequence · Smax + position of every token: its row among the padded ones, int32 [T]."""
     (total, starts, ends, longest), op = sizes, trt.ElementWiseOperation
-    index = _range(trt, network, total)
+    index = _range(network, total, constant)
     after = network.add_elementwise(_shaped(network, index, (-1, 1)), _shaped(network, ends, (1, -1)), op.LESS)
     passed = network.add_unary(after.get_output(0), trt.UnaryOperation.NOT).get_output(0)
     counts = network.add_cast(passed, trt.int32).get_output(0)
@@ -198,7 +173,7 @@ def _token_rows(trt, network, sizes, constant):
     return network.add_elementwise(base, position, op.SUM).get_output(0)
 
 
-def _length(trt, network, tensor):
+def _length(network, tensor):
     shape = network.add_shape(tensor).get_output(0)
     return network.add_slice(shape, (0,), (1,), (1,)).get_output(0)
 
@@ -207,10 +182,9 @@ def _cast(trt, network, tensor):
     return network.add_cast(tensor, trt.int32).get_output(0)
 
 
-def _range(trt, network, length):
-    layer = network.add_fill((1,), trt.FillOperation.LINSPACE, trt.int32)
-    layer.set_input(0, length)
-    return layer.get_output(0)
+def _range(network, length, constant):
+    """0, 1, 2…, int32, cut from a constant: 8.6 fills with floats only."""
+    return _slice(network, constant(np.arange(99, dtype=np.int32)), constant(np.int64([0])), length)
 
 
 def _slice(network, tensor, start, size):

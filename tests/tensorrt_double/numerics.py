@@ -1,5 +1,8 @@
 """Values as the double holds them: floats in float64 rounded to their type, integers in int64, booleans in bool."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from tests.tensorrt_double.versions import TensorRTDoubleError
@@ -70,15 +73,31 @@ def _round_to_fp8(array: np.ndarray) -> np.ndarray:
 
 def to_storage(array: np.ndarray, dtype: str) -> np.ndarray:
     """The array as it lies in device memory."""
-    if dtype == "BF16":
-        return float_to_bfloat16(array)
-    if dtype == "FP8":
-        raise TensorRTDoubleError("FP8 inputs and outputs are not played by the double")
-    return np.ascontiguousarray(array, STORAGE[dtype])
+    _refuse_fp8(dtype)
+    return float_to_bfloat16(array) if dtype == "BF16" else np.ascontiguousarray(array, STORAGE[dtype])
 
 
 def from_storage(array: np.ndarray, dtype: str) -> np.ndarray:
     """The double's representation of what lies in device memory."""
-    if dtype == "FP8":
-        raise TensorRTDoubleError("FP8 weights and inputs are not played by the double; quantize in the network")
+    _refuse_fp8(dtype)
     return bfloat16_to_float(array) if dtype == "BF16" else round_to(array, dtype)
+
+
+def _refuse_fp8(dtype: str) -> None:
+    if dtype == "FP8":
+        raise TensorRTDoubleError(
+            "FP8 weights, inputs and outputs are not played by the double; quantize in the network"
+        )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Weights of a network: how many of which type, and `read`, which gives them as they lie in memory."""
+
+    dtype: str
+    count: int
+    read: Callable[[], np.ndarray]
+
+    def values(self) -> np.ndarray:
+        """The double's representation."""
+        return from_storage(self.read(), self.dtype)

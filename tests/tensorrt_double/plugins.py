@@ -1,4 +1,4 @@
-"""The BERT plugins by their documented meaning (shared/spec/tensorrt.md, the plugins' own READMEs).
+"""The BERT plugins by their documented meaning: the plugins' own READMEs, as docs/tensorrt.md gathers them.
 
 Three families (embeddings, attention, add + layer norm), each in several variants, which version numbers name.
 """
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.tensorrt_double.execute import attend, run, sequences
+from tests.tensorrt_double.compute import attend, sequences
 from tests.tensorrt_double.implicit import is_int8_plugin, to_steps
 from tests.tensorrt_double.numerics import FLOATS
-from tests.tensorrt_double.shapes import require, require_type, rule
+from tests.tensorrt_double.shapes import require, require_type
 from tests.tensorrt_double.versions import TensorRTDoubleError, Version
 
 
@@ -166,8 +166,8 @@ def _int32(infos: list, names: tuple) -> None:
         require_type(info, ("INT32",), name)
 
 
-@rule("plugin")
-def _infer(params, inputs, graph):
+def infer(params, inputs, graph):
+    """(shape, dtype) of each output."""
     return _INFER[params["family"]](params, inputs)
 
 
@@ -235,8 +235,8 @@ def _infer_add_norm(params, inputs):
 _INFER = {"embeddings": _infer_embeddings, "attention": _infer_attention, "add_norm": _infer_add_norm}
 
 
-@run("plugin")
-def _run(params, inputs, shapes):
+def compute(params, inputs, shapes):
+    """The outputs."""
     return _RUN[params["family"]](params, inputs)
 
 
