@@ -14,4 +14,5 @@ prepare_environment requirements.txt requirements-dev.txt
 # NVIDIA's bindings and TensorRT-RTX, which the TensorRT tests are held to; kept out of the environment itself.
 bash tests/tensorrt_double/fetch_bindings.sh .venv/bin/python
 echo "Running the tests"
-exec .venv/bin/python -m pytest "$@"
+# One process for each core; tests that share something costly stay in one (the mark xdist_group).
+exec .venv/bin/python -m pytest -n auto --dist loadgroup "$@"

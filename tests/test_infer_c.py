@@ -32,6 +32,9 @@ from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 from tests.test_scripts import README_PASSAGE, xquad
 
+#: All in one process (scripts/test.sh): one build of the C++ side.
+pytestmark = pytest.mark.xdist_group("cpp")
+
 #: How often an engine is loaded, run and freed; a check by hand takes 1000.
 CYCLES = int(os.environ.get("DEMOBERT_CYCLES", "60"))
 

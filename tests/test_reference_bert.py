@@ -18,13 +18,12 @@ from tests.reference_bert import (
     reference_logits,
 )
 
-SEEDS = np.random.SeedSequence().generate_state(4).tolist()
+DRAWS = range(4)
 
 
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_reference_equals_hugging_face(seed, gelu):
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("draw", DRAWS)
+def test_reference_equals_hugging_face(draw, gelu, rng):
     config = random_config(rng)
     tensors = random_weights(config, rng)
     length = int(rng.integers(1, min(60, config.max_position_embeddings) + 1))
@@ -46,8 +45,7 @@ def test_logits_tell_the_formulas_of_gelu_apart():
     assert 1e-5 < np.abs(difference).max() < 0.1
 
 
-def test_what_is_masked_does_not_count():
-    rng = np.random.default_rng(SEEDS[0])
+def test_what_is_masked_does_not_count(rng):
     config = random_config(rng)
     tensors = random_weights(config, rng)
     ids, segments, _ = random_inputs(config, rng, 1, 7)
@@ -73,15 +71,14 @@ def test_random_configs_keep_their_promises(seed):
     assert 1 <= config.type_vocab_size <= 3
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_pre_normalised_reference_equals_transformers_megatron(seed):
+@pytest.mark.parametrize("draw", DRAWS)
+def test_pre_normalised_reference_equals_transformers_megatron(draw, rng):
     """Hugging Face's Megatron-BERT has no embedding norm, but one before each sub-layer and one at the end.
 
     So it is ours with every norm moved: the embeddings' is its first layer's, ours of one layer is its next one's.
     """
     from transformers import MegatronBertConfig, MegatronBertForQuestionAnswering
 
-    rng = np.random.default_rng(seed)
     config = random_config(rng)
     tensors = random_weights(config, rng)
     inputs = random_inputs(config, rng, 2, int(rng.integers(1, min(40, config.max_position_embeddings) + 1)))
