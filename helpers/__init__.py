@@ -1,1 +1,1 @@
-"""Everything the scripts share. See README.md, "How the code is laid out"."""
+"""Everything the scripts share; docs/architecture.md says how it is laid out."""

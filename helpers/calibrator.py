@@ -1,7 +1,7 @@
 """Post-training quantization: the float network reads SQuAD text, and each tensor's range is taken down.
 
 It runs on the CPU, whatever the engine is for. The ranges have the names that QAT checkpoints give theirs
-(docs/architecture.md, "Ranges"), so that one set of them serves every backend, those by channel aside, which need not
+(docs/architecture.md, "Quantization ranges"), so that one set of them serves every backend, those by channel aside, which need not
 be used.
 """
 

@@ -5,7 +5,7 @@ fp8 (E4M3) amax is put on 448, the type's largest value (arXiv:2004.09602, arXiv
 per tensor, dense kernels one per output channel, or, where a checkpoint says so, one per tensor. This project also takes
 one for each channel of what a layer norm hands to a dense layer, for networks that can even the channels out.
 
-Names are those of docs/architecture.md, "Ranges", whoever took the range: helpers/calibrator.py, or training (QAT
+Names are those of docs/architecture.md, "Quantization ranges", whoever took the range: helpers/calibrator.py, or training (QAT
 checkpoints).
 """
 

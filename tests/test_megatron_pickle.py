@@ -34,7 +34,7 @@ def write(path, content, protocol: int = 4):
 
 
 def demobert_state() -> dict:
-    """As weights.md says of demoBERT's pickles: PyTorch's names but for the embeddings', Q, K and V stacked."""
+    """demoBERT's pickles: PyTorch's names but for the embeddings', Q, K and V stacked."""
     names = pytorch_state(CONFIG, TENSORS)
     found = {}
     for name, array in names.items():

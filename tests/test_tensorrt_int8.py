@@ -114,7 +114,7 @@ class Case:
         return self.logits(batch, fake_quantizer("int8", self.effective_ranges(), places))
 
     def effective_ranges(self) -> dict:
-        """What the plugin network makes of the ranges, in words of weights.md's table."""
+        """What the plugin network makes of the ranges, in words of docs/architecture.md's table."""
         found = dict(self.ranges)
         for i in range(self.config.num_hidden_layers):
             fused = [f"l{i}_attention_self_{which}_input_quantizer_amax" for which in ("qv_a", "qv_b", "av_b")]
@@ -222,7 +222,7 @@ def test_one_layer_of_megatron(engine_path, monkeypatch, rng):
 
 _LAYER = r"l(\d)_"
 
-#: weights.md's table: a range's name → the tensor that it belongs to, {i} its layer, {before} what made its input.
+#: The table of docs/architecture.md: a range's name → the tensor that it belongs to, {i} its layer, {before} what made its input.
 TABLE = {
     _LAYER + "attention_self_(query|key|value)_input_amax": "{before}",
     _LAYER + "attention_self_(qv_a|qv_b|av_b)_input_quantizer_amax": "l{i}_attention_self/query_key_value",

@@ -296,7 +296,7 @@ def test_onnx_ways_to_store_a_tensor(tmp_path, onnx_path, kind):
 
 
 def qat_ranges(sparse: bool) -> tuple[dict, dict]:
-    """(PyTorch name → range, canonical name → range) of one layer and the encoder's end, as in weights.md."""
+    """(PyTorch name → range, canonical name → range) of one layer and the encoder's end, as docs/architecture.md has them."""
     layer, dense = "bert.encoder.layer.1", "dense_act" if sparse else "dense"
     q, k, v, a = ("matmul_q", "matmul_k", "matmul_v", "matmul_a") if sparse else ("qv_a", "qv_b", "av_b", "av_a")
     pairs = {
