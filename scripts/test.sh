@@ -15,4 +15,4 @@ prepare_environment requirements.txt requirements-dev.txt
 bash tests/tensorrt_double/fetch_bindings.sh .venv/bin/python
 echo "Running the tests"
 # One process for each core; tests that share something costly stay in one (the mark xdist_group).
-exec .venv/bin/python -m pytest -n auto --dist loadgroup "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup "$@"

@@ -6,10 +6,24 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from helpers import cli
+
+def _keep_to_own_cores() -> None:
+    """Give this process of a parallel run its share of the cores: else numerical libraries would start a thread on each
+    core in every process, and wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0", "gw1"…
+    if worker and os.environ.get("DEMOBERT_CORES_OF") != worker and hasattr(os, "sched_setaffinity"):
+        os.environ["DEMOBERT_CORES_OF"] = worker  # this file is read twice, as conftest and as tests.conftest
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[int(worker[2:]) % count :: count])
+
+
+_keep_to_own_cores()
+
+import numpy as np  # noqa: E402
+
+from helpers import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
