@@ -318,7 +318,8 @@ def test_versions_without_newer_layers_still_compute(version, monkeypatch, rng):
 
 
 def test_rounding_to_types(rng):
-    values = np.r_[rng.standard_normal(1000) * 10.0 ** rng.integers(-6, 3, 1000), 0.0, -0.0]
+    ties = 1 + np.arange(16) * 2.0**-8  # halves of bfloat16's steps
+    values = np.r_[rng.standard_normal(1000) * 10.0 ** rng.integers(-6, 3, 1000), 0.0, -0.0, ties]
     torch = pytest.importorskip("torch")
     tensor = torch.from_numpy(values).to(torch.float32)
     exact = tensor.numpy().astype(np.float64)
@@ -329,13 +330,38 @@ def test_rounding_to_types(rng):
 
 
 def test_a_strongly_typed_half_network_is_rounded(double, rng):
-    x = rng.standard_normal(8).astype(np.float16)
+    """After each layer, not at the end alone."""
+    x = rng.standard_normal(99).astype(np.float16)
 
     def write(trt, network, i, keep):
-        third = constant(network, keep, np.float16([1 / 3]))
-        return {"out": network.add_elementwise(i["x"], third, trt.ElementWiseOperation.PROD).get_output(0)}
+        third, product = constant(network, keep, np.float16([1 / 3])), i["x"]
+        for _ in range(3):
+            product = network.add_elementwise(product, third, trt.ElementWiseOperation.PROD).get_output(0)
+        return {"out": product}
 
-    np.testing.assert_array_equal(run(double, write, {"x": x})["out"], x * np.float16(1 / 3))
+    third = np.float16(1 / 3)
+    np.testing.assert_array_equal(run(double, write, {"x": x})["out"], x * third * third * third)
+
+
+def test_shapes_follow_changes(double):
+    """Those of the newest layer, of layers behind it, and of older layers that read it."""
+    trt, keep = double.module, []
+    _, network = new_network(trt)
+    shuffle = network.add_shuffle(network.add_input("x", trt.float32, (3, 4)))
+    assert tuple(shuffle.get_output(0).shape) == (3, 4)
+    shuffle.reshape_dims = (2, 6)
+    assert tuple(shuffle.get_output(0).shape) == (2, 6)
+    behind = network.add_softmax(shuffle.get_output(0)).get_output(0)
+    assert tuple(behind.shape) == (2, 6)
+    shuffle.reshape_dims = (6, 2)
+    assert tuple(behind.shape) == (6, 2)
+    sizes, start = (constant(network, keep, np.int64(numbers)) for numbers in ([1, 1, 2], [1]))
+    part = network.add_slice(behind, (0, 0), (1, 1), (1, 1))
+    size = network.add_slice(sizes, (0,), (2,), (1,))
+    part.set_input(2, size.get_output(0))
+    assert tuple(part.get_output(0).shape) == (1, 1)
+    size.set_input(1, start)
+    assert tuple(part.get_output(0).shape) == (1, 2)
 
 
 # What it refuses. Each case is (version, what has to be in the message, a function that must fail).
@@ -517,6 +543,27 @@ def refuse_gather_of_floats(trt):
     return network.add_gather(x, x, 0).get_output(0).shape
 
 
+def refuse_slice_beyond_the_end(trt):
+    _, network, x = _network_with_x(trt)
+    return network.add_slice(x, (0, 2), (1, 3), (1, 1)).get_output(0).shape
+
+
+def refuse_input_that_a_layer_does_not_take(trt):
+    _, network, x = _network_with_x(trt)
+    network.add_softmax(x).set_input(1, x)
+
+
+def refuse_unplayed_operation(trt):
+    _, network, x = _network_with_x(trt)
+    return network.add_elementwise(x, x, trt.ElementWiseOperation.GREATER).get_output(0).shape
+
+
+def refuse_convolution_of_other_type(trt):
+    _, network = new_network(trt)
+    pixels, kernel = network.add_input("p", trt.float32, (2, 4, 1, 1)), np.ones((3, 4), np.float16)
+    return network.add_convolution_nd(pixels, 3, (1, 1), kernel).get_output(0).shape
+
+
 def refuse_norm_of_other_type(trt):
     _, network, _ = _network_with_x(trt)
     half, scale = network.add_input("h", trt.float16, (2, 4)), np.ones((1, 4), np.float32)
@@ -637,6 +684,10 @@ REFUSALS = [
     ("11.4.0", TypeError, "too many", refuse_too_many_arguments),
     ("11.4.0", TypeError, "constructor", refuse_constructor),
     ("11.4.0", TensorRTDoubleError, "indices", refuse_gather_of_floats),
+    ("11.4.0", TensorRTDoubleError, "slice leaves axis 1", refuse_slice_beyond_the_end),
+    ("11.4.0", TensorRTDoubleError, "takes no input 1", refuse_input_that_a_layer_does_not_take),
+    ("11.4.0", TensorRTDoubleError, "GREATER is not played", refuse_unplayed_operation),
+    ("11.4.0", TensorRTDoubleError, "kernel is HALF, input FLOAT", refuse_convolution_of_other_type),
     ("11.4.0", TensorRTDoubleError, "types differ", refuse_norm_of_other_type),
     ("11.4.0", TensorRTDoubleError, "lengths", refuse_mask_and_packed),
     ("11.4.0", TypeError, "output_type", refuse_missing_quantize_type),
@@ -660,6 +711,36 @@ def test_what_tensorrt_would_refuse(version, error, message, case, monkeypatch):
     trt = install(version, monkeypatch).module
     with pytest.raises(error, match=message):
         case(trt)
+
+
+def _run_gather(trt, network, i, keep):
+    return network.add_gather(i["x"], i["ids"], 0)
+
+
+def _run_quantize(trt, network, i, keep):
+    return network.add_quantize(i["x"], constant(network, keep, np.float32(0)), trt.int8)
+
+
+def _run_masked_attention(trt, network, i, keep):
+    heads = network.add_shuffle(i["x"])
+    heads.reshape_dims = (1, 1, 2, 4)
+    layer = network.add_attention(*[heads.get_output(0)] * 3, trt.AttentionNormalizationOp.SOFTMAX, False)
+    layer.mask = constant(network, keep, np.zeros((1, 1, 1, 2), bool))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_run_gather, "an index 0..2 is outside 2 rows"),
+        (_run_quantize, "scale must be positive"),
+        (_run_masked_attention, "no key to attend to"),
+    ],
+)
+def test_values_that_a_gpu_would_misread(write, message, double):
+    feeds = {"x": np.ones((2, 4), np.float32), "ids": np.int32([0, 2])}
+    with pytest.raises(TensorRTDoubleError, match=message):
+        run(double, lambda *args: {"out": write(*args).get_output(0)}, feeds)
 
 
 ABSENT = [

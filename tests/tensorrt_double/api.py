@@ -154,10 +154,10 @@ def _check_quantization(graph, flags: set) -> None:
     for node in graph.nodes:
         if node.kind == "quantize" and not graph.strongly_typed and node.params["to_type"] not in flags:
             raise TensorRTDoubleError(f"{node.name} needs the builder flag {node.params['to_type']}")
-        if node.kind == "attention" and (node.params["normalization_quantize_to_type"] is None) != (
-            node.inputs[6:] in ([], [None])
-        ):
-            raise TensorRTDoubleError(f"{node.name}: quantized probabilities need a type and a scale")
+        if node.kind == "attention":
+            has_scale = node.inputs[6:] not in ([], [None])
+            if has_scale == (node.params["normalization_quantize_to_type"] is None):
+                raise TensorRTDoubleError(f"{node.name}: quantized probabilities need a type and a scale")
 
 
 def _check_masks(graph) -> None:

@@ -60,6 +60,11 @@ def _number(value, *types):
     return _require(isinstance(value, types) and not isinstance(value, bool), value)
 
 
+def _buffer(value):
+    memoryview(value)
+    return value
+
+
 def _sequence(value, module, cls):
     if isinstance(value, cls):
         return value
@@ -80,7 +85,7 @@ _CONVERSIONS = {
     "float": lambda value, module: float(_number(value, int, float, np.integer, np.floating)),
     "str": lambda value, module: _require(isinstance(value, str), value),
     "ndarray": lambda value, module: _require(isinstance(value, np.ndarray), value),
-    "buffer": lambda value, module: memoryview(value) and value,
+    "buffer": lambda value, module: _buffer(value),
     "list[ITensor]": lambda value, module: _elements(value, module, "ITensor"),
     "list[PluginField]": lambda value, module: _elements(value, module, "PluginField"),
     "Dims": lambda value, module: _sequence(value, module, module.Dims),

@@ -158,8 +158,9 @@ def _optional_input(key: str, index: int) -> property:
         inputs = self._node.inputs
         return self._network._tensor(inputs[index]) if index < len(inputs) else None
 
-    def set_(self, value: "ITensor"):
-        self._network._graph.set_input(self._node, index, self._network._own([value])[0])
+    def set_(self, value: "ITensor|None"):
+        tensor = None if value is None else self._network._own([value])[0]
+        self._network._graph.set_input(self._node, index, tensor)
 
     return property(get, set_, doc=f"The input {key}.")
 
