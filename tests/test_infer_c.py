@@ -151,12 +151,17 @@ def test_a_question_as_the_shell_asks_it(built, bundled_engine):
     assert result.stderr.startswith("infer_c, OpenVINO ")
 
 
-def test_all_of_xquad_gives_the_same_predictions(built, script, bundled_half_engine, tmp_path):
+def test_questions_of_all_of_xquad_get_the_same_predictions(built, script, bundled_half_engine, tmp_path):
+    """One question of every other passage: the rest would say it again, and take six minutes on two slow cores."""
+    data = json.loads(xquad().read_text())
+    for article in data["data"]:
+        article["paragraphs"] = [part | {"qas": part["qas"][:1]} for part in article["paragraphs"][::2]]
+    (tmp_path / "squad.json").write_text(json.dumps(data))
     for name in ("inference.py", "inference_c.py"):
         outputs = ["-o", tmp_path / f"{name}.json", "--n-best-output", tmp_path / f"{name}.n_best.json"]
-        assert script(name, "-e", bundled_half_engine, "-sq", xquad(), "-b", 8, *outputs).code == 0
+        assert script(name, "-e", bundled_half_engine, "-sq", tmp_path / "squad.json", "-b", 8, *outputs).code == 0
     assert (tmp_path / "inference_c.py.json").read_bytes() == (tmp_path / "inference.py.json").read_bytes()
-    assert len(json.loads((tmp_path / "inference_c.py.json").read_text())) == 1190
+    assert len(json.loads((tmp_path / "inference_c.py.json").read_text())) == 144
     assert (tmp_path / "inference_c.py.n_best.json").read_bytes() == (
         tmp_path / "inference.py.n_best.json"
     ).read_bytes()

@@ -61,7 +61,7 @@ def small_config(rng):
 
 
 def weights_of(config, rng):
-    return bert_weights(config, random_weights(config, rng))
+    return bert_weights(config, random_weights(config, rng), source="random")
 
 
 def write(path, version, config, weights, gelu="erf", **options):
@@ -319,7 +319,7 @@ def plugin_field_omitted(monkeypatch):
     original = bert_plugins.BertPlugins.create
 
     def create(self, plugin, name, fields):
-        return original(self, plugin, name, [field for field in fields if field.name != "hidden_size"])
+        return original(self, plugin, name, [field for field in fields if field._name != "hidden_size"])
 
     monkeypatch.setattr(bert_plugins.BertPlugins, "create", create)
 
