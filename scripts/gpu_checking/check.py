@@ -266,11 +266,11 @@ def windows(squad: Path, args) -> list:
     """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of their longest length."""
     from helpers.batching import padded_batch
     from helpers.data_processing import AnswerOptions, make_features
+    from helpers.model_folder import ModelFolder
     from helpers.squad import read_squad
-    from helpers.tokenization import BertTokenizer, load_vocabulary
 
     length, size, options = args.sequence_length[-1], args.batch_size[-1], AnswerOptions()
-    tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), do_lower_case=True)
+    tokenizer = ModelFolder.open(BUNDLED).tokenizer()
     features = []
     for example in read_squad(squad).examples:
         texts = tokenizer.encode(example.question), tokenizer.encode(example.passage)
