@@ -50,7 +50,7 @@ def shaped_weights(config: BertConfig) -> BertWeights:
     for name, shape in shapes.items():
         shape = tuple(sizes.get(size, size) for size in shape)
         tensors[name] = rng.random(shape, np.float32) * np.float32(0.04) - np.float32(0.02)
-    return bert_weights(config, tensors)
+    return bert_weights(config, tensors, source="random")
 
 
 def small_twin(config: BertConfig) -> BertConfig:
