@@ -18,6 +18,8 @@ from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError
+from helpers.model_folder import ModelFolder
+from helpers.ranges import CalibrationOptions, calibrated_ranges, trained_ranges
 from helpers.squad import read_squad
 from helpers.tokenization import BertTokenizer, load_vocabulary
 from helpers.weights import load_weights
@@ -526,6 +528,41 @@ def test_tensorrt_s_own_cache(tmp_path, rng):
         (tmp_path / "bad").write_text(f"TRT-8601-EntropyCalibration2\n{line}\n")
         with pytest.raises(DemoBertError):
             calibration_cache.read_cache(tmp_path / "bad", ANY, config)
+
+
+def test_a_cache_adds_what_a_checkpoint_lacks(calibrated):
+    """Its own ranges stay, with all dense layers' they are enough, unless text or a cache is asked for its channels."""
+    model = ModelFolder.open(BUNDLED)
+    weights = load_weights(model.config, pytorch=BUNDLED)
+    cache = calibrated / f"{BUNDLED.name}_48.calibration"
+    options = CalibrationOptions(cache, cache_is_named=True, length=48, default_samples=12)
+    cached = calibration_cache.read_cache(cache, ANY, model.config).ranges
+    names = quantization.range_names(model.config)
+    for own, trained in (
+        ({}, False),
+        (dict.fromkeys(names[:1], np.float32(9)), False),
+        (dict.fromkeys(names, np.float32(9)), True),
+    ):
+        weights.ranges = own
+        assert trained_ranges("int8", weights, calibration_is_asked_for=True) is None
+        assert (trained_ranges("int8", weights, calibration_is_asked_for=False) is not None) == trained
+        found = calibrated_ranges("int8", weights, model, options)
+        assert found.trained == trained and found.ranges.keys() == cached.keys()
+        for name, amax in found.ranges.items():
+            np.testing.assert_array_equal(amax, own.get(name, np.float32(cached[name])))
+
+
+def test_channels_of_a_tensor_without_a_range_have_none(rng):
+    config = dataclasses.replace(random_config(rng), num_hidden_layers=1)
+    recorder = calibrator.RangeRecorder(config)
+    for name in quantization.range_names(config):
+        silent = name.startswith("l0_intermediate_dense")
+        recorder.add(name, rng.standard_normal((3, config.hidden_size)).astype(np.float32) * (1e-25 if silent else 1))
+    ranges = recorder.ranges("max")
+    assert (
+        ranges["l0_intermediate_dense_input_amax"] == 0 and not ranges["l0_intermediate_dense_input_channel_amax"].any()
+    )
+    assert ranges["l0_attention_self_input_channel_amax"].all()
 
 
 @pytest.mark.parametrize("has_channels", (False, True))

@@ -111,6 +111,11 @@ def test_the_profile_with_the_least_padding_is_taken():
     assert {size: session.profile_for(*size) for size in best} == best
 
 
+def test_a_shorter_profile_goes_before_one_of_fewer_rows():
+    session = session_with(Profile(1, 128), Profile(8, 64))
+    assert [session.profile_for(1, length) for length in (64, 65)] == [1, 0]
+
+
 def test_the_profiles_order_in_the_plan_does_not_matter():
     session = session_with(Profile(8, 128), Profile(1, 128), Profile(8, 64), Profile(1, 64))
     assert [session.profile_for(*size) for size in ((1, 10), (2, 10), (1, 65), (2, 65))] == [3, 2, 1, 0]
