@@ -225,7 +225,7 @@ def test_layer_computes_what_numpy_does(case, dynamic, double, rng):
     np.testing.assert_allclose(outputs["out"], reference, TOLERANCE, TOLERANCE)
 
 
-@pytest.mark.parametrize("form", ["mask", "packed"])
+@pytest.mark.parametrize("form", ["mask", "packed", "int8"])
 def test_attention_layer(form, double, rng):
     """Against one sequence after another; only the rows of valid tokens are compared, for all that attend to them."""
     lengths, heads, size = rng.integers(1, 6, 3), 2, 4
@@ -243,7 +243,10 @@ def test_attention_layer(form, double, rng):
         softmax, none = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
         layer = network.add_attention_v2(i["q"], i["k"], i["v"], softmax, none)
         layer.decomposable = True
-        if form == "mask":
+        if form == "int8":
+            layer.normalization_quantize_to_type = trt.int8
+            layer.normalization_quantize_scale = constant(network, keep, np.float32(2**-7))
+        if form != "packed":
             layer.mask = i["mask"]
         else:
             layer.query_form = layer.key_value_form = trt.AttentionIOForm.PACKED_NHD
@@ -255,8 +258,10 @@ def test_attention_layer(form, double, rng):
     expected = []
     for query, key, value, length in zip(*padded.astype(np.float64), lengths):
         scores = np.exp(np.einsum("nqh,nkh->nqk", query[:, :length], key[:, :length]))
-        context = np.einsum("nqk,nkh->qnh", scores / scores.sum(-1, keepdims=True), value[:, :length])
-        expected.append(context)
+        probabilities = scores / scores.sum(-1, keepdims=True)
+        if form == "int8":
+            probabilities = np.minimum(np.rint(probabilities * 128), 127) / 128
+        expected.append(np.einsum("nqk,nkh->qnh", probabilities, value[:, :length]))
     assert out.shape == (tokens, heads, size)
     np.testing.assert_allclose(out, np.concatenate(expected), TOLERANCE, TOLERANCE)
 
@@ -362,6 +367,19 @@ def test_shapes_follow_changes(double):
     assert tuple(part.get_output(0).shape) == (1, 1)
     size.set_input(1, start)
     assert tuple(part.get_output(0).shape) == (1, 2)
+
+
+def test_a_network_that_changes_between_two_builds(double):
+    """The second is refused for what it has become; only the profile's shapes tell."""
+    trt, profile = double.module, {"x": ((3, 4), (3, 4), (3, 4))}
+    builder, network, x = _network_with_x(trt)
+    shuffle = network.add_shuffle(x)
+    network.mark_output(shuffle.get_output(0))
+    shuffle.reshape_dims = (-1, 6)
+    build(trt, builder, network, profile=profile)
+    shuffle.reshape_dims = (-1, 8)
+    with pytest.raises(TensorRTDoubleError, match="can't reshape"):
+        build(trt, builder, network, profile=profile)
 
 
 # What it refuses. Each case is (version, what has to be in the message, a function that must fail).

@@ -9,8 +9,9 @@ What it offers is held to NVIDIA's own modules (bindings.py, rtx.py; fetch_bindi
 build touched is in the real release, and `rtx.compare("module:function")` that every tensor of a network has the shape
 and type that `tensorrt_rtx` infers.
 
-It has just the API of the version it plays, checks every argument, infers shapes like the builder, refuses what
-TensorRT would refuse (or silently misread) and computes networks in numpy float64. From a shell:
+Of the API of the version it plays it has what demoBERT uses, and no more: layers.py lists the layers. It checks every
+argument, infers shapes like the builder, refuses what TensorRT would refuse (or silently misread) and computes networks
+in numpy float64. From a shell:
 
     TENSORRT_DOUBLE_COMPUTE_CAPABILITY=8.6 python -m tests.tensorrt_double 10.16.1 builder.py -o …
 """

@@ -175,6 +175,11 @@ class PluginField(Native):
         self._array_type = None if data is None else data.dtype
         self._memory = None if data is None else array_memory(data, f"plugin field {name}")
 
+    @property
+    def name(self):
+        """The field's name."""
+        return self._name
+
     def _values(self) -> tuple[str, str, np.ndarray]:
         if self._memory is None:
             raise TensorRTDoubleError(f"plugin field {self._name} has no data")

@@ -74,8 +74,10 @@ def softmax(params, inputs, shapes):
 
 def normalised_exponentials(scores: np.ndarray, axis: int) -> np.ndarray:
     """exp(x) / Σ exp(x) along an axis, computed without overflow."""
-    weights = np.exp(scores - scores.max(axis, keepdims=True))
-    return weights / weights.sum(axis, keepdims=True)
+    weights = scores - scores.max(axis, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= weights.sum(axis, keepdims=True)
+    return weights
 
 
 def shuffle(params, inputs, shapes):

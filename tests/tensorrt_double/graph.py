@@ -55,7 +55,7 @@ class Graph:
     outputs: list[int] = field(default_factory=list)
 
     def __post_init__(self):
-        self._read = {i for node in self.nodes for i in node.inputs}
+        self._set: set[int | None] = set()
         self._names = {("layer", node.name) for node in self.nodes} | {("tensor", t.name) for t in self.tensors}
         self.changed()
 
@@ -81,7 +81,6 @@ class Graph:
             self.tensors.append(Tensor(f"{node.name}_output_{output}", node=index))
             node.outputs.append(len(self.tensors) - 1)
         self.nodes.append(node)
-        self._read.update(inputs)
         self._names |= {("layer", node.name), *(("tensor", self.tensors[i].name) for i in node.outputs)}
         return node
 
@@ -102,13 +101,13 @@ class Graph:
         """Replaces an input of a layer, or sets an optional one."""
         node.inputs.extend([None] * (index + 1 - len(node.inputs)))
         node.inputs[index] = tensor
-        self._read.add(tensor)
+        self._set.add(tensor)
         self.node_changed(node)
 
     def node_changed(self, node: Node) -> None:
-        """`changed`, but keeps what the newest node (the usual one) can't have touched."""
+        """`changed`, but keeps what the newest node, the usual one, can't have touched: set_input gave it to no other."""
         self._inferred.clear()
-        if self.nodes[-1] is node and self._read.isdisjoint(node.outputs):
+        if self.nodes[-1] is node and self._set.isdisjoint(node.outputs):
             for output in node.outputs:
                 self._infos.pop(output, None)
         else:

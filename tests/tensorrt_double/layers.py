@@ -69,6 +69,8 @@ _QKV = "query: ITensor, key: ITensor, value: ITensor, norm_op: AttentionNormaliz
 _ATTENTION_TENSORS = "mask: ITensor, query_lengths: ITensor, key_value_lengths: ITensor, "
 _ATTENTION_TENSORS += "normalization_quantize_scale: ITensor, normalization_quantize_to_type: DataType, "
 _ATTENTION_SETTINGS = "decomposable: bool, query_form: AttentionIOForm, key_value_form: AttentionIOForm"
+_ATTENTION_DEFAULTS = {"normalization_quantize_to_type": None, "decomposable": False}
+_ATTENTION_DEFAULTS |= {"query_form": "PADDED_BHND", "key_value_form": "PADDED_BHND"}
 _PLUGIN = {"infer": plugins.infer, "compute": plugins.compute, "params": _plugin, "outputs": plugins.output_count}
 
 LAYERS = (
@@ -161,8 +163,7 @@ LAYERS = (
         shapes.attention,
         compute.attention,
         settable=_ATTENTION_TENSORS + _ATTENTION_SETTINGS,
-        defaults={"normalization_quantize_to_type": None}
-        | dict.fromkeys(("query_form", "key_value_form"), "PADDED_BHND"),
+        defaults=_ATTENTION_DEFAULTS,
         params=_attention,
         layer_type="ATTENTION_OUTPUT",
         handle="IAttention",
