@@ -11,14 +11,11 @@ from helpers.errors import UsageError
 #: Calibration samples where the arguments name no number.
 DEFAULT_CALIBRATION_SAMPLES = 100
 
-#: The flag behind each of BuildOptions' fields that a backend may have no use for.
+#: The flags of those fields of BuildOptions that are called otherwise.
 _FLAG_OF_OPTION = {
-    "strict": "--strict",
     "workspace_mib": "--workspace-size",
     "timing_cache": "--timing-cache-file",
     "distributive_independence": "--distributive_independence",
-    "force_int8_skipln": "--force-int8-skipln",
-    "interleaved": "--interleaved",
     "compute_capabilities": "--compute-capability",
 }
 _FLAG_OF_PLUGINS = {"v3": "--use-v3-plugins", "deprecated": "--use-deprecated-plugins"}
@@ -264,7 +261,8 @@ def notes_on_unused_flags(args, options: BuildOptions, ignored: dict[str, str]) 
     for name, reason in ignored.items():
         value = getattr(options, name)
         if value != getattr(default, name):
-            unused[_FLAG_OF_PLUGINS[value] if name == "plugin_version" else _FLAG_OF_OPTION[name]] = reason
+            flag = _FLAG_OF_OPTION.get(name, f"--{name.replace('_', '-')}")
+            unused[_FLAG_OF_PLUGINS[value] if name == "plugin_version" else flag] = reason
     for flag, reason in unused.items():
         no_effect(flag, reason)
 

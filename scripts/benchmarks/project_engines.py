@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import calibrator
+from helpers import calibrator, cli
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.base import BuildOptions
 from helpers.batching import PaddedBatch
@@ -91,6 +91,7 @@ def build_engine_file(model, path: Path, layout: str, batch_size: int, length: i
     folder = ModelFolder.open(model)
     options = BuildOptions((batch_size,), (length,), layout, precision="fp16" if half else "fp32")
     backend, prepared = prepare_backend("openvino", folder.config, options)
+    cli.note(f"Reading {model}")
     build_and_write(path, backend, prepared, folder, load_weights(folder.config, pytorch=model))
 
 
