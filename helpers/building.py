@@ -48,6 +48,14 @@ def prepare_backend(asked: str, config: BertConfig, options: BuildOptions) -> tu
     return backend, backend_module(backend).prepare(config, options)
 
 
+def build_folder(folder, path, options: BuildOptions, backend: str = "auto") -> None:
+    """A float engine of a Hugging Face folder, as the builders make it, without their command line."""
+    model = ModelFolder.open(folder)
+    backend, prepared = prepare_backend(backend, model.config, options)
+    cli.note(f"Reading {folder}")
+    build_and_write(path, backend, prepared, model, load_weights(model.config, pytorch=folder))
+
+
 def build_and_write(
     path,
     backend: str,

@@ -15,14 +15,12 @@ from helpers.asking import engine_tokenizer
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions, Engine
 from helpers.benchmark import Timing, random_batch, random_packed_batch
-from helpers.building import build_and_write, prepare_backend
+from helpers.building import build_folder
 from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
-from helpers.model_folder import ModelFolder
 from helpers.pictures import new_figure
 from helpers.question_answering import QuestionAnswerer, Reply
-from helpers.weights import load_weights
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "models" / "bundled" / "bert_mini_squad11"
 
@@ -48,15 +46,8 @@ def open_engine(path=BUNDLED_ENGINE) -> QuestionAnswerer:
             raise
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stderr(sys.stdout):  # Jupyter shows what comes by stderr as if it were a failure
-        _build_bundled_engine(path)
+        build_folder(BUNDLED_MODEL, path, BuildOptions(batch_sizes=(8,), sequence_lengths=(384,)))
     return _answerer(path)
-
-
-def _build_bundled_engine(path: Path) -> None:
-    model = ModelFolder.open(BUNDLED_MODEL)
-    backend, prepared = prepare_backend("auto", model.config, BuildOptions(batch_sizes=(8,), sequence_lengths=(384,)))
-    cli.note(f"Reading {BUNDLED_MODEL}")
-    build_and_write(path, backend, prepared, model, load_weights(model.config, pytorch=BUNDLED_MODEL))
 
 
 def _answerer(path: Path) -> QuestionAnswerer:

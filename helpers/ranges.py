@@ -71,14 +71,14 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
     if model.vocabulary is None:
         raise DemoBertError("calibration reads text, and no vocabulary is known: name it with -v/--vocab-file")
     tokenizer, cache = model.tokenizer(), options.cache
-    examples = read_squad(options.text).examples if options.text_is_here else []
-    wanted = _fingerprint(weights, tokenizer, options, len(examples))
+    examples = read_squad(options.text).examples if options.text_is_here else None
+    wanted = _fingerprint(weights, tokenizer, options, examples)
     if cache.exists():
         cached = read_cache(cache, wanted, weights.config)
-        compared = "" if options.text_is_here else ", not compared with any text"
+        compared = "" if examples else ", not compared with any text"
         cli.note(f"Ranges: calibration cache {cache} ({cli.one_line(cached.origin)}{compared})")
         ranges = cached.ranges
-    elif options.text_is_here:
+    elif examples:
         ranges = _calibrate(weights, tokenizer, options, examples, wanted)
     else:
         raise DemoBertError(
@@ -92,15 +92,14 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
 
 
 def _fingerprint(
-    weights: BertWeights, tokenizer: BertTokenizer, options: CalibrationOptions, questions: int
+    weights: BertWeights, tokenizer: BertTokenizer, options: CalibrationOptions, examples: list[SquadExample] | None
 ) -> Fingerprint:
-    """What a cache has to be of."""
-    here = options.text_is_here
+    """What a cache has to be of. `examples` None: of whatever text."""
     return Fingerprint(
         model=model_fingerprint(weights, options.pre_normalised),
-        data=data_fingerprint(options.text, tokenizer) if here else None,
+        data=data_fingerprint(options.text, tokenizer) if examples else None,
         length=options.length,
-        samples=min(options.samples, questions) if options.samples and here else None,
+        samples=min(options.samples, len(examples)) if options.samples and examples else None,
         method=options.method,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.bert_config import BertConfig
+from helpers.quantization import Quantization
 from helpers.weights import BertWeights
 
 _DENSE = {
@@ -234,3 +235,8 @@ def bert_weights(
 ):
     """`tensors` as a checkpoint's reader hands them over, GELU's formula settled."""
     return BertWeights(tensors, replace(config, gelu=gelu), source, ranges or {})
+
+
+def own_quantization(weights: BertWeights, kind: str | None) -> Quantization | None:
+    """The ranges that `weights` themselves hold, for a network of `kind`; None: a float network."""
+    return Quantization(kind, weights.ranges, weights.source) if kind else None

@@ -22,9 +22,8 @@ from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import Quantization
 from helpers.weights import load_weights
-from tests.checkpoints import bert_weights
+from tests.checkpoints import bert_weights, own_quantization
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
 
@@ -69,8 +68,7 @@ def write(path, version, config, weights, gelu="erf", **options):
     options = BuildOptions(**options)
     weights = replace(weights, config=replace(config, gelu=gelu))
     prepared = backend_module(backend_of(version)).prepare(config, options)
-    kind = options.quantize
-    built = prepared.build(weights, Quantization(kind, weights.ranges, weights.source) if kind else None)
+    built = prepared.build(weights, own_quantization(weights, options.quantize))
     return write_engine(path, built, backend_of(version), options, config)
 
 

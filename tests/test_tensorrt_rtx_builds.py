@@ -18,9 +18,8 @@ from helpers.backends.tensorrt.native_layers import PaddedNativeLayers
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
-from helpers.quantization import Quantization
 from helpers.weights import BertWeights, load_weights
-from tests.checkpoints import bert_weights
+from tests.checkpoints import bert_weights, own_quantization
 from tests.reference_bert import random_config, random_weights
 from tests.tensorrt_double import rtx
 
@@ -62,9 +61,7 @@ def build(config, weights, **options):
     """An engine, and how long it took; printed for the README's table (pytest -s)."""
     options = BuildOptions(workspace_mib=WORKSPACE_MIB, **options)
     start = time.perf_counter()
-    kind = options.quantize
-    quantization = Quantization(kind, weights.ranges, weights.source) if kind else None
-    built = tensorrt_rtx.prepare(config, options).build(weights, quantization)
+    built = tensorrt_rtx.prepare(config, options).build(weights, own_quantization(weights, options.quantize))
     seconds = time.perf_counter() - start
     sizes = f"b {options.batch_sizes} s {options.sequence_lengths} targets {options.compute_capabilities or 'default'}"
     what = f"{config.num_hidden_layers} × {config.hidden_size} {'+'.join(built.precision)} {sizes}"

@@ -1,15 +1,15 @@
 """Hugging Face's BertForQuestionAnswering: loading it, a run of it, its recipe for SQuAD. torch is imported when used."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from helpers.bert_config import BertConfig
+from helpers.bert_config import BertConfig, find_config
 from helpers.errors import DemoBertError, missing_package
+from helpers.files import read_json
 from helpers.squad import SquadData
 
 #: The recipe's defaults: candidates for a start and for an end, an answer's longest, the overlap of two windows.
@@ -36,8 +36,7 @@ def load(folder: Path):
     from transformers import BertForQuestionAnswering
 
     gelu = BertConfig.from_folder(folder).gelu
-    path = next(path for path in (folder / "bert_config.json", folder / "config.json") if path.exists())
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(find_config(folder), "model configuration")
     values["hidden_act"] = "gelu_new" if gelu == "tanh" else "gelu"
     model = BertForQuestionAnswering(HuggingFaceConfig.from_dict(values))
     state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import calibrator, cli
+from helpers import calibrator
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.base import BuildOptions
 from helpers.batching import PaddedBatch
-from helpers.building import build_and_write, prepare_backend
+from helpers.building import build_folder
 from helpers.model_folder import ModelFolder
 from helpers.quantization import Quantization
 from helpers.squad import read_squad
@@ -88,11 +88,8 @@ class EngineBuilder:
 
 def build_engine_file(model, path: Path, layout: str, batch_size: int, length: int, half: bool) -> None:
     """An engine for up to these sizes, by the code of builder.py or builder_varseqlen.py."""
-    folder = ModelFolder.open(model)
     options = BuildOptions((batch_size,), (length,), layout, precision="fp16" if half else "fp32")
-    backend, prepared = prepare_backend("openvino", folder.config, options)
-    cli.note(f"Reading {model}")
-    build_and_write(path, backend, prepared, folder, load_weights(folder.config, pytorch=model))
+    build_folder(model, path, options, "openvino")
 
 
 def random_windows(vocab_size: int) -> list[PaddedBatch]:

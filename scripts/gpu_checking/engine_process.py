@@ -101,10 +101,10 @@ def _respond(engine, timed: dict, request: dict) -> dict:
 
 
 def _compute(engine, request: dict) -> None:
-    from helpers.batching import PaddedBatch
+    from helpers.batching import INPUT_NAMES, PaddedBatch
 
     with np.load(request["logits"]) as file:
-        names = ("input_ids", "segment_ids", "input_mask")
+        names = INPUT_NAMES["padded"]
         batches = [PaddedBatch(*(file[f"{name}_{i}"] for name in names)) for i in range(request["count"])]
     np.savez(request["to"], **{f"logits_{i}": engine.run(batch) for i, batch in enumerate(batches)})
 
