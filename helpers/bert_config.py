@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.errors import DemoBertError
+from helpers.families import FAMILIES, bert_values, check_answers_questions
 from helpers.files import read_json
 
 CONFIG_NAMES = ("bert_config.json", "config.json")
@@ -27,12 +28,27 @@ _LIMITS = {
     "vocab_size": 1 << 21,
     "max_position_embeddings": 1 << 16,
     "type_vocab_size": 1 << 10,
+    "first_position": 1 << 16,
+    "layers_per_group": 512,
 }
+
+#: What may be None, and what may be 0.
+_OPTIONAL_LIMITS = {"embedding_size": 1 << 14, "layer_groups": 512}
+_FROM_ZERO = ("first_position",)
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of one BERT. `gelu` is "tanh", "erf", or None where the file leaves it to the checkpoint's origin."""
+    """Sizes of one BERT, and where its checkpoint differs from Google's (helpers/families.py).
+
+    max_position_embeddings   the positions that tokens can have
+    gelu                      "tanh", "erf", or None where the file leaves it to the checkpoint's origin
+    embedding_size            of embeddings that are projected to the hidden size; None: they have that, and are not
+    model_type                whose names the checkpoint's tensors have, a key of FAMILIES
+    first_position            rows of the checkpoint's position table before the first token's
+    layer_groups              groups of `layers_per_group` layers that share their weights (ALBERT, arXiv:1909.11942);
+                              None: every layer has its own
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -44,12 +60,21 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     gelu: str | None = None
     do_lower_case: bool | None = None
+    embedding_size: int | None = None
+    model_type: str = "bert"
+    first_position: int = 0
+    layer_groups: int | None = None
+    layers_per_group: int = 1
 
     def __post_init__(self):
-        for name, limit in _LIMITS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-                raise DemoBertError(f"{name} must be a whole number from 1 to {limit}, not {value!r}")
+        for name, limit in (_LIMITS | _OPTIONAL_LIMITS).items():
+            value, least = getattr(self, name), 0 if name in _FROM_ZERO else 1
+            if value is None and name in _OPTIONAL_LIMITS:
+                continue
+            if type(value) is not int or not least <= value <= limit:
+                raise DemoBertError(f"{name} must be a whole number from {least} to {limit}, not {value!r}")
+        if self.model_type not in FAMILIES:
+            raise DemoBertError(f"model_type must be one of {', '.join(FAMILIES)}, not {self.model_type!r}")
         if self.hidden_size % self.num_attention_heads:
             raise DemoBertError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -69,9 +94,27 @@ class BertConfig:
         """1/√H of scaled dot-product attention (arXiv:1706.03762, equation 1)."""
         return 1.0 / math.sqrt(self.head_size)
 
+    @property
+    def table_width(self) -> int:
+        """The size of the embedding tables' rows."""
+        return self.embedding_size or self.hidden_size
+
+    def place_in_groups(self, layer: int) -> tuple[int, int]:
+        """The group of a layer that shares its weights, and its place within the group, as Hugging Face counts them."""
+        repeat, inner = divmod(layer, self.layers_per_group)
+        repeats = self.num_hidden_layers // self.layers_per_group
+        return int(repeat / (repeats / self.layer_groups)), inner
+
+    def layer_with_weights(self, layer: int) -> int:
+        """The first layer that has the weights of `layer`: itself, but where layers share them."""
+        if self.layer_groups is None:
+            return layer
+        place = self.place_in_groups(layer)
+        return next(i for i in range(layer + 1) if self.place_in_groups(i) == place)
+
     @classmethod
     def from_dict(cls, values: dict) -> "BertConfig":
-        """From the keys of a config file or an engine card. Raises DemoBertError."""
+        """From the keys of an engine card, or of a BERT's configuration file. Raises DemoBertError."""
         if not isinstance(values, dict):
             raise DemoBertError("the configuration is not a JSON object")
         required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -79,9 +122,7 @@ class BertConfig:
             raise DemoBertError(f"the configuration lacks {', '.join(missing)}")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise DemoBertError("only absolute position embeddings are supported")
-        fields = {
-            name: values[name] for name in (*_LIMITS, "layer_norm_eps", "gelu", "do_lower_case") if name in values
-        }
+        fields = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         if "hidden_act" in values:
             activation = values["hidden_act"]
             if not isinstance(activation, str) or activation not in _GELU_BY_ACTIVATION:
@@ -93,11 +134,19 @@ class BertConfig:
         return cls(**fields)
 
     @classmethod
-    def from_folder(cls, folder) -> "BertConfig":
-        """From `folder`/bert_config.json or `folder`/config.json, or from such a file itself. Raises DemoBertError."""
+    def from_folder(cls, folder, answers_questions: bool = False) -> "BertConfig":
+        """From `folder`/bert_config.json or `folder`/config.json, or from such a file itself. Raises DemoBertError.
+
+        `answers_questions`: the file belongs to a checkpoint that is to answer questions as it is.
+        """
         path = find_config(folder)
         values = read_json(path, "model configuration")
         try:
+            if not isinstance(values, dict):
+                raise DemoBertError("the configuration is not a JSON object")
+            values = bert_values(values)
+            if answers_questions:
+                check_answers_questions(values)
             return cls.from_dict(values)
         except DemoBertError as error:
             raise DemoBertError(f"{path}: {error}") from None

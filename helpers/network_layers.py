@@ -38,7 +38,14 @@ class NetworkLayers(ABC):
         beta: np.ndarray,
         name: str,
     ) -> Normalised:
-        """Sum of the three embeddings of every token ([V, E], [types, E], [P, E]), layer-normalised."""
+        """Sum of the three embeddings of every token ([V, E], [types, E], [P, E]), layer-normalised.
+
+        E is the hidden size, but where a projection follows.
+        """
+
+    @abstractmethod
+    def projection(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
+        """hidden · kernelᵀ + bias: embeddings of a size of their own to the hidden size; in no network quantized."""
 
     @abstractmethod
     def query_key_value(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:

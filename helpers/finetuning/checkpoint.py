@@ -32,7 +32,7 @@ def read_checkpoint(path, config: BertConfig, gelu: str | None, seed: int) -> tu
 
     `gelu` overrules the configuration's formula. Raises DemoBertError.
     """
-    stored = load_pytorch(path)
+    stored = load_pytorch(path, config)
     head = {"cls_squad_output_weights": (2, config.hidden_size), "cls_squad_output_bias": (2,)}
     fresh = not any(name in stored.tensors for name in head)
     if fresh:

@@ -81,6 +81,9 @@ class _TorchLayers(NetworkLayers):
         normal = self._normalise(total, gamma, beta)
         return Normalised(self._dropped(normal), total)
 
+    def projection(self, hidden, kernel, bias, name):
+        return self._product(hidden, kernel, bias)
+
     def query_key_value(self, hidden, kernel, bias, name):
         return self.dense(hidden, kernel, bias, name)
 

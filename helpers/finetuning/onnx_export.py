@@ -89,6 +89,9 @@ class _OnnxLayers(NetworkLayers):
         self._mask_scores = self._node("Unsqueeze", scores, self._int64([1, 2]))
         return Normalised(self._normalise(total, gamma, beta), total)
 
+    def projection(self, hidden, kernel, bias, name):
+        return self._product(hidden, kernel, bias)
+
     def query_key_value(self, hidden, kernel, bias, name):
         parts = zip(("query", "key", "value"), kernel, bias, strict=True)
         return [self.dense(hidden, part, offset, f"{name}_{which}") for which, part, offset in parts]

@@ -6,8 +6,17 @@ import numpy as np
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
+from helpers.families import FAMILIES
 from helpers.quantization import dense_kernel_names, dense_of_channels, implausible
-from helpers.weights.canonical import StoredCheckpoint, StoredTensor, check_finite, check_shapes, check_weights
+from helpers.weights.canonical import (
+    POSITIONS,
+    TOKEN_TYPES,
+    StoredCheckpoint,
+    StoredTensor,
+    check_finite,
+    check_shapes,
+    check_weights,
+)
 
 
 @dataclass
@@ -44,15 +53,31 @@ def load_weights(
     named = [path for path in (tensorflow, pytorch, onnx, megatron) if path is not None]
     if len(named) != 1:
         raise UsageError("name one checkpoint: TensorFlow (-m), PyTorch (-pt), ONNX (-x) or Megatron (--pickle)")
+    return bert_weights(_stored(config, tensorflow, pytorch, onnx, megatron), config, gelu)
+
+
+def _stored(config: BertConfig, tensorflow, pytorch, onnx, megatron) -> StoredCheckpoint:
+    if pytorch is not None:
+        from helpers.weights.pytorch_checkpoint import load_pytorch
+
+        return load_pytorch(pytorch, config)
+    if onnx is not None:
+        from helpers.weights.onnx_model import load_onnx
+
+        return load_onnx(onnx, config)
+    if config.model_type != "bert":
+        kind = "TensorFlow" if tensorflow is not None else "Megatron"
+        raise DemoBertError(
+            f"a {kind} checkpoint is read of model_type bert only, not {config.model_type}: "
+            "save the model with Hugging Face's save_pretrained and name its folder with -pt"
+        )
     if tensorflow is not None:
-        from helpers.weights.tensorflow_checkpoint import load_tensorflow as load
-    elif pytorch is not None:
-        from helpers.weights.pytorch_checkpoint import load_pytorch as load
-    elif onnx is not None:
-        from helpers.weights.onnx_model import load_onnx as load
-    else:
-        from helpers.weights.megatron_pickle import load_megatron as load
-    return bert_weights(load(named[0]), config, gelu)
+        from helpers.weights.tensorflow_checkpoint import load_tensorflow
+
+        return load_tensorflow(tensorflow)
+    from helpers.weights.megatron_pickle import load_megatron
+
+    return load_megatron(megatron)
 
 
 def bert_weights(stored: StoredCheckpoint, config: BertConfig, gelu: str | None = None) -> BertWeights:
@@ -61,11 +86,35 @@ def bert_weights(stored: StoredCheckpoint, config: BertConfig, gelu: str | None 
     GELU's formula is `gelu`, else the configuration's, else what `hidden_act: gelu` means where `stored` comes from.
     """
     source = stored.source
+    _fit(stored, config)
     check_shapes(stored.tensors, config, source, stored.extra)
     tensors = {name: _float32(tensor) for name, tensor in stored.tensors.items()}
     check_weights(tensors, config, source)
     config = replace(config, gelu=gelu or config.gelu or stored.gelu)
-    return BertWeights(tensors, config, source, _ranges(stored))
+    return BertWeights(tensors, config, source, _of_shared_layers(_ranges(stored), config))
+
+
+def _fit(stored: StoredCheckpoint, config: BertConfig) -> None:
+    """What a family has otherwise than BERT in its embeddings (helpers/families.py), brought to BERT's form."""
+    tensors, one_row = stored.tensors, (1, config.table_width)
+    if TOKEN_TYPES not in tensors and "type_vocab_size" in FAMILIES[config.model_type].fixed:
+        tensors[TOKEN_TYPES] = StoredTensor(one_row, lambda: np.zeros(one_row, np.float32))
+    positions, rows = tensors.get(POSITIONS), config.first_position + config.max_position_embeddings
+    if config.first_position and positions is not None and positions.shape[:1] == (rows,):
+        tensors[POSITIONS] = positions.rows_from(config.first_position)
+
+
+def _of_shared_layers(ranges: dict[str, np.ndarray], config: BertConfig) -> dict[str, np.ndarray]:
+    """`ranges`, and what the first of the layers that share their weights has, for those that have none of their own."""
+    if config.layer_groups is None:
+        return ranges
+    found = dict(ranges)
+    for i in range(config.num_hidden_layers):
+        first = f"l{config.layer_with_weights(i)}_"
+        of_first = {name.removeprefix(first): amax for name, amax in ranges.items() if name.startswith(first)}
+        for name, amax in of_first.items():
+            found.setdefault(f"l{i}_{name}", amax)
+    return found
 
 
 def _float32(tensor: StoredTensor) -> np.ndarray:

@@ -12,6 +12,10 @@ from helpers.errors import ERROR_LENGTH, DemoBertError, one_line
 _MAX_LISTED = 4
 
 
+TOKEN_TYPES = "bert_embeddings_token_type_embeddings"
+POSITIONS = "bert_embeddings_position_embeddings"
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor that is still in its file: nothing is read, and nothing allocated, before its shape is checked.
@@ -25,6 +29,10 @@ class StoredTensor:
     def transposed(self) -> "StoredTensor":
         """The same tensor with its dimensions reversed ([in, out] ↔ [out, in])."""
         return StoredTensor(self.shape[::-1], lambda: self.read().T)
+
+    def rows_from(self, first: int) -> "StoredTensor":
+        """The rows of a matrix from `first` on."""
+        return StoredTensor((self.shape[0] - first, *self.shape[1:]), lambda: self.read()[first:])
 
 
 @dataclass
@@ -49,15 +57,22 @@ class StoredCheckpoint:
 
 
 def expected_shapes(config: BertConfig) -> dict[str, tuple]:
-    """Name → shape of every tensor of `config`'s BERT with a SQuAD head; dense kernels are [out, in]."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    """Name → shape of every tensor of `config`'s BERT with a SQuAD head; dense kernels are [out, in].
+
+    Layers that share their weights have them under the name of the first.
+    """
+    hidden, inner, width = config.hidden_size, config.intermediate_size, config.table_width
     shapes = {
-        "bert_embeddings_word_embeddings": (config.vocab_size, hidden),
-        "bert_embeddings_token_type_embeddings": (config.type_vocab_size, hidden),
-        "bert_embeddings_position_embeddings": (config.max_position_embeddings, hidden),
-        **_layer_norm("bert_embeddings_layernorm", hidden),
+        "bert_embeddings_word_embeddings": (config.vocab_size, width),
+        TOKEN_TYPES: (config.type_vocab_size, width),
+        POSITIONS: (config.max_position_embeddings, width),
+        **_layer_norm("bert_embeddings_layernorm", width),
     }
+    if config.embedding_size is not None:
+        shapes |= _dense("bert_embeddings_projection", hidden, width)
     for i in range(config.num_hidden_layers):
+        if config.layer_with_weights(i) != i:
+            continue
         for part in ("query", "key", "value"):
             shapes |= _dense(f"l{i}_attention_self_{part}", hidden, hidden)
         shapes |= _dense(f"l{i}_attention_output_dense", hidden, hidden)

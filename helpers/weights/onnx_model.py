@@ -3,7 +3,8 @@
 Initializers that still bear PyTorch's names are taken by name. Exporters transpose, fold, rename and share the others
 (`onnx::MatMul_306`; one zero vector for all biases that are zero), so their owners are found by their place in the
 graph: in the order of the nodes, which ONNX demands to be topological, the dense layers of a BERT can only come as
-{query, key, value} in some order, attention output, intermediate, output, layer after layer, then the SQuAD head.
+{query, key, value} in some order, attention output, intermediate, output, layer after layer, then the SQuAD head; where
+the family has one, the projection of the embeddings comes first.
 """
 
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import require_file
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor
@@ -24,25 +26,47 @@ _MAX_MODEL_BYTES = 1 << 31
 #: Deeper than any BERT; keeps the search through a hostile graph short.
 _MAX_LAYERS = 512
 
+#: Operators that only ONNX Runtime's dynamically quantized models have.
+_OF_DYNAMIC_INT8 = {
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "MatMulNBits",
+}
+
 #: Operators that hand a constant on, as far as its float values go (quantize and dequantize come in pairs).
 _TRANSPARENT = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
 
 
-def load_onnx(path) -> StoredCheckpoint:
+def load_onnx(path, config: BertConfig | None = None) -> StoredCheckpoint:
     """The BERT in an ONNX model, with the quantization ranges it names. Raises DemoBertError.
 
-    `gelu` is what the graph itself computes, where that can be seen.
+    `gelu` is what the graph itself computes, where that can be seen. `config` says the family; None: BERT.
     """
     path = require_file(path, "ONNX model")
     graph = _Graph(_parse(path), path)
     checkpoint = StoredCheckpoint(source=str(path), gelu=graph.gelu())
     try:
-        named, placed = _named_tensors(graph), _placed_tensors(graph)
+        _refuse_dynamic_int8(graph)
+        named, placed = _named_tensors(graph, config), _placed_tensors(graph, config)
     except DemoBertError as error:
         raise DemoBertError(one_line(f"{path} can't be used: {error}")) from error
     for name, tensor in (placed | named).items():
         checkpoint.add(name, tensor)
     return checkpoint
+
+
+def _refuse_dynamic_int8(graph: "_Graph") -> None:
+    """ONNX Runtime's dynamic quantization leaves integers of the kernels, whose floats are gone."""
+    found = sorted({node.op_type for node in graph.nodes} & _OF_DYNAMIC_INT8)
+    if found:
+        raise DemoBertError(
+            f"it is quantized for ONNX Runtime (dynamic int8, {found[0]}), its float weights are gone: "
+            "name the float model that it was made of, and --int8"
+        )
 
 
 def _parse(path: Path):
@@ -134,7 +158,7 @@ def _attribute(node, name: str, default):
     return default
 
 
-def _named_tensors(graph: _Graph) -> dict[str, StoredTensor]:
+def _named_tensors(graph: _Graph, config: BertConfig | None) -> dict[str, StoredTensor]:
     """The constants that bear PyTorch's names, or are handed on under one by an Identity."""
     stored_in_out = {dense.kernel for dense in _dense_layers(graph) if dense.in_out}
     names = {name: name for name in graph.constants}
@@ -143,7 +167,7 @@ def _named_tensors(graph: _Graph) -> dict[str, StoredTensor]:
             names.setdefault(node.output[0], found[0])
     tensors = {}
     for alias, name in names.items():
-        canonical = canonical_name(alias)
+        canonical = canonical_name(alias, config)
         if canonical is None:
             continue
         if canonical in tensors:
@@ -153,10 +177,12 @@ def _named_tensors(graph: _Graph) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _placed_tensors(graph: _Graph) -> dict[str, StoredTensor]:
+def _placed_tensors(graph: _Graph, config: BertConfig | None) -> dict[str, StoredTensor]:
     """The constants found by their place in the graph, as far as it is the graph of a BERT with a SQuAD head."""
     tensors = _embedding_tables(graph)
     dense_layers = _dense_layers(graph)
+    if config is not None and config.embedding_size is not None and dense_layers:
+        tensors |= dense_layers.pop(0).tensors(graph, "bert_embeddings_projection")
     count, rest = divmod(len(dense_layers) - 1, 6)
     if rest or not 1 <= count <= _MAX_LAYERS:
         return tensors
@@ -169,7 +195,12 @@ def _placed_tensors(graph: _Graph) -> dict[str, StoredTensor]:
         tensors |= output.tensors(graph, f"l{i}_output_dense")
     head = dense_layers[-1].tensors(graph, "cls_squad_output")
     tensors |= {name.replace("_kernel", "_weights"): tensor for name, tensor in head.items()}
-    return tensors | _layer_norms(graph, count)
+    tensors |= _layer_norms(graph, count)
+    if config is None or config.num_hidden_layers != count:
+        return tensors
+    # Layers that share their weights stand in the graph one by one.
+    others = tuple(f"l{i}_" for i in range(count) if config.layer_with_weights(i) != i)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
 
 
 class _Dense:
@@ -287,6 +318,8 @@ def _picked_by(graph: _Graph, value: str) -> str:
             kinds = {"type": "token_type", "segment": "token_type", "position": "position"}
             return next((kind for word, kind in kinds.items() if word in value), "word")
         node = graph.producers.get(value)
+        if node is not None and node.op_type == "CumSum":  # RoBERTa counts the tokens that are no padding
+            return "position"
         if node is not None and node.op_type != "Shape":
             fresh = [name for name in node.input if name not in seen]
             seen.update(fresh)

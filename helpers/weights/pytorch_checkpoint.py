@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import read_json, require_file
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor
@@ -20,12 +21,19 @@ _FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+#: What checkpoints of other tools end in, and the files of Hugging Face's Trainer that end so and are none.
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_OF_TRAINERS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth")
 
-def load_pytorch(path) -> StoredCheckpoint:
-    """The BERT in a .safetensors or .bin/.pt file, or in a Hugging Face folder. Raises DemoBertError."""
+
+def load_pytorch(path, config: BertConfig | None = None) -> StoredCheckpoint:
+    """The BERT in a .safetensors or .bin/.pt file, or in a Hugging Face folder. Raises DemoBertError.
+
+    `config` says whose names its tensors have; None: BERT's.
+    """
     checkpoint = StoredCheckpoint(source=str(path), gelu="erf")
     for name, tensor in _stored_tensors(Path(path)).items():
-        canonical = canonical_name(name)
+        canonical = canonical_name(name, config)
         if canonical:
             checkpoint.add(canonical, tensor)
         elif not is_skipped(name):
@@ -54,11 +62,22 @@ def _first_bytes(path: Path) -> bytes:
         raise DemoBertError(f"checkpoint can't be read: {path}: {error.strerror}") from error
 
 
+def only_file(folder) -> Path | None:
+    """The checkpoint of a folder that is not Hugging Face's: the only file that may be one (`last.ckpt`); else None."""
+    folder = Path(folder)
+    if not folder.is_dir() or any((folder / name).exists() for name in _FOLDER_FILES):
+        return None
+    found = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.name not in _OF_TRAINERS]
+    return found[0] if len(found) == 1 else None
+
+
 def _read_folder(folder: Path) -> dict[str, StoredTensor]:
     for name in _FOLDER_FILES:
         if (folder / name).exists():
             return _stored_tensors(folder / name)
-    raise DemoBertError(f"no {' or '.join(_FOLDER_FILES)} in {folder}")
+    if (path := only_file(folder)) is None:
+        raise DemoBertError(f"no {' or '.join(_FOLDER_FILES)} in {folder}")
+    return _stored_tensors(path)
 
 
 def _read_shards(index_path: Path) -> dict[str, StoredTensor]:
@@ -87,7 +106,7 @@ def _read_pickled(path: Path, is_zip: bool) -> dict[str, StoredTensor]:
     except ImportError as error:
         raise missing_package("torch", "torch==2.13.0", f"reading {path.name}") from error
     state = _torch_load(torch, path, is_zip)
-    for key in ("model", "model_state_dict"):  # the second is NVIDIA ModelOpt's
+    for key in ("model", "model_state_dict", "state_dict"):  # the second is NVIDIA ModelOpt's, the third Lightning's
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):

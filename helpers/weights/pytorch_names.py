@@ -1,13 +1,25 @@
-"""PyTorch's names of BERT's tensors and quantization ranges → canonical names; ONNX exports keep them too."""
+"""PyTorch's names of BERT's tensors and quantization ranges → canonical names; ONNX exports keep them too.
+
+Other families' names are first turned into BERT's, by helpers/families.py. Ranges may have BERT's names in any family:
+layers that share their weights have ranges of their own.
+"""
 
 import re
+from functools import lru_cache
 
-_PREFIX = re.compile(r"^(?:module\.)?(?:model\.)?(?:bert\.)?")
+from helpers.bert_config import BertConfig
+from helpers.families import FAMILIES
+
+#: What wraps a model's names: torch's DataParallel, training frameworks, torch.compile.
+_WRAPPERS = re.compile(r"^(?:(?:module|model|_orig_mod)\.)*")
 _CANONICAL_LAYER = re.compile(r"^l([0-9]+)_(.+)$")
 _LAYER = re.compile(r"^encoder\.layer\.([0-9]{1,6})\.(.+)$")
 
 #: Not part of the SQuAD network: pooler, pre-training heads, position_ids and such buffers.
-_SKIPPED = re.compile(r"(?:^|\.)(?:pooler|cls|lm_head|position_ids|token_type_ids)(?:\.|$)")
+_SKIPPED = re.compile(
+    r"(?:^|\.)(?:pooler|cls|lm_head|position_ids|token_type_ids|predictions|sop_classifier|discriminator_predictions"
+    r"|generator_predictions|generator_lm_head|vocab_transform|vocab_layer_norm|vocab_projector)(?:\.|$)"
+)
 
 #: What no network here makes use of: a scale that the range implies; the range of a layer norm's input (NVIDIA ModelOpt
 #: takes it of every norm). Other state of a quantizer, such as ModelOpt's `_pre_quant_scale`, changes what is computed.
@@ -77,6 +89,8 @@ _OTHER_NAMES = {
     **{f"embeddings.{table}.weight": f"bert_embeddings_{table}" for table in _EMBEDDINGS},
     **{f"embeddings.{table}._weight_quantizer._amax": f"bert_embeddings_{table}_amax" for table in _EMBEDDINGS},
     **_layer_norm_names("embeddings.LayerNorm", "bert_embeddings_layernorm"),
+    "embeddings_project.weight": "bert_embeddings_projection_kernel",
+    "embeddings_project.bias": "bert_embeddings_projection_bias",
     "encoder.final_input_quantizer._amax": "bert_encoder_final_input_quantizer_amax",
     "qa_outputs.weight": "cls_squad_output_weights",
     "qa_outputs.bias": "cls_squad_output_bias",
@@ -85,13 +99,16 @@ _OTHER_NAMES = {
 }
 
 
-def canonical_name(name: str) -> str | None:
-    """The canonical name of a PyTorch parameter or range, or None where it is not one of BERT's.
+def canonical_name(name: str, config: BertConfig | None = None) -> str | None:
+    """The canonical name of a PyTorch parameter or range, or None where it is not one of the model's.
 
-    `bert.encoder.layer.3.output.dense.weight` → `l3_output_dense_kernel`; the prefixes `module.`, `model.` and
-    `bert.` may be there or not.
+    `bert.encoder.layer.3.output.dense.weight` → `l3_output_dense_kernel`; the prefixes `module.`, `model.`, `_orig_mod.`
+    and `bert.` (or its family's) may be there or not. `config` says the family; None: BERT.
     """
-    name = _PREFIX.sub("", name, count=1)
+    name = _WRAPPERS.sub("", name, count=1)
+    if config is not None and config.model_type != "bert":
+        name = _bert_name(name, config)
+    name = name.removeprefix("bert.")
     name = _MODELOPT_MODULE.sub(r"._\1_quantizer._amax", name)
     layer = _LAYER.match(name)
     if layer is None:
@@ -103,17 +120,66 @@ def canonical_name(name: str) -> str | None:
     return known and f"l{int(layer[1])}_{known}"
 
 
-def pytorch_name(name: str) -> str:
-    """The name that Hugging Face's BertForQuestionAnswering and NVIDIA's QAT exports have for a canonical one.
+def _bert_name(name: str, config: BertConfig) -> str:
+    """The name that BERT has for a tensor of another family, prefixes aside; any other as it is."""
+    family = FAMILIES[config.model_type]
+    name = name.removeprefix(family.prefix)
+    path, rest, i = "", name, None
+    if layer := _layer_pattern(family.layer).match(name):
+        places = {key: int(value) for key, value in layer.groupdict().items() if key != "rest"}
+        i = places["i"] if "i" in places else _first_layer(config).get((places["group"], places["inner"]))
+        path, rest = f"encoder.layer.{i}.", layer["rest"]
+        if i is None:
+            return name
+    for theirs, ours in family.modules.items():
+        if rest.startswith(f"{theirs}."):
+            return f"{path}{ours}{rest.removeprefix(theirs)}"
+    return path + rest
 
-    The inverse of `canonical_name`: `l3_output_dense_kernel` → `bert.encoder.layer.3.output.dense.weight`.
+
+@lru_cache
+def _layer_pattern(layer: str) -> re.Pattern:
+    """What matches the names below a family's `layer` path: its numbers, and the `rest`."""
+    numbers = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]{1,6})", re.escape(layer))
+    return re.compile(rf"^{numbers}\.(?P<rest>.+)$")
+
+
+@lru_cache
+def _first_layer(config: BertConfig) -> dict[tuple[int, int], int]:
+    """(group, place within it) → the first layer with those weights."""
+    places = {}
+    for i in range(config.num_hidden_layers):
+        places.setdefault(config.place_in_groups(i), i)
+    return places
+
+
+def pytorch_name(name: str, config: BertConfig | None = None) -> str:
+    """The name that Hugging Face's …ForQuestionAnswering and NVIDIA's QAT exports have for a canonical one.
+
+    The inverse of `canonical_name`: `l3_output_dense_kernel` → `bert.encoder.layer.3.output.dense.weight`. With `config`
+    tensors have their family's names; ranges always have BERT's.
     """
     layer = _CANONICAL_LAYER.match(name)
     names, inner = (_LAYER_NAMES, layer[2]) if layer else (_OTHER_NAMES, name)
     found = next(theirs for theirs, ours in names.items() if ours == inner)  # the first: "weight" before "gamma"
-    if layer:
-        found = f"encoder.layer.{layer[1]}.{found}"
-    return found if found.startswith("qa_outputs.") else f"bert.{found}"
+    path = f"encoder.layer.{layer[1]}." if layer else ""
+    prefix = "bert."
+    if config is not None and not name.endswith("_amax"):
+        prefix, path, found = _family_name(path and int(layer[1]), found, config)
+    full = path + found
+    return full if full.startswith("qa_outputs.") else f"{prefix}{full}"
+
+
+def _family_name(layer: int | str, name: str, config: BertConfig) -> tuple[str, str, str]:
+    """Prefix, path and name of BERT's `name` in the family; `layer` is its layer's number, or "" outside of layers."""
+    family = FAMILIES[config.model_type]
+    module, dot, kind = name.rpartition(".")
+    module = next((theirs for theirs, ours in family.modules.items() if ours == module), module)
+    path = ""
+    if layer != "":
+        group, inner = config.place_in_groups(layer) if family.shares_layers else (None, None)
+        path = family.layer.format(i=layer, group=group, inner=inner) + "."
+    return family.prefix, path, module + dot + kind
 
 
 def is_skipped(name: str) -> bool:

@@ -81,6 +81,9 @@ class OpenVINOLayers(NetworkLayers):
         total = op.add(op.add(words, token_types), positions)
         return Normalised(self._normalise(total, gamma, beta, f"{name}_layernorm"), total)
 
+    def projection(self, hidden, kernel, bias, name):
+        return self._product(hidden, _Kernel(kernel), bias, name)
+
     def query_key_value(self, hidden, kernel, bias, name):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
         # scores by 1/√H, at no cost when the network runs.

@@ -128,6 +128,9 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         total = self._sum(total, self._positions(position, f"{name}/position"), f"{name}/sum")
         return Normalised(self._layer_norm(total, gamma, beta, f"{name}/layernorm"), total)
 
+    def projection(self, hidden, kernel, bias, name):
+        return self._dense(hidden, kernel, bias, name, ranges=None)
+
     def query_key_value(self, hidden, kernel, bias, name):
         return self._split_heads(self._stacked(hidden, kernel, bias, name), name)
 

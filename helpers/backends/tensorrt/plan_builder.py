@@ -23,6 +23,7 @@ from helpers.backends.tensorrt.module import Flavour, explain, load, logger_of, 
 from helpers.backends.tensorrt.native_layers import PaddedNativeLayers, knows_fp8
 from helpers.backends.tensorrt.native_packed import FusedPackedNativeLayers, PackedNativeLayers, has_packed_attention
 from helpers.backends.tensorrt.plugin_layers import (
+    NO_PROJECTION,
     Int8,
     InterleavedPluginLayers,
     PackedPluginLayers,
@@ -102,7 +103,7 @@ class PreparedPlan(Prepared):
         self._logger.start(options.verbose)
         self._device, capability = _device(options, flavour)
         _refuse_what_is_missing(self._trt, options, flavour)
-        self._plugins = _plugins(self._trt, self._logger, config, options, capability)
+        self._plugins, self._why_native = _plugins(self._trt, self._logger, config, options, capability)
         no_choice = not hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._weakly_typed = self._plugins is not None or no_choice
 
@@ -173,10 +174,11 @@ class PreparedPlan(Prepared):
 
     def _notes(self) -> list[str]:
         """Only the build tells: without plugins that suit the model, --network auto ends in a native network."""
+        notes = [f"Network: native ({self._why_native})"] if self._why_native else []
         if self.options.force_int8_skipln and self.options.quantize == "int8" and self._plugins is None:
             why = "native networks add and normalise in float"
-            return [f"Note: --force-int8-skipln has no effect on this engine: {why}"]
-        return []
+            notes.append(f"Note: --force-int8-skipln has no effect on this engine: {why}")
+        return notes
 
 
 def _refuse_what_is_missing(trt, options: BuildOptions, flavour: Flavour) -> None:
@@ -243,25 +245,30 @@ def _precisions(options: BuildOptions, weakly_typed: bool) -> list[str]:
     return [*found, "fp32"] if weakly_typed and found[-1] != "fp32" else found
 
 
-def _plugins(trt, logger, config: BertConfig, options: BuildOptions, capability: tuple) -> BertPlugins | None:
-    """The plugins of a plugin network; None: build the native network. Raises UsageError for a contradiction."""
+def _plugins(
+    trt, logger, config: BertConfig, options: BuildOptions, capability: tuple
+) -> tuple[BertPlugins | None, str | None]:
+    """The plugins of a plugin network; None: build the native network, and, where plugins are there, why.
+
+    Raises UsageError for a contradiction.
+    """
     asked = options.network == "plugin" or options.plugin_version is not None or options.interleaved
     if options.network == "native":
         if asked:
             flag = "--interleaved" if options.interleaved else "the plugin flag"
             raise UsageError(f"--network native has no plugins; leave {flag} out")
-        return None
+        return None, None
     misfit = _why_not_plugins(config, options, capability)
-    if not asked and (options.precision == "bf16" or misfit or _is_packed_fp32(options)):
-        return None
+    if not asked and (options.precision == "bf16" or _is_packed_fp32(options)):
+        return None, None
     plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options))
     if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         instead = "leave --interleaved out" if options.interleaved else "use --network native, without a plugin flag"
         raise UsageError(f"{trt.__name__} {trt.__version__} has no {kind}BERT plugins; {instead}")
-    if plugins is not None and misfit:
+    if plugins is not None and misfit and asked:
         raise UsageError(f"{misfit}; use --network native")
-    return plugins
+    return (None, plugins and misfit) if misfit else (plugins, None)
 
 
 def _plugin_versions(options: BuildOptions) -> dict:
@@ -276,6 +283,8 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
     """What of the model or the GPU the BERT plugins can't do; None: nothing."""
     if options.quantize == "fp8":
         return "the BERT plugins do not compute in FP8"
+    if config.embedding_size is not None:
+        return NO_PROJECTION
     if config.layer_norm_eps > MAX_PLUGIN_EPSILON:
         return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
     if options.megatron and not options.interleaved:

@@ -28,6 +28,10 @@ from helpers.network_layers import NetworkLayers, Normalised
 from helpers.quantization import PROBABILITIES, Quantization, matmul_input_name, tensor_ranges
 
 
+#: What is said of a model whose embeddings are projected.
+NO_PROJECTION = "the BERT plugins take embeddings of the hidden size, this model's are projected to it"
+
+
 @dataclass(frozen=True)
 class Int8:
     """The ranges of an int8 network, and which plugins take and give int8 too: attention, add + norm."""
@@ -105,6 +109,9 @@ class PluginWriter(NetworkWriter, NetworkLayers):
             self._integer("output_fp16", int(self.half_embeddings)),
         ]
         return self._embedded(self._plugin(EMBEDDINGS, name, fields, self._embedding_inputs(name)), name)
+
+    def projection(self, hidden, kernel, bias, name):
+        raise UsageError(NO_PROJECTION)
 
     def query_key_value(self, hidden, kernel, bias, name):
         kernel, bias = self._by_head(self._clipped(kernel, name)), self._by_head(bias)
