@@ -147,7 +147,7 @@ def bert_values(values: Mapping) -> dict:
     found = {**family.defaults, **renamed, **family.fixed}
     if found.get("is_decoder"):
         raise DemoBertError("is_decoder is set: attention to earlier tokens only is not supported")
-    own = {"model_type": model_type}
+    own = {"model_type": model_type, "embedding_size": None}
     if family.skips_padding_id:
         own["first_position"] = _whole(found, "pad_token_id", 0) + 1
         positions = _whole(found, "max_position_embeddings", 1) if "max_position_embeddings" in found else 512

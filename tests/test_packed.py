@@ -52,10 +52,10 @@ def sequences_of(batch: PackedBatch, logits: np.ndarray) -> list[np.ndarray]:
     return np.split(logits, batch.cu_seqlens[1:-1])
 
 
-def build_engine(folder, config, tensors, layout, batch_size, length):
+def build_engine(folder, config, tensors, layout, batch_size, length, gelu="erf"):
     """A small engine by the backend alone, loaded with its card."""
     options = BuildOptions(batch_sizes=(batch_size,), sequence_lengths=(length,), layout=layout)
-    built = backend_module("openvino").prepare(config, options).build(bert_weights(config, tensors))
+    built = backend_module("openvino").prepare(config, options).build(bert_weights(config, tensors, gelu))
     path = folder / f"{layout}.engine"
     path.write_bytes(built.data)
     head = "openvino", built.backend_version, built.device, layout, built.network, built.precision

@@ -1,0 +1,236 @@
+"""RoBERTa, DistilBERT, ELECTRA and ALBERT beside BERT: every backend's logits against Hugging Face's float32."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers.backends import backend_module, load_engine
+from helpers.backends.base import BuildOptions
+from helpers.batching import packed_batch, padded_batch
+from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError
+from helpers.weights import BertWeights, load_weights
+from helpers.weights.canonical import expected_shapes
+from helpers.weights.pytorch_names import canonical_name, pytorch_name
+from tests.hugging_face_models import FAMILIES, logits_of, random_model, random_sizes, save
+from tests.tensorrt_double import VERSIONS, install
+from tests.test_packed import build_engine
+from tests.test_tensorrt_engines import NETWORKS, write
+
+#: float32 against float32 through other kernels, in logits of order one.
+CPU_TOLERANCE = 1e-3
+
+#: The double computes in float64: what is left is Hugging Face's own float32.
+DOUBLE_TOLERANCE = 1e-4
+
+ALL = sorted(FAMILIES)
+
+
+def texts(config: BertConfig, padding_id: int, rng, lengths) -> list:
+    """Windows of random tokens, as far as batching looks at them. No text has the padding's id."""
+    ids = np.setdiff1d(np.arange(config.vocab_size), [padding_id]).astype(np.int32)
+    return [
+        SimpleNamespace(
+            length=int(length),
+            input_ids=rng.choice(ids, int(length)),
+            segment_ids=rng.integers(0, config.type_vocab_size, int(length), dtype=np.int32),
+        )
+        for length in lengths
+    ]
+
+
+def read(model, folder) -> tuple[BertConfig, BertWeights]:
+    """A model through its folder, as builder.py reads it."""
+    folder = save(model, folder)
+    config = BertConfig.from_folder(folder, answers_questions=True)
+    weights = load_weights(config, pytorch=folder)
+    return weights.config, weights
+
+
+def expected(model, features) -> list:
+    batch = padded_batch(features)
+    logits = logits_of(model, batch.input_ids, batch.segment_ids, batch.input_mask)
+    return [logits[row, : feature.length] for row, feature in enumerate(features)]
+
+
+def difference(engine, features, wanted) -> float:
+    """The largest difference of the engine's logits to those wanted, over all of the text."""
+    if engine.card.layout == "padded":
+        logits = [row[: feature.length] for row, feature in zip(engine.run(padded_batch(features)), features)]
+    else:
+        logits = np.split(engine.run(packed_batch(features)), np.cumsum([feature.length for feature in features])[:-1])
+    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(logits, wanted, strict=True))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_cpu_s_logits_are_hugging_face_s(family, tmp_path, rng):
+    for number in range(10):
+        model = random_model(FAMILIES[family][number % len(FAMILIES[family])], rng)
+        config, weights = read(model, tmp_path / str(number))
+        longest = config.max_position_embeddings
+        folder = tmp_path / f"{number}.engines"
+        folder.mkdir()
+        model_and_sizes = config, weights.tensors
+        engines = [
+            build_engine(folder, *model_and_sizes, layout, 9, longest, config.gelu) for layout in ("padded", "packed")
+        ]
+        for count in (1, int(rng.integers(2, 10))):
+            lengths = rng.integers(1, longest + 1, count)
+            lengths[0] = rng.choice([1, longest])
+            features = texts(config, model.config.pad_token_id, rng, lengths)
+            wanted = expected(model, features)
+            for engine in engines:
+                assert difference(engine, features, wanted) < CPU_TOLERANCE, (config, lengths, engine.card.layout)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_native_networks_logits_are_hugging_face_s(layout, family, version, tmp_path, monkeypatch, rng):
+    install(version, monkeypatch)
+    model = random_model(str(rng.choice(FAMILIES[family])), rng)
+    check_network(model, layout, version, "native", None, tmp_path, rng)
+
+
+@pytest.mark.parametrize("version, interface", [(v, i) for v, network, i in NETWORKS if network == "plugin"])
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_plugin_networks_logits_are_hugging_face_s(layout, family, version, interface, tmp_path, monkeypatch, rng):
+    """Where embeddings have the hidden size, the embedding plugin says it all: positions begin elsewhere in its table."""
+    install(version, monkeypatch)
+    model_type = str(rng.choice(FAMILIES[family]))
+    sizes = random_sizes(model_type, rng)
+    if "layer_norm_eps" in sizes:
+        sizes["layer_norm_eps"] = 1e-12  # the plugins know no other
+    if "embedding_size" in sizes:
+        sizes["embedding_size"] = sizes["hidden_size"]
+    check_network(random_model(model_type, rng, **sizes), layout, version, "plugin", interface, tmp_path, rng)
+
+
+def check_network(model, layout, version, network, interface, folder, rng):
+    config, weights = read(model, folder / "model")
+    longest = config.max_position_embeddings
+    options = {"layout": layout, "batch_sizes": (1, 4), "sequence_lengths": (longest,)}
+    path = folder / "bert.engine"
+    write(path, version, config, weights, config.gelu, network=network, plugin_version=interface, **options)
+    engine = load_engine(path, layout)
+    assert engine.card.network == network
+    for lengths in ([longest], rng.integers(1, longest + 1, 4)):
+        features = texts(config, model.config.pad_token_id, rng, [longest, *lengths[1:]])
+        assert difference(engine, features, expected(model, features)) < DOUBLE_TOLERANCE, (config, lengths)
+    engine.close()
+
+
+@pytest.mark.parametrize("model_type", ["albert", "electra"])
+def test_a_projection_takes_the_native_network_and_says_why(model_type, tmp_path, monkeypatch, rng):
+    install("10.0.1", monkeypatch)
+    sizes = random_sizes(model_type, rng)
+    config, weights = read(random_model(model_type, rng, **sizes | {"embedding_size": sizes["hidden_size"] + 3}), tmp_path)
+    built = backend_module("tensorrt").prepare(config, BuildOptions(sequence_lengths=(8,))).build(weights)
+    assert built.network == "native" and any("embeddings" in note for note in built.notes), built.notes
+    with pytest.raises(DemoBertError, match="use --network native"):
+        backend_module("tensorrt").prepare(config, BuildOptions(sequence_lengths=(8,), network="plugin"))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_names_and_their_inverse(family, tmp_path, rng):
+    """Every tensor that Hugging Face names has a place, and goes back to the very same name."""
+    for model_type in FAMILIES[family]:
+        model = random_model(model_type, rng)
+        config, weights = read(model, tmp_path / model_type)
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        names = {canonical_name(name, config): name for name in state}
+        added = {"bert_embeddings_token_type_embeddings"} if model_type == "distilbert" else set()
+        assert names.keys() | added == expected_shapes(config).keys()
+        assert {pytorch_name(name, config) for name in names} == set(state)
+        for name, tensor in weights.tensors.items():
+            if name in names:
+                stored = state[names[name]]
+                first = config.first_position if name.endswith("position_embeddings") else 0
+                np.testing.assert_array_equal(tensor, stored[first:])
+
+
+@pytest.mark.parametrize("wrapper", ["model.", "module.", "_orig_mod.", "module.model.", "_orig_mod.module.", "model.model."])
+@pytest.mark.parametrize("family", ALL)
+def test_wrappers_are_looked_through(family, wrapper, tmp_path, rng):
+    import torch
+
+    model = random_model(FAMILIES[family][0], rng)
+    config, weights = read(model, tmp_path / "plain")
+    folder = tmp_path / "wrapped"
+    folder.mkdir()
+    state = {f"{wrapper}{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, folder / "last.ckpt")
+    wrapped = load_weights(config, pytorch=folder)
+    assert wrapped.source.endswith("last.ckpt") or wrapped.source == str(folder)
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_array_equal(wrapped[name], tensor)
+
+
+def test_layers_share_their_weights_in_memory_too(tmp_path, rng):
+    sizes = {"num_hidden_layers": 6, "num_hidden_groups": 2, "inner_group_num": 1, "num_attention_heads": 1}
+    model = random_model("albert", rng, hidden_size=4, embedding_size=2, intermediate_size=3, vocab_size=20, **sizes)
+    config, weights = read(model, tmp_path)
+    assert [config.layer_with_weights(i) for i in range(6)] == [0, 0, 0, 3, 3, 3]
+    assert {name.partition("_")[0] for name in weights.tensors if name.startswith("l")} == {"l0", "l3"}
+
+
+def values_of(model_type, rng) -> dict:
+    return random_model(model_type, rng).config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "deberta-v2"}, "model_type deberta-v2 is not supported; these are: bert, roberta"),
+        ({"model_type": 7}, "model_type 7 is not supported"),
+        ({"architectures": ["BertForSequenceClassification"]}, "this is a BertForSequenceClassification: it answers no"),
+        ({"position_embedding_type": "relative_key"}, "absolute position embeddings"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
+    ],
+)
+def test_what_a_model_is_is_said_before_its_tensors_are_read(change, words, tmp_path, rng):
+    values = {"architectures": ["BertForQuestionAnswering"], **values_of("bert", rng), **change}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(DemoBertError, match=words):
+        BertConfig.from_folder(tmp_path, answers_questions=True)
+
+
+@pytest.mark.parametrize(
+    "model_type, change, words",
+    [
+        ("albert", {"num_hidden_groups": 9}, "num_hidden_groups 9 is over num_hidden_layers"),
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups must be a whole number from 1"),
+        ("albert", {"inner_group_num": "2"}, "inner_group_num must be a whole number"),
+        ("albert", {"inner_group_num": 10**6}, "num_hidden_layers must be"),
+        ("albert", {"embedding_size": None}, "embedding_size must be"),
+        ("electra", {"embedding_size": -4}, "embedding_size must be"),
+        ("roberta", {"pad_token_id": None}, "pad_token_id must be"),
+        ("roberta", {"pad_token_id": 10**5}, "max_position_embeddings must be"),
+        ("roberta", {"max_position_embeddings": True}, "max_position_embeddings must be"),
+        ("distilbert", {"dim": "x"}, "hidden_size must be"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_named(model_type, change, words, tmp_path, rng):
+    (tmp_path / "config.json").write_text(json.dumps(values_of(model_type, rng) | change))
+    with pytest.raises(DemoBertError, match=words):
+        BertConfig.from_folder(tmp_path)
+
+
+def test_a_configuration_without_model_type_goes_by_its_architecture(tmp_path, rng):
+    values = values_of("roberta", rng) | {"architectures": ["RobertaForQuestionAnswering"]}
+    del values["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert BertConfig.from_folder(tmp_path).model_type == "roberta"
+
+
+def test_bert_s_own_configuration_has_no_room_for_other_families_keys(tmp_path, rng):
+    values = values_of("bert", rng) | {"embedding_size": 3, "first_position": 2, "layer_groups": 1}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = BertConfig.from_folder(tmp_path)
+    assert (config.embedding_size, config.first_position, config.layer_groups) == (None, 0, None)
+    assert BertConfig.from_dict(vars(replace(config, gelu="erf"))) == replace(config, gelu="erf")
