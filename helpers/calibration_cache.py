@@ -49,7 +49,8 @@ def model_fingerprint(weights: BertWeights, pre_normalised: bool) -> str:
     """SHA-256 over what decides the float network's activations: configuration and weights, not their file's format."""
     config = weights.config
     facts = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.layer_norm_eps)
-    digest = hashlib.sha256(repr((*facts, config.gelu, pre_normalised)).encode())
+    sharing = () if config.layer_groups is None else (config.layer_groups, config.layers_per_group)
+    digest = hashlib.sha256(repr((*facts, config.gelu, pre_normalised, *sharing)).encode())
     for name in sorted(weights.tensors):
         digest.update(f"{name} {weights[name].shape}".encode())
         digest.update(np.ascontiguousarray(weights[name]))

@@ -54,6 +54,15 @@ class Family:
     def shares_layers(self) -> bool:
         return "{group}" in self.layer
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether its checkpoints have a table of segments, if only of one row."""
+        return "type_vocab_size" not in self.fixed
+
+    def key_of(self, bert_key: str) -> str:
+        """Its configuration's key for one of BERT's."""
+        return next((theirs for theirs, ours in self.fields.items() if ours == bert_key), bert_key)
+
 
 _BERT = Family("Bert", "bert.")
 

@@ -164,12 +164,15 @@ def hugging_face_logits(model, input_ids, segment_ids, input_mask) -> np.ndarray
     return torch.stack([output.start_logits, output.end_logits], dim=-1).numpy()
 
 
-def write_onnx(path, model, *, dynamo: bool, length: int = 6, dynamic: bool = True, **options) -> Path:
+def write_onnx(
+    path, model, *, dynamo: bool, length: int = 6, dynamic: bool = True, segments: bool = True, **options
+) -> Path:
     """`model` by torch.onnx.export, with the dynamo or the TorchScript exporter; `dynamic`: any batch and length."""
     import torch
 
     inputs = {name: torch.ones(2, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    inputs["token_type_ids"] = torch.zeros(2, length, dtype=torch.long)
+    if segments:
+        inputs["token_type_ids"] = torch.zeros(2, length, dtype=torch.long)
     if dynamic and dynamo:
         sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=length + 1)}
         options["dynamic_shapes"] = dict.fromkeys(inputs, sizes)

@@ -15,6 +15,7 @@ from helpers.errors import DemoBertError
 from helpers.weights import BertWeights, load_weights
 from helpers.weights.canonical import expected_shapes
 from helpers.weights.pytorch_names import canonical_name, pytorch_name
+from tests.checkpoints import write_onnx
 from tests.hugging_face_models import FAMILIES, logits_of, random_model, random_sizes, save
 from tests.tensorrt_double import VERSIONS, install
 from tests.test_packed import build_engine
@@ -234,3 +235,94 @@ def test_bert_s_own_configuration_has_no_room_for_other_families_keys(tmp_path, 
     config = BertConfig.from_folder(tmp_path)
     assert (config.embedding_size, config.first_position, config.layer_groups) == (None, 0, None)
     assert BertConfig.from_dict(vars(replace(config, gelu="erf"))) == replace(config, gelu="erf")
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("model_type", [names[0] for names in FAMILIES.values()])
+def test_onnx_exports(model_type, dynamo, tmp_path, rng):
+    model = random_model(model_type, rng)
+    config, weights = read(model, tmp_path)
+    path = write_onnx(tmp_path / "model.onnx", model, dynamo=dynamo, segments=model_type != "distilbert")
+    exported = load_weights(config, onnx=path)
+    assert exported.config == config
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_array_equal(exported[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_onnx_runtime_s_dynamic_int8_is_refused_by_what_it_is(model_type, tmp_path, rng):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    model = random_model(model_type, rng)
+    config, _ = read(model, tmp_path)
+    path = write_onnx(tmp_path / "model.onnx", model, dynamo=False)
+    quantization.quantize_dynamic(path, tmp_path / "int8.onnx")
+    with pytest.raises(DemoBertError, match="quantized for ONNX Runtime .dynamic int8"):
+        load_weights(config, onnx=tmp_path / "int8.onnx")
+
+
+# Fine-tuning
+
+
+def network_and_batch(model_type, folder, rng):
+    """A float network of torch, as fine-tuning has it, and a batch of text for it."""
+    from helpers.finetuning.checkpoint import to_torch
+    from helpers.finetuning.network import Network
+
+    sizes = random_sizes(model_type, rng)
+    sizes |= {name: 4 * sizes[name] for name in ("dim", "hidden_size", "hidden_dim", "intermediate_size") if name in sizes}
+    model = random_model(model_type, rng, **sizes)
+    config, weights = read(model, folder)
+    features = texts(config, model.config.pad_token_id, rng, rng.integers(1, config.max_position_embeddings + 1, 4))
+    return model, Network(config, to_torch(weights, "cpu")), features
+
+
+@pytest.mark.parametrize("model_type", [name for names in FAMILIES.values() for name in names])
+def test_a_trained_model_goes_back_to_its_family(model_type, tmp_path, rng):
+    import torch
+    import transformers
+
+    from helpers.finetuning.checkpoint import write_model
+    from helpers.finetuning.training import trained_names
+
+    model, network, features = network_and_batch(model_type, tmp_path / "start", rng)
+    for name in trained_names(network, embeddings=True):
+        network.weights[name] += 0.02 * torch.randn_like(network.weights[name])
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    write_model(folder, network, {}, json.loads((tmp_path / "start" / "config.json").read_text()))
+    trained, info = transformers.AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
+    assert type(trained) is type(model) and not any(info.values()), info
+    logits = network.run(padded_batch(features))[0].numpy()
+    for row, wanted in enumerate(expected(trained.eval(), features)):
+        np.testing.assert_allclose(logits[row, : len(wanted)], wanted, atol=CPU_TOLERANCE)
+
+
+@pytest.mark.parametrize("model_type", [names[0] for names in FAMILIES.values()])
+def test_int8_and_sparse_training_serve_every_family(model_type, tmp_path, rng):
+    """Ranges by layer, also where layers share their weights, through safetensors and ONNX; kernels are 2:4 sparse."""
+    from helpers.finetuning import preparing
+    from helpers.finetuning.checkpoint import all_ranges, write_model
+    from helpers.finetuning.onnx_export import write_onnx
+    from helpers.weights.sparsity import sparse_2_4_kernels
+
+    _, network, features = network_and_batch(model_type, tmp_path / "start", rng)
+    batches = [padded_batch(features)]
+    preparing.prune_encoder(network, batches)
+    measured = preparing.measured_ranges(network, batches)
+    network.input_ranges = preparing.rounded_ranges(network, measured)
+    ranges = all_ranges(network, preparing.measured_ranges(network, batches))
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    write_model(folder, network, ranges, json.loads((tmp_path / "start" / "config.json").read_text()))
+    tensors = {name: tensor.detach().numpy() for name, tensor in network.weights.items()}
+    write_onnx(folder / "model.onnx", network.config, tensors, ranges)
+    config = BertConfig.from_folder(folder, answers_questions=True)
+    for weights in (load_weights(config, pytorch=folder), load_weights(config, onnx=folder / "model.onnx")):
+        assert ranges.keys() <= weights.ranges.keys()
+        for i in range(config.num_hidden_layers):
+            assert f"l{i}_output_dense_kernel_amax" in weights.ranges
+        for name, amax in ranges.items():
+            np.testing.assert_array_equal(weights.ranges[name], amax)
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(weights[name], tensor)
+        assert not sparse_2_4_kernels(weights)[1]

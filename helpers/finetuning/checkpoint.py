@@ -11,11 +11,12 @@ from safetensors.torch import save
 from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, one_line
+from helpers.families import FAMILIES
 from helpers.files import atomic_write, write_json
 from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
 from helpers.finetuning.training import TrainingState
 from helpers.weights import BertWeights, bert_weights
-from helpers.weights.canonical import StoredTensor
+from helpers.weights.canonical import POSITIONS, TOKEN_TYPES, StoredTensor
 from helpers.weights.pytorch_checkpoint import load_pytorch
 from helpers.weights.pytorch_names import pytorch_name
 
@@ -58,18 +59,25 @@ def all_ranges(network: Network, measured: dict[str, float]) -> dict[str, np.nda
         for dense in encoder_denses(i):
             names = quantization.dense_input_names(dense)
             ranges |= dict.fromkeys(names, np.float32(network.input_ranges[names[0]].item()))
-    for name, tensor in network.weights.items():
-        if name.endswith("_kernel"):
-            ranges[f"{name}_amax"] = kernel_range(tensor).cpu().numpy()
+            for name in quantization.dense_kernel_names(dense):
+                if name in network.weights:  # layers that share their weights have them under one's name
+                    ranges[f"{name}_amax"] = kernel_range(network.weights[name]).cpu().numpy()
     return ranges
 
 
 def write_model(folder: Path, network: Network, ranges: dict[str, np.ndarray], config_values: dict) -> None:
     """Write `folder`/model.safetensors, Hugging Face's names and `_amax`, and config.json beside it."""
-    tensors = {pytorch_name(name): tensor.detach().cpu().contiguous() for name, tensor in network.weights.items()}
+    config = network.config
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.weights.items()}
+    if config.first_position:  # rows of the table that no token of a text is at
+        unused = torch.zeros(config.first_position, config.table_width)
+        weights[POSITIONS] = torch.cat([unused, weights[POSITIONS]])
+    if not FAMILIES[config.model_type].has_segments:
+        del weights[TOKEN_TYPES]
+    tensors = {pytorch_name(name, config): tensor for name, tensor in weights.items()}
     tensors |= {pytorch_name(name): torch.tensor(amax) for name, amax in ranges.items()}
-    known = {"architectures": ["BertForQuestionAnswering"], "model_type": "bert"}
-    write_json(folder / "config.json", config_values | known)
+    architecture = f"{FAMILIES[config.model_type].class_prefix}ForQuestionAnswering"
+    write_json(folder / "config.json", config_values | {"architectures": [architecture], "model_type": config.model_type})
     with atomic_write(folder / MODEL_NAME) as file:
         file.write(save(tensors, metadata={"format": "pt"}))
 

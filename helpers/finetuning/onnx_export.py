@@ -59,8 +59,11 @@ class _OnnxLayers(NetworkLayers):
     def __init__(self, config: BertConfig, tensors: dict[str, np.ndarray]):
         self._config = config
         self._nodes, self._initializers = [], {}
+        self._range_of = {}  # kernel → its range, both by their names in the graph
         for name, tensor in tensors.items():
             self._initializers[pytorch_name(name)] = np.asarray(tensor, np.float32)
+            if f"{name}_amax" in tensors:
+                self._range_of[pytorch_name(name)] = pytorch_name(f"{name}_amax")
 
     def model(self):
         """The onnx.ModelProto, after `squad_output`."""
@@ -110,8 +113,7 @@ class _OnnxLayers(NetworkLayers):
 
     def dense(self, hidden, kernel, bias, name):
         rounded = self._rounded_input(hidden, pytorch_name(quantization.dense_input_names(name)[0]))
-        kernel = self._rounded_kernel(kernel, pytorch_name(f"{name}_kernel_amax"))
-        return self._product(rounded, kernel, bias)
+        return self._product(rounded, self._rounded_kernel(kernel), bias)
 
     def gelu(self, hidden, formula, name):
         return self._node("Gelu", hidden, approximate={"erf": "none", "tanh": "tanh"}[formula])
@@ -151,8 +153,8 @@ class _OnnxLayers(NetworkLayers):
         scale = step, self._constant(np.int8(0))
         return self._node("DequantizeLinear", self._node("QuantizeLinear", clipped, *scale), *scale)
 
-    def _rounded_kernel(self, kernel: str, amax: str) -> str:
-        steps = self._node("Div", amax, self._float(quantization.LARGEST["int8"]))
+    def _rounded_kernel(self, kernel: str) -> str:
+        steps = self._node("Div", self._range_of[kernel], self._float(quantization.LARGEST["int8"]))
         steps = self._node("Reshape", steps, self._int64([-1]))
         scale = steps, self._constant(np.zeros(len(self._initializers[kernel]), np.int8))
         return self._node("DequantizeLinear", self._node("QuantizeLinear", kernel, *scale, axis=0), *scale, axis=0)

@@ -1,6 +1,7 @@
 """What a model is given before it is trained, from a few windows of the data: quantization ranges, 2:4 masks."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -61,23 +62,31 @@ def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str,
     config, masks = network.config, {}
     if config.hidden_size % 4 or config.intermediate_size % 4:
         raise UsageError("--sparse needs a hidden_size and an intermediate_size that are multiples of 4")
-    for i in tqdm(range(config.num_hidden_layers), desc="2:4 masks", unit="layer", leave=False):
-        denses = {quantization.dense_input_names(dense)[0]: dense for dense in encoder_denses(i)}
-        moments = _second_moments(network, batches, denses)
-        for input_name, dense in denses.items():
+    sharing = defaultdict(list)  # the first layer with some weights → all of them
+    for i in range(config.num_hidden_layers):
+        sharing[config.layer_with_weights(i)].append(i)
+    for first, layers in tqdm(sharing.items(), desc="2:4 masks", unit="layer", leave=False):
+        owners = {
+            quantization.dense_input_names(dense)[0]: own
+            for i in layers
+            for dense, own in zip(encoder_denses(i), encoder_denses(first), strict=True)
+        }
+        for dense, moments in _second_moments(network, batches, owners).items():
             for name in quantization.dense_kernel_names(dense):
-                network.weights[name], masks[name] = pruned_2_4(network.weights[name], moments[input_name])
+                network.weights[name], masks[name] = pruned_2_4(network.weights[name], moments)
     return masks
 
 
-def _second_moments(network: Network, batches: Sequence[PaddedBatch], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Σ x·xᵀ, float32 [in, in], over the rows x that the dense layers' inputs `names` have."""
+def _second_moments(
+    network: Network, batches: Sequence[PaddedBatch], owners: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """Σ x·xᵀ, float32 [in, in], over the rows x that dense layers read, by the layer that `owners` names for each input."""
     moments = {}
 
     def observe(name, tensor, valid):
-        if name in names:
+        if dense := owners.get(name):
             rows = tensor[valid].float()
-            moments[name] = moments.get(name, 0) + rows.t() @ rows
+            moments[dense] = moments.get(dense, 0) + rows.t() @ rows
 
     _observe_all(replace(network, input_ranges=None), batches, observe, "Inputs")
     return moments

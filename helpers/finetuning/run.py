@@ -16,6 +16,7 @@ from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError, UsageError
+from helpers.families import FAMILIES
 from helpers.files import atomic_write, check_outputs, read_json, sha256_of
 from helpers.finetuning.checkpoint import (
     MODEL_NAME,
@@ -212,7 +213,8 @@ def _write(args, folder: Path, model: ModelFolder, network: Network, calibration
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.weights.items()}
         write_onnx(folder / ONNX_NAME, network.config, weights, ranges)
     values = read_json(model.config_path, "model configuration")
-    write_model(folder, network, ranges, values | {"hidden_act": _HIDDEN_ACT[network.config.gelu]})
+    activation = FAMILIES[network.config.model_type].key_of("hidden_act")
+    write_model(folder, network, ranges, values | {activation: _HIDDEN_ACT[network.config.gelu]})
     print(f"Model: {folder / MODEL_NAME}" + (f" ({len(ranges)} quantization ranges)" if ranges else ""))
     if args.qat:
         print(f"ONNX:  {folder / ONNX_NAME}")

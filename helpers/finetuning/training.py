@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from helpers.batching import padded_batch
 from helpers.errors import DemoBertError
+from helpers.families import FAMILIES
 from helpers.finetuning.network import Network
 from helpers.finetuning.windows import TrainingWindow, shuffled_batches
 
@@ -77,9 +78,11 @@ class Progress:
 
 
 def trained_names(network: Network, embeddings: bool) -> list[str]:
-    """The tensors that are trained. Without `embeddings` their tables stay as they are."""
+    """The tensors that are trained. Without `embeddings` their tables stay as they are, as one that is no family's own."""
     tables = ("word_embeddings", "token_type_embeddings", "position_embeddings")
-    return [name for name in network.weights if embeddings or not name.endswith(tables)]
+    if embeddings:
+        tables = () if FAMILIES[network.config.model_type].has_segments else ("token_type_embeddings",)
+    return [name for name in network.weights if not name.endswith(tables)]
 
 
 def step_count(windows: int, options: TrainingOptions) -> int:

@@ -16,6 +16,7 @@ from helpers.weights.canonical import (
     check_finite,
     check_shapes,
     check_weights,
+    name_of_weights,
 )
 
 
@@ -91,13 +92,13 @@ def bert_weights(stored: StoredCheckpoint, config: BertConfig, gelu: str | None 
     tensors = {name: _float32(tensor) for name, tensor in stored.tensors.items()}
     check_weights(tensors, config, source)
     config = replace(config, gelu=gelu or config.gelu or stored.gelu)
-    return BertWeights(tensors, config, source, _of_shared_layers(_ranges(stored), config))
+    return BertWeights(tensors, config, source, _of_shared_layers(_ranges(stored, config), config))
 
 
 def _fit(stored: StoredCheckpoint, config: BertConfig) -> None:
     """What a family has otherwise than BERT in its embeddings (helpers/families.py), brought to BERT's form."""
     tensors, one_row = stored.tensors, (1, config.table_width)
-    if TOKEN_TYPES not in tensors and "type_vocab_size" in FAMILIES[config.model_type].fixed:
+    if TOKEN_TYPES not in tensors and not FAMILIES[config.model_type].has_segments:
         tensors[TOKEN_TYPES] = StoredTensor(one_row, lambda: np.zeros(one_row, np.float32))
     positions, rows = tensors.get(POSITIONS), config.first_position + config.max_position_embeddings
     if config.first_position and positions is not None and positions.shape[:1] == (rows,):
@@ -122,9 +123,9 @@ def _float32(tensor: StoredTensor) -> np.ndarray:
         return np.array(tensor.read(), np.float32, order="C")
 
 
-def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
+def _ranges(stored: StoredCheckpoint, config: BertConfig) -> dict[str, np.ndarray]:
     """The quantization ranges: a scalar per tensor, or [out, 1] for a kernel quantized per output channel, or [in]."""
-    shapes = {name: _range_shape(stored, name) for name in stored.ranges}
+    shapes = {name: _range_shape(stored, name, config) for name in stored.ranges}
     ranges = {name: _float32(stored.ranges[name]).reshape(shape) for name, shape in shapes.items()}
     check_finite(ranges, stored.source)
     if fault := implausible(ranges):
@@ -132,16 +133,16 @@ def _ranges(stored: StoredCheckpoint) -> dict[str, np.ndarray]:
     return ranges
 
 
-def _range_shape(stored: StoredCheckpoint, name: str) -> tuple:
+def _range_shape(stored: StoredCheckpoint, name: str, config: BertConfig) -> tuple:
     tensor = stored.ranges[name]
     if dense := dense_of_channels(name):
-        kernel = stored.tensors.get(dense_kernel_names(dense)[0])
+        kernel = stored.tensors.get(name_of_weights(dense_kernel_names(dense)[0], config))
         if kernel is not None and tensor.shape == kernel.shape[1:]:
             return tensor.shape
     elif all(size == 1 for size in tensor.shape):
         return ()
     else:
-        kernel = stored.tensors.get(name.removesuffix("_amax"))
+        kernel = stored.tensors.get(name_of_weights(name.removesuffix("_amax"), config))
         if kernel is not None and tensor.shape in ((kernel.shape[0],), (kernel.shape[0], 1)):
             return (kernel.shape[0], 1)
     raise DemoBertError(f"{stored.source} can't be used: the range {name} has the shape {list(tensor.shape)}")

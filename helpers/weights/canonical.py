@@ -1,5 +1,6 @@
 """Canonical names and shapes of a BERT's tensors, and the check that every checkpoint ends with."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -81,6 +82,14 @@ def expected_shapes(config: BertConfig) -> dict[str, tuple]:
         shapes |= _dense(f"l{i}_output_dense", hidden, inner)
         shapes |= _layer_norm(f"l{i}_output_layernorm", hidden)
     return shapes | {"cls_squad_output_weights": (2, hidden), "cls_squad_output_bias": (2,)}
+
+
+def name_of_weights(name: str, config: BertConfig) -> str:
+    """The name under which a tensor's values are kept: of layers that share theirs, the first one's."""
+    layer = re.match(r"l([0-9]+)_", name)
+    if layer is None or int(layer[1]) >= config.num_hidden_layers:
+        return name
+    return f"l{config.layer_with_weights(int(layer[1]))}_{name.removeprefix(layer[0])}"
 
 
 def _dense(name: str, out_size: int, in_size: int) -> dict[str, tuple]:

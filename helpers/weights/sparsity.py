@@ -1,5 +1,7 @@
 """2:4 structured sparsity (arXiv:2104.08378): at most two of every four neighbouring weights are not zero."""
 
+import re
+
 import numpy as np
 
 from helpers.weights import BertWeights
@@ -15,6 +17,6 @@ def is_sparse_2_4(kernel: np.ndarray) -> bool:
 
 def sparse_2_4_kernels(weights: BertWeights) -> tuple[list[str], list[str]]:
     """The names of the encoder's dense kernels, parted: (2:4 sparse, the others)."""
-    kernels = [name for name in weights.tensors if name.endswith("_kernel")]
+    kernels = [name for name in weights.tensors if re.match(r"l[0-9]+_.*_kernel$", name)]
     sparse = [name for name in kernels if is_sparse_2_4(weights[name])]
     return sparse, [name for name in kernels if name not in sparse]
