@@ -19,6 +19,7 @@ from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import BertWeights, load_weights
+from helpers.weights.canonical import expected_shapes
 from tests.checkpoints import bert_weights, own_quantization
 from tests.reference_bert import random_config, random_weights
 from tests.tensorrt_double import rtx
@@ -128,6 +129,29 @@ def test_bert_base_builds_for_one_and_several_sizes(batch_sizes, lengths):
         compute_capabilities=("8.9",),
     )
     check_size(built, weights, "fp16", profiles=len(batch_sizes) * len(lengths))
+
+
+#: The base models of the other families (ELECTRA's smallest, whose embeddings are projected).
+FAMILIES = {
+    "roberta": BertConfig(768, 12, 12, 3072, 50265, 512, 1, 1e-5, model_type="roberta", first_position=2),
+    "distilbert": BertConfig(768, 6, 12, 3072, 30522, 512, 1, model_type="distilbert"),
+    "electra": BertConfig(256, 12, 4, 1024, 30522, 512, embedding_size=128, model_type="electra"),
+    "albert": BertConfig(768, 12, 12, 3072, 30000, 512, embedding_size=128, model_type="albert", layer_groups=1),
+}
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_base_models_of_other_families_build(family, layout):
+    config, rng = FAMILIES[family], np.random.default_rng(0)
+    tensors = {
+        name: rng.random(shape, np.float32) * np.float32(0.04) - np.float32(0.02)
+        for name, shape in expected_shapes(config).items()
+    }
+    weights = bert_weights(config, tensors, "tanh" if family == "albert" else "erf")
+    options = {"precision": "fp16", "sequence_lengths": (384,), "compute_capabilities": ("8.9",)}
+    # Equal tensors are stored once: ALBERT's plan is as small as its checkpoint.
+    check_size(build(config, weights, layout=layout, **options), weights, "fp16")
 
 
 def test_bert_large_builds():

@@ -4,6 +4,7 @@ Packed tokens are one long row: over [T, E], in int8 networks, OpenVINO rewrites
 subtraction, which would divide by gamma; over [1, T, E] it keeps them, as in padded networks.
 """
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
@@ -66,6 +67,7 @@ class OpenVINOLayers(NetworkLayers):
         self._quantization = quantization
         self._quantize_attention = quantize_attention
         self._inputs = []
+        self._shared_kernels = {}
         self._logits = None
         self._make_inputs(max_batch_size, max_sequence_length)
 
@@ -134,15 +136,24 @@ class OpenVINOLayers(NetworkLayers):
         """(kernel.unit · (hidden - kernel.raised_by) · kernelᵀ + bias) · factor."""
         factor = np.float32(factor)
         if kernel.steps is None:
-            weight = _constant(kernel.values * factor, f"{name}_kernel")
+            weight = self._kernel(kernel.values * factor, f"{name}_kernel")
         else:
             integers, scale = to_int8(kernel.values, kernel.steps[:, None]), kernel.steps * np.float32(kernel.unit)
             if kernel.raised_by:
                 bias = bias - kernel.raised_by * integers.sum(1, dtype=np.float64) * scale
-            integers = op.constant(integers, name=f"{name}_kernel")
+            integers = self._kernel(integers, f"{name}_kernel")
             weight = op.multiply(op.convert(integers, "f32"), _constant(scale[:, None] * factor, f"{name}_step"))
         product = op.matmul(hidden, weight, False, True, name=name)
         return op.add(product, self._last_axis(bias * factor, f"{name}_bias"))
+
+    def _kernel(self, values: np.ndarray, name: str):
+        """A constant; the one that is there where layers share their weights: the engine then holds them once."""
+        if self._config.layer_groups is None:
+            return op.constant(np.ascontiguousarray(values), name=name)
+        key = (values.shape, hashlib.sha256(np.ascontiguousarray(values)).digest())
+        if key not in self._shared_kernels:
+            self._shared_kernels[key] = op.constant(np.ascontiguousarray(values), name=name)
+        return self._shared_kernels[key]
 
     def _quantized(self, hidden, kernel, name) -> tuple:
         """A dense layer's input, rounded to int8 in a quantized network, and its kernel as a _Kernel."""
