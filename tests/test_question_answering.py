@@ -252,7 +252,7 @@ def torch_model():
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     safetensors = pytest.importorskip("safetensors.torch")
-    model = transformers.BertForQuestionAnswering(transformers.BertConfig.from_json_file(MODEL / "bert_config.json"))
+    model = transformers.BertForQuestionAnswering(transformers.BertConfig.from_pretrained(MODEL))
     state = {name: tensor.float() for name, tensor in safetensors.load_file(MODEL / "model.safetensors").items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not [name for name in missing if "position_ids" not in name] and not unexpected
