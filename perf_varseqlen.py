@@ -27,7 +27,7 @@ def parse(arguments):
         help="sequences as long as the windows of this SQuAD file's questions, cut at -s (default: the engine's longest)",
     )
     parser.add_argument(
-        "-v", "--vocab-file", metavar="FILE", help="vocabulary for --lengths-from (default: the card's)"
+        "-v", "--vocab-file", metavar="FILE", help="vocabulary for --lengths-from (default: the engine's)"
     )
     cli.add_verbose(parser)
     return parser.parse_args(arguments)

@@ -5,8 +5,7 @@ Shared with inference_varseqlen.py and inference_c.py, which differ only in the 
 
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 from tqdm import tqdm
 
@@ -19,7 +18,8 @@ from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs, read_text, write_json
 from helpers.question_answering import QuestionAnswerer, QuestionResult
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, load_vocabulary
+from helpers.tokenization import Tokenizer, load_tokenizer
+from helpers.tokenizer_files import named_tokenizer
 
 RULE = "-" * 24
 
@@ -52,7 +52,12 @@ def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
         ("--n-best-output", file, "the n best answers to each question of the SQuAD file"),
         ("--null-odds-output", file, "SQuAD v2.0: score of no answer less that of the best, per question"),
         ("--null-score-diff-threshold", threshold, "SQuAD v2.0: answer nothing where the null odds are above this"),
-        ("-v", "--vocab-file", file, "vocabulary (default: the one in the engine's card)"),
+        (
+            "-v",
+            "--vocab-file",
+            file,
+            "vocab.txt, tokenizer.json or the model's folder (default: the engine's tokenizer)",
+        ),
     ):
         parser.add_argument(*flags, **value, help=text)
     for *flags, default, text in (
@@ -64,7 +69,9 @@ def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
         ("--doc-stride", AnswerOptions.doc_stride, "tokens from one window of a long passage to the next"),
     ):
         parser.add_argument(*flags, type=cli.positive_int, default=default, metavar="N", help=text)
-    parser.add_argument("--cased", action="store_true", help="keep upper case and accents (default: as the card says)")
+    parser.add_argument(
+        "--cased", action="store_true", help="keep upper case and accents (default: as the tokenizer says)"
+    )
 
 
 def check_inference_arguments(args) -> None:
@@ -78,7 +85,8 @@ def check_inference_arguments(args) -> None:
             raise UsageError("a SQuAD file (-sq) has its own passages and questions: leave out -p, -pf, -q and -qf")
         args.output_prediction_file = args.output_prediction_file or DEFAULT_PREDICTIONS
         card = EngineCard.path_for(args.engine)
-        check_outputs(_squad_outputs(args), (args.squad_json, args.engine, card, args.vocab_file))
+        engine = args.engine, card, EngineCard.tokenizer_path_for(args.engine)
+        check_outputs(_squad_outputs(args), (args.squad_json, *engine, args.vocab_file))
     elif any(_squad_outputs(args).values()):
         raise UsageError(f"{', '.join(_squad_outputs(args))} need a SQuAD file (-sq)")
 
@@ -126,16 +134,24 @@ def question_answerer(args, engine: Engine) -> QuestionAnswerer:
     )
 
 
-def engine_tokenizer(engine_path, card: EngineCard, vocab_file=None, cased: bool = False) -> BertTokenizer:
-    """The tokenizer of `vocab_file`, or of the card's vocabulary. Raises DemoBertError where there is neither."""
-    path = vocab_file
-    if path is None:
-        if card.vocab_file is None:
-            raise DemoBertError("the vocabulary of this engine is not known: name it with -v/--vocab-file")
-        path = Path(engine_path).parent / card.vocab_file
-        if not path.exists():
-            raise DemoBertError(f"the vocabulary of the engine's card is not at {path}: name it with -v/--vocab-file")
-    return BertTokenizer(load_vocabulary(path), do_lower_case=card.do_lower_case and not cased)
+def engine_tokenizer(engine_path, card: EngineCard, vocab_file=None, cased: bool = False) -> Tokenizer:
+    """The tokenizer beside the engine, or that of `vocab_file`, which must be the same. Raises DemoBertError."""
+    beside = EngineCard.tokenizer_path_for(engine_path)
+    if vocab_file is not None:
+        tokenizer = named_tokenizer(vocab_file, card, beside, cli.note)
+    elif beside.exists():
+        tokenizer = load_tokenizer(beside, card.tokenizer_sha256)
+    else:
+        raise DemoBertError(
+            f"the engine's tokenizer is not at {beside}: copy it there, or name the model's with -v/--vocab-file"
+        )
+    return tokenizer.with_case(False) if cased else tokenizer
+
+
+def note_on_control_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """Say, once, if a text has the spelling of a token that sets texts apart."""
+    if found := next((token for text in texts for token in tokenizer.control_tokens if token in text), None):
+        cli.note(f"Note: {cli.one_line(found)} in a text is read as text, not as the model's own token")
 
 
 def answer_questions(args, answerer: QuestionAnswerer) -> None:
@@ -163,6 +179,8 @@ def answer_questions(args, answerer: QuestionAnswerer) -> None:
 def answer_squad_file(args, answerer: QuestionAnswerer) -> None:
     """Answer a whole SQuAD file and write the predictions, each file whole or not at all. Raises DemoBertError."""
     data = read_squad(args.squad_json)
+    passages = {example.paragraph: example.passage for example in data.examples}
+    note_on_control_tokens(answerer.tokenizer, [*passages.values(), *(example.question for example in data.examples)])
     start = time.perf_counter()
     with tqdm(total=len(data.examples), unit="question", disable=None) as progress:
 
@@ -185,6 +203,7 @@ def answer_squad_file(args, answerer: QuestionAnswerer) -> None:
 
 
 def _answer(answerer: QuestionAnswerer, passage: str, question: str) -> None:
+    note_on_control_tokens(answerer.tokenizer, (passage, question))
     with tqdm(unit="window", leave=False, delay=_SECONDS_WITHOUT_A_BAR, disable=None) as progress:
 
         def on_progress(done: int, total: int) -> None:

@@ -75,8 +75,14 @@ def _add_checkpoint(parser: cli.Parser, layout: str) -> None:
     )
     formula = "formula of GELU (default: by the checkpoint's kind)"
     group.add_argument("--gelu", choices=("tanh", "erf"), help=formula)
-    vocabulary = "vocabulary, recorded in the card (default: vocab.txt of the config folder)"
-    group.add_argument("-v", "--vocab-file", metavar="FILE", help=vocabulary)
+    cli.add_vocabulary(group)
+    case = group.add_mutually_exclusive_group()
+    case.add_argument(
+        "--cased", action="store_true", help="WordPiece: keep upper case and accents, whatever the files say"
+    )
+    case.add_argument(
+        "--uncased", action="store_true", help="WordPiece: lower-case the text and strip its accents, likewise"
+    )
 
 
 def _add_sizes(group, layout: str) -> None:

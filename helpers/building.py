@@ -1,4 +1,4 @@
-"""From the builders' arguments (builder_flags.py) to an engine file and its card."""
+"""From the builders' arguments (builder_flags.py) to an engine file, its card and its tokenizer."""
 
 import time
 from pathlib import Path
@@ -24,13 +24,16 @@ from helpers.weights import BertWeights, load_weights
 
 
 def build_engine(args) -> None:
-    """Build the engine that the arguments describe, write it with its card, say what came out. Raises DemoBertError."""
-    card = EngineCard.path_for(args.output)
+    """Build the engine that the arguments describe, write it with card and tokenizer, say what came out. Raises DemoBertError."""
+    card, tokenizer = EngineCard.path_for(args.output), EngineCard.tokenizer_path_for(args.output)
     # A cache that is yet to be written must not be replaced by the engine, either.
     caches = [_calibration_cache(args)] if args.int8 or args.fp8 else []
-    check_outputs({"--output": args.output, "the engine's card": card}, _inputs(args) + caches)
+    outputs = {"--output": args.output, "the engine's card": card, "the engine's tokenizer": tokenizer}
+    check_outputs(outputs, _inputs(args) + caches)
     check_one_checkpoint(args)
-    model = ModelFolder.open(folder_of(args.config_dir, args.pytorch), args.vocab_file, cli.note)
+    lower_case = True if args.uncased else False if args.cased else None
+    folder = folder_of(args.config_dir, args.pytorch)
+    model = ModelFolder.open(folder, args.vocab_file, cli.note, lower_case, tensorflow=args.ckpt is not None)
     options = build_options(args, model.config)
     backend, prepared = prepare_backend(args.backend, model.config, options)
     notes_on_unused_flags(args, options, backend_module(backend).IGNORED_OPTIONS)
@@ -64,13 +67,13 @@ def build_and_write(
     weights: BertWeights,
     quantization: Quantization | None = None,
 ) -> None:
-    """Build, write engine and card to `path`, say what came out. Raises DemoBertError."""
+    """Build, write engine, card and tokenizer to `path`, say what came out. Raises DemoBertError."""
     start = time.perf_counter()
     built = prepared.build(weights, quantization)
     for note in built.notes:
         cli.note(note)
     options, config = prepared.options, weights.config
-    card = write_engine(path, built, backend, options, config, model.do_lower_case, model.vocabulary)
+    card = write_engine(path, built, backend, options, config, model.found and model.tokenizer())
     seconds = time.perf_counter() - start
     mebibytes = card.engine_bytes / 2**20
     print(

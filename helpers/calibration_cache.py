@@ -15,7 +15,7 @@ from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.files import atomic_write, read_text, require_file, sha256_of
-from helpers.tokenization import BertTokenizer
+from helpers.tokenization import Tokenizer
 from helpers.weights import BertWeights
 
 _KIND = "demoBERT calibration cache"
@@ -57,13 +57,9 @@ def model_fingerprint(weights: BertWeights, pre_normalised: bool) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(path, tokenizer: BertTokenizer) -> str:
-    """SHA-256 over the calibration text and the vocabulary and case that it is read with."""
-    parts = (
-        sha256_of(require_file(path, "calibration data")),
-        tokenizer.vocabulary.sha256,
-        str(tokenizer.do_lower_case),
-    )
+def data_fingerprint(path, tokenizer: Tokenizer) -> str:
+    """SHA-256 over the calibration text and the tokenizer that it is read with."""
+    parts = sha256_of(require_file(path, "calibration data")), tokenizer.sha256
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions, make_features
 from helpers.errors import DemoBertError, UsageError, missing_package
 from helpers.squad import SquadExample
-from helpers.tokenization import BertTokenizer
+from helpers.tokenization import Tokenizer
 from helpers.weights import BertWeights
 
 #: How a range is chosen from a tensor's histogram; the first is the default.
@@ -148,7 +148,7 @@ class RangeRecorder:
 
 
 def calibration_batches(
-    examples: list[SquadExample], tokenizer: BertTokenizer, sequence_length: int, samples: int
+    examples: list[SquadExample], tokenizer: Tokenizer, sequence_length: int, samples: int
 ) -> list[PaddedBatch]:
     """The first window of `samples` questions, taken evenly from `examples`, each as a batch of one row.
 

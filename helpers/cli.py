@@ -57,6 +57,11 @@ def add_engine(parser: Parser) -> None:
     parser.add_argument("-e", "--engine", required=True, help="engine file, written by builder.py")
 
 
+def add_vocabulary(group, default: str = "the tokenizer's files of the config folder") -> None:
+    text = f"vocab.txt, tokenizer.json or a folder with the tokenizer's files (default: {default})"
+    group.add_argument("-v", "--vocab-file", metavar="FILE", help=text)
+
+
 def add_benchmark_arguments(parser: Parser) -> None:
     """perf.py's flags but -e; shared with perf_varseqlen.py."""
     number = {"type": positive_int, "metavar": "N"}

@@ -8,10 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from helpers.errors import DemoBertError, UsageError
-from helpers.tokenization import BertTokenizer, TokenizedText
-
-#: [CLS] before the question, [SEP] after it, [SEP] after the passage.
-_SPECIAL_TOKENS = 3
+from helpers.tokenization import PairTemplate, TokenizedText, Tokenizer
 
 #: Spans kept of one window for each answer asked for: some fall away because another place has the same text.
 _SPANS_PER_ANSWER = 4
@@ -51,10 +48,10 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True)
 class Feature:
-    """One window: [CLS] question [SEP] part of the passage [SEP].
+    """One window: [CLS] question [SEP] part of the passage [SEP], or as the model's template has them.
 
     input_ids          int32 [S]
-    segment_ids        int32 [S]: 0 up to the first [SEP], then 1
+    segment_ids        int32 [S]: as the template says; BERT's: 0 up to the first [SEP], then 1
     passage_position   where the passage's part begins in the window
     passage_start      which of the passage's tokens is its first
     is_max_context     bool [L], for the passage's part: this window shows the token with the most context
@@ -106,7 +103,7 @@ def require_tokens(tokenized: TokenizedText, what: str) -> TokenizedText:
 def make_features(
     question: TokenizedText,
     passage: TokenizedText,
-    tokenizer: BertTokenizer,
+    tokenizer: Tokenizer,
     sequence_length: int,
     max_query_length: int = AnswerOptions.max_query_length,
     doc_stride: int = AnswerOptions.doc_stride,
@@ -116,25 +113,31 @@ def make_features(
     The question is cut to `max_query_length` tokens. Raises UsageError if a window has no room for the passage.
     """
     query = question.ids[:max_query_length]
-    capacity = sequence_length - len(query) - _SPECIAL_TOKENS
+    template = tokenizer.template
+    capacity = sequence_length - len(query) - template.size
     if capacity < 1:
         raise UsageError(
             f"a question of {len(query)} tokens leaves no room for the passage in windows of {sequence_length}: "
             f"give a longer -s/--sequence-length, or cut questions (--max-query-length, where there is that flag, at most "
-            f"{max(sequence_length - _SPECIAL_TOKENS - 1, 0)})"
+            f"{max(sequence_length - template.size - 1, 0)})"
         )
-    head = np.concatenate(([tokenizer.cls_id], query, [tokenizer.sep_id])).astype(np.int32)
     spans = window_spans(len(passage), capacity, doc_stride)
     return [
-        _feature(head, passage.ids[start : start + length], tokenizer.sep_id, start, is_max_context)
+        _feature(template, query, passage.ids[start : start + length], start, is_max_context)
         for (start, length), is_max_context in zip(spans, max_context_masks(spans, len(passage)))
     ]
 
 
-def _feature(head: np.ndarray, part: np.ndarray, sep_id: int, start: int, is_max_context: np.ndarray) -> Feature:
-    input_ids = np.concatenate((head, part, [sep_id])).astype(np.int32)
-    segment_ids = (np.arange(len(input_ids)) >= len(head)).astype(np.int32)
-    return Feature(input_ids, segment_ids, len(head), start, is_max_context)
+def _feature(
+    template: PairTemplate, query: np.ndarray, part: np.ndarray, start: int, is_max_context: np.ndarray
+) -> Feature:
+    input_ids = np.concatenate((template.head, query, template.middle, part, template.tail))
+    question = np.full(len(query), template.question_segment)
+    passage = np.full(len(part), template.passage_segment)
+    segments = template.head_segments, question, template.middle_segments, passage, template.tail_segments
+    position = len(template.head) + len(query) + len(template.middle)
+    segment_ids = np.concatenate(segments).astype(np.int32)
+    return Feature(input_ids.astype(np.int32), segment_ids, position, start, is_max_context)
 
 
 def window_spans(token_count: int, capacity: int, doc_stride: int) -> list[tuple[int, int]]:

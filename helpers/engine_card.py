@@ -1,11 +1,12 @@
 """The engine card: what an engine file can't say of itself, as JSON beside it (`<engine>.json`)."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.files import read_json, write_json
+from helpers.files import read_json
 
 LAYOUTS = ("padded", "packed")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -24,9 +25,7 @@ class EngineCard:
     batch_sizes        ascending; the last is the largest that it serves
     sequence_lengths   ascending; likewise, in tokens
     config             the model's shape; None: not known (only without a card file)
-    do_lower_case      whether text is lower-cased and stripped of accents before the word pieces
-    vocab_file         path of the vocabulary, relative to the card's folder where possible; None: not known
-    vocab_sha256       its SHA-256; None: not known
+    tokenizer_sha256   SHA-256 of the tokenizer beside the engine; None: it was built without one
     engine_sha256      SHA-256 of the engine file
     engine_bytes       its size
     settings           what the backend needs to load the engine again (strings)
@@ -41,9 +40,7 @@ class EngineCard:
     batch_sizes: list
     sequence_lengths: list
     config: BertConfig | None = None
-    do_lower_case: bool = True
-    vocab_file: str | None = None
-    vocab_sha256: str | None = None
+    tokenizer_sha256: str | None = None
     engine_sha256: str = ""
     engine_bytes: int = 0
     settings: dict = field(default_factory=dict)
@@ -61,12 +58,18 @@ class EngineCard:
         """The most tokens that a packed engine takes at once: those of its largest profile, filled."""
         return self.max_batch_size * self.max_sequence_length
 
-    def write(self, path) -> None:
-        write_json(path, asdict(self))
+    def to_bytes(self) -> bytes:
+        """The card's file."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
 
     @classmethod
     def path_for(cls, engine_path) -> Path:
         return Path(f"{engine_path}.json")
+
+    @classmethod
+    def tokenizer_path_for(cls, engine_path) -> Path:
+        """Where the engine's tokenizer lies, which its card describes as well."""
+        return Path(f"{engine_path}.tokenizer.json")
 
     @classmethod
     def read(cls, path) -> "EngineCard":
@@ -86,8 +89,10 @@ class EngineCard:
 
 
 def is_engine(path) -> bool:
-    """Whether `path` is an engine with a card, or such a card: what a new build may replace."""
+    """Whether `path` is an engine with a card, or such a card, or its tokenizer: what a new build may replace."""
     path = Path(path)
+    if path.name.endswith(".tokenizer.json"):
+        return EngineCard.path_for(str(path).removesuffix(".tokenizer.json")).exists()
     return EngineCard.path_for(path).exists() or (path.suffix == ".json" and path.with_suffix("").exists())
 
 
@@ -100,8 +105,7 @@ def _check(fields: dict) -> None:
 
     for name in ("backend", "backend_version", "device", "layout", "network", "engine_sha256"):
         require(isinstance(fields[name], str), f"{name} is not text")
-    for name in ("vocab_file", "vocab_sha256"):
-        require(isinstance(fields[name], (str, type(None))), f"{name} is not text")
+    require(isinstance(fields["tokenizer_sha256"], (str, type(None))), "tokenizer_sha256 is not text")
     require(fields["layout"] in LAYOUTS, f"layout is {fields['layout']!r}")
     precision, settings = fields["precision"], fields["settings"]
     known = isinstance(precision, list) and precision and all(item in PRECISIONS for item in precision)
@@ -110,7 +114,6 @@ def _check(fields: dict) -> None:
         sizes = fields[name]
         whole = isinstance(sizes, list) and sizes and all(type(size) is int and size > 0 for size in sizes)
         require(whole and sizes == sorted(sizes), f"{name} is not an ascending list of whole numbers")
-    require(isinstance(fields["do_lower_case"], bool), "do_lower_case is not true or false")
     require(type(fields["engine_bytes"]) is int, "engine_bytes is not a whole number")
     texts = isinstance(settings, dict) and all(isinstance(value, str) for value in settings.values())
     require(texts, "settings is not an object of texts")

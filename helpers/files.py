@@ -11,6 +11,11 @@ from pathlib import Path
 
 from helpers.errors import DemoBertError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 #: A JSON or text file larger than this is refused before it is read: SQuAD's training set has 30 MB.
 MAX_TEXT_BYTES = 1 << 30
 
@@ -31,11 +36,14 @@ def require_file(path, what: str) -> Path:
     return path
 
 
-def read_text(path, what: str) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark. Raises DemoBertError."""
-    path = require_file(path, what)
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise DemoBertError(f"{what} is larger than {MAX_TEXT_BYTES >> 20} MiB: {path}")
+def read_text(path, what: str, limit: int | None = None) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark. Raises DemoBertError.
+
+    `limit` is of its bytes; None: MAX_TEXT_BYTES.
+    """
+    path, limit = require_file(path, what), MAX_TEXT_BYTES if limit is None else limit
+    if path.stat().st_size > limit:
+        raise DemoBertError(f"{what} is larger than {limit >> 20} MiB: {path}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -44,9 +52,22 @@ def read_text(path, what: str) -> str:
         raise DemoBertError(f"{what} can't be read: {path}: {error.strerror}") from error
 
 
-def read_json(path, what: str):
-    """The value of a JSON file. Raises DemoBertError with the place of the first mistake."""
-    text = read_text(path, what)
+def read_limited(path, what: str, limit: int) -> bytes:
+    """The bytes of a file of at most `limit`. Raises DemoBertError."""
+    path = require_file(path, what)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise DemoBertError(f"{what} can't be read: {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise DemoBertError(f"{what} is larger than {limit >> 20} MiB: {path}")
+    return data
+
+
+def read_json(path, what: str, limit: int | None = None):
+    """The value of a JSON file of at most `limit` bytes. Raises DemoBertError with the place of the first mistake."""
+    text = read_text(path, what, limit)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -121,6 +142,82 @@ def atomic_write(path, mode: str = "wb"):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def write_together(contents: dict) -> None:
+    """Write files of one folder, path → its bytes, all of them whole or none; None removes a file that is there.
+
+    They are written to temporary names and flushed, then renamed in the order of `contents`. Raises DemoBertError, and
+    then the files are what they were.
+    """
+    new: dict[Path, str] = {}
+    path = Path(next(iter(contents)))
+    try:
+        for path, data in ((Path(name), data) for name, data in contents.items()):
+            if data is not None:
+                new[path] = _write_beside(path, data)
+        with _only_writer(path.parent):
+            _exchange([Path(name) for name in contents], new)
+    except OSError as error:
+        raise DemoBertError(f"can't write {path}: {error.strerror}") from error
+    finally:
+        for temporary in new.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _write_beside(path: Path, data: bytes) -> str:
+    """A temporary file in the folder of `path`, on the disk when this returns."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def _exchange(paths: list[Path], new: dict[Path, str]) -> None:
+    """Put the temporary files `new` in the place of `paths`; what goes wrong on the way is undone."""
+    old: dict[Path, Path | None] = {}
+    try:
+        for path in paths:
+            old[path] = None
+            if path.exists():
+                kept = Path(f"{new.get(path, path)}.old")
+                os.replace(path, kept)
+                old[path] = kept
+            if path in new:
+                os.replace(new[path], path)
+    except BaseException:
+        for path, kept in old.items():
+            if kept is not None:
+                os.replace(kept, path)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+    for kept in old.values():
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path):
+    """While it is entered, no other process renames files of this folder by `write_together`."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path, value) -> None:

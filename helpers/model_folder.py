@@ -1,4 +1,4 @@
-"""A model's folder: its configuration, its vocabulary, and whether it reads lower-cased text."""
+"""A model's folder: its configuration and its tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,47 +6,60 @@ from pathlib import Path
 
 from helpers.bert_config import BertConfig, find_config
 from helpers.errors import DemoBertError, UsageError
-from helpers.tokenization import BertTokenizer, Vocabulary, check_vocabulary, load_vocabulary
+from helpers.files import read_json
+from helpers.tokenization import Tokenizer, check_table
+from helpers.tokenizer_files import VOCABULARY_NAMES, FoundTokenizer, ReadingOptions, find_tokenizer
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a checkpoint needs beside it. `config_path` is the configuration's file; `vocabulary` None: there is none."""
+    """What a checkpoint needs beside it. `config_path` is the configuration's file; `found` None: no tokenizer is there."""
 
     config_path: Path
     config: BertConfig
-    vocabulary: Vocabulary | None
+    found: FoundTokenizer | None
 
     @classmethod
-    def open(cls, folder, vocab_file=None, say: Callable[[str], object] = lambda message: None) -> "ModelFolder":
-        """Read the configuration of `folder` (or that file itself), and `vocab_file`, or vocab.txt beside it.
+    def open(
+        cls,
+        folder,
+        vocab_file=None,
+        say: Callable[[str], object] = lambda message: None,
+        lower_case: bool | None = None,
+        tensorflow: bool = False,
+    ) -> "ModelFolder":
+        """Read the configuration of `folder` (or that file itself), and its tokenizer, or that of `vocab_file`.
 
-        `say` is told, in one line, where there is no vocabulary. Raises DemoBertError.
+        `say` is told, line by line, what tokenizer it is and what is odd about it. `lower_case` overrules the files;
+        `tensorflow`: the checkpoint is TensorFlow's. Raises DemoBertError.
         """
         path = find_config(folder)
         config = BertConfig.from_folder(path)
-        beside = path.parent / "vocab.txt"
-        if vocab_file is None and not beside.is_file():
-            say(f"Note: no vocabulary ({beside} does not exist): the engine will need -v to answer")
+        options = ReadingOptions(
+            model=read_json(path, "model configuration"),
+            model_file=path.name,
+            lower_case=lower_case,
+            tensorflow=tensorflow,
+            has_segments=config.type_vocab_size > 1,
+            say=say,
+        )
+        found = find_tokenizer(path.parent, vocab_file, options)
+        if found is None:
+            say(
+                f"Note: no tokenizer in {path.parent} ({', '.join(VOCABULARY_NAMES)}): the engine will need -v to answer"
+            )
             return cls(path, config, None)
-        vocabulary = load_vocabulary(vocab_file or beside)
-        check_vocabulary(vocabulary, config)
-        return cls(path, config, vocabulary)
+        say(found.describe())
+        for note in check_table(found.tokenizer, config):
+            say(note)
+        return cls(path, config, found)
 
-    @property
-    def do_lower_case(self) -> bool:
-        """Whether the model reads lower-cased text: as its configuration says, else as its vocabulary is spelled."""
-        if self.config.do_lower_case is not None:
-            return self.config.do_lower_case
-        if self.vocabulary is None:
-            return True
-        return not any(piece != piece.lower() for piece in self.vocabulary.ids if not piece.startswith("["))
-
-    def tokenizer(self) -> BertTokenizer:
-        """Raises DemoBertError where there is no vocabulary."""
-        if self.vocabulary is None:
-            raise DemoBertError(f"no vocabulary beside {self.config_path}: name it with -v/--vocab-file")
-        return BertTokenizer(self.vocabulary, self.do_lower_case)
+    def tokenizer(self) -> Tokenizer:
+        """Raises DemoBertError where there is none."""
+        if self.found is None:
+            names = " or ".join(VOCABULARY_NAMES)
+            raise DemoBertError(f"no tokenizer ({names}) beside {self.config_path}: name it with -v/--vocab-file")
+        return self.found.tokenizer
 
 
 def folder_of(config_dir=None, pytorch=None) -> str:

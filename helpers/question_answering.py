@@ -23,7 +23,7 @@ from helpers.data_processing import (
 )
 from helpers.errors import DemoBertError, UsageError
 from helpers.squad import SquadData, SquadExample
-from helpers.tokenization import BertTokenizer, TokenizedText, check_same_vocabulary, check_vocabulary
+from helpers.tokenization import TokenizedText, Tokenizer, check_table
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,15 @@ class QuestionAnswerer:
 
     Windows run `options.batch_size` at once; in a packed engine, as many as have together no more tokens than
     `options.batch_size` windows of full length. `options.sequence_length` becomes the engine's and model's longest
-    where it is None. Raises DemoBertError if the vocabulary is not the engine's, UsageError if the engine can't serve
+    where it is None. Raises DemoBertError if the vocabulary is larger than the engine's, UsageError if the engine can't serve
     the batch size or sequence length.
     """
 
-    def __init__(self, engine: Engine, tokenizer: BertTokenizer, options: AnswerOptions = AnswerOptions()):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, options: AnswerOptions = AnswerOptions()):
         card = engine.card
-        check_same_vocabulary(tokenizer.vocabulary, card)
         longest = card.max_sequence_length
         if card.config is not None:
-            check_vocabulary(tokenizer.vocabulary, card.config)
+            check_table(tokenizer, card.config)
             longest = min(longest, card.config.max_position_embeddings)
         sequence_length = longest if options.sequence_length is None else options.sequence_length
         _check_fits("sequence length", "-s", sequence_length, longest)

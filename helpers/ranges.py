@@ -13,7 +13,7 @@ from helpers.files import check_outputs
 from helpers.model_folder import ModelFolder
 from helpers.quantization import Quantization
 from helpers.squad import SquadExample, read_squad
-from helpers.tokenization import BertTokenizer
+from helpers.tokenization import Tokenizer
 from helpers.weights import BertWeights
 
 #: Text to calibrate on where none is named.
@@ -68,7 +68,7 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
 
     Raises DemoBertError where they can't be had.
     """
-    if model.vocabulary is None:
+    if model.found is None:
         raise DemoBertError("calibration reads text, and no vocabulary is known: name it with -v/--vocab-file")
     tokenizer, cache = model.tokenizer(), options.cache
     examples = read_squad(options.text).examples if options.text_is_here else None
@@ -92,7 +92,7 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
 
 
 def _fingerprint(
-    weights: BertWeights, tokenizer: BertTokenizer, options: CalibrationOptions, examples: list[SquadExample] | None
+    weights: BertWeights, tokenizer: Tokenizer, options: CalibrationOptions, examples: list[SquadExample] | None
 ) -> Fingerprint:
     """What a cache has to be of. `examples` None: of whatever text."""
     return Fingerprint(
@@ -106,7 +106,7 @@ def _fingerprint(
 
 def _calibrate(
     weights: BertWeights,
-    tokenizer: BertTokenizer,
+    tokenizer: Tokenizer,
     options: CalibrationOptions,
     examples: list[SquadExample],
     wanted: Fingerprint,

@@ -1,42 +1,25 @@
-"""Text → word pieces (arXiv:1609.08144) with character offsets into the original text, as BERT was trained on them."""
+"""Text → word pieces with character offsets into the original text, by the model's own tokenizer.
 
+A `Tokenizer` is made of a canonical tokenizer.json (helpers/tokenizer_json.py), which an engine has beside it; what a
+model's folder says of its tokenizer becomes one in helpers/tokenizer_files.py.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 
+from helpers import tokenizer_json
 from helpers.bert_config import BertConfig
-from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError, missing_package
-from helpers.files import read_text, sha256_of
-
-CLS, SEP, UNK = "[CLS]", "[SEP]", "[UNK]"
-
-#: A word of more characters than this is [UNK] as a whole (BERT's own limit); keeps the greedy search linear.
-MAX_CHARACTERS_PER_WORD = 100
-
-#: Above any BERT that exists (`bert_config` has the same limit for the embedding table).
-_MAX_VOCABULARY = 1 << 21
-
-#: Embedding tables are padded up to one of these multiples for the tensor cores (NVIDIA's: 30522 → 30528).
-_TABLE_MULTIPLES = (8, 64, 128)
+from helpers.errors import DemoBertError, UsageError, missing_package, one_line
+from helpers.files import read_limited, require_file
+from helpers.tokenizer_json import components
 
 #: How many texts are encoded at once: bounds the memory that the encodings of a whole SQuAD file take.
 _ENCODE_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The word pieces of one model: `ids` maps a piece to its id, which is its line number in `path` from 0."""
-
-    path: Path
-    sha256: str
-    ids: dict[str, int]
-
-    @property
-    def size(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -55,72 +38,105 @@ class TokenizedText:
         return len(self.ids)
 
 
-def load_vocabulary(path) -> Vocabulary:
-    """Read a vocab.txt: UTF-8, one piece a line. Raises DemoBertError where it can't be a BERT vocabulary."""
-    path = Path(path)
-    # Only "\n" ends a line: str.splitlines would also break at U+2028 or U+0085, which are pieces of some models.
-    pieces = read_text(path, "vocabulary").removesuffix("\n").split("\n")
-    if len(pieces) > _MAX_VOCABULARY:
-        raise DemoBertError(f"the vocabulary has more than {_MAX_VOCABULARY} lines: {path}")
-    ids: dict[str, int] = {}
-    for number, piece in enumerate(pieces):
-        if not piece:
-            raise DemoBertError(f"line {number + 1} of the vocabulary is empty; it needs one piece a line: {path}")
-        if piece in ids:
-            raise DemoBertError(
-                f"the vocabulary lists {piece!r} twice (lines {ids[piece] + 1} and {number + 1}): {path}"
-            )
-        ids[piece] = number
-    if missing := [piece for piece in (CLS, SEP, UNK) if piece not in ids]:
-        raise DemoBertError(f"the vocabulary lacks {', '.join(missing)}, so it is not BERT's: {path}")
-    return Vocabulary(path, sha256_of(path), ids)
+@dataclass(frozen=True)
+class PairTemplate:
+    """What stands around question and passage: `head` question `middle` passage `tail`, each int32 [n], n ≥ 0.
 
-
-def check_vocabulary(vocabulary: Vocabulary, config: BertConfig) -> None:
-    """Raises DemoBertError unless the vocabulary has the size of the model's embedding table.
-
-    A table may be the vocabulary's size rounded up to a multiple of 8, 64 or 128, for speed.
-    """
-    size, table = vocabulary.size, config.vocab_size
-    if table not in (size, *(-(-size // multiple) * multiple for multiple in _TABLE_MULTIPLES)):
-        raise DemoBertError(
-            f"the vocabulary {vocabulary.path} has {size} pieces, the model {table}: "
-            "name the model's own with --vocab-file"
-        )
-
-
-def check_same_vocabulary(vocabulary: Vocabulary, card: EngineCard) -> None:
-    """Raises DemoBertError if the engine was built with other word pieces. A card that names none is not checked."""
-    if card.vocab_sha256 is not None and vocabulary.sha256 != card.vocab_sha256:
-        raise DemoBertError(
-            f"the vocabulary {vocabulary.path} is not the one the engine was built with "
-            f"(SHA-256 {vocabulary.sha256[:12]}…, not {card.vocab_sha256[:12]}…): "
-            "leave out --vocab-file, or name the original"
-        )
-
-
-class BertTokenizer:
-    """BERT's tokenizer: clean, lower-case (`do_lower_case`: and strip accents), split, then greedy word pieces.
-
-    Gives what Hugging Face's BertTokenizerFast gives for the text itself. A "[SEP]" or "[MASK]" written in a text is
-    text, as in Google's code: a passage can't place separators.
+    `head_segments`… are the segment ids of those, `question_segment` and `passage_segment` of the texts' tokens.
     """
 
-    def __init__(self, vocabulary: Vocabulary, do_lower_case: bool):
+    head: np.ndarray
+    middle: np.ndarray
+    tail: np.ndarray
+    head_segments: np.ndarray
+    middle_segments: np.ndarray
+    tail_segments: np.ndarray
+    question_segment: int
+    passage_segment: int
+
+    @property
+    def size(self) -> int:
+        """The number of special tokens."""
+        return len(self.head) + len(self.middle) + len(self.tail)
+
+    @classmethod
+    def of(cls, entries: list) -> "PairTemplate":
+        """From `tokenizer_json.pair_template`."""
+        first, second = (next(i for i, entry in enumerate(entries) if entry[:2] == (name, None)) for name in "AB")
+        parts = entries[:first], entries[first + 1 : second], entries[second + 1 :]
+        ids = [np.array([entry[1] for entry in part], np.int32) for part in parts]
+        segments = [np.array([entry[2] for entry in part], np.int32) for part in parts]
+        return cls(*ids, *segments, entries[first][2], entries[second][2])
+
+
+class Tokenizer:
+    """A model's tokenizer: gives the ids and offsets that Hugging Face's gives.
+
+    `values` is a canonical tokenizer.json with a template of pairs; its special tokens ("[SEP]", "</s>", "<mask>") are
+    text where a text has them, so that a passage can't place separators. Raises DemoBertError for what the library
+    does not take.
+    """
+
+    def __init__(self, values: dict):
+        self.values = values
+        self.json = tokenizer_json.to_bytes(values)
+        self.sha256 = hashlib.sha256(self.json).hexdigest()
+        entries = tokenizer_json.pair_template(values["post_processor"])
+        if entries is None:
+            raise DemoBertError("the tokenizer does not say how a question and a passage are put together")
+        self.template = PairTemplate.of(entries)
+        self._backend = backend(self.json)
+        self._backend.encode_special_tokens = True
+        self.base_size = 1 + max(self._pieces.values())
+        self.added = {token["content"]: token["id"] for token in values["added_tokens"]}
+        self.size = max(self.base_size, *(number + 1 for number in self.added.values()), 0)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what="the tokenizer") -> "Tokenizer":
+        """From a tokenizer.json that says all itself, such as an engine's. Raises DemoBertError naming it `what`."""
         try:
-            from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-        except ImportError as error:
-            raise missing_package("tokenizers", "tokenizers", "reading text") from error
-        self.vocabulary = vocabulary
-        self.do_lower_case = do_lower_case
-        self.cls_id = vocabulary.ids[CLS]
-        self.sep_id = vocabulary.ids[SEP]
-        word_piece = models.WordPiece(vocabulary.ids, unk_token=UNK, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
-        self._tokenizer = Tokenizer(word_piece)
-        self._tokenizer.normalizer = normalizers.BertNormalizer(
-            clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=do_lower_case
-        )
-        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            return cls(tokenizer_json.checked(json.loads(data)))
+        except DemoBertError as error:
+            raise DemoBertError(f"{what} can't be used: {error}") from None
+        except (RecursionError, ValueError) as error:
+            raise DemoBertError(f"{what} is not JSON that can be read ({one_line(error, 200)})") from None
+
+    @cached_property
+    def _pieces(self) -> dict[str, int]:
+        model = self.values["model"]
+        if model["type"] == "Unigram":
+            return {piece: number for number, (piece, _) in enumerate(model["vocab"])}
+        return model["vocab"]
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """The tokens that are text where a text has them."""
+        return [token["content"] for token in self.values["added_tokens"] if token["special"]]
+
+    @property
+    def lower_cases(self) -> bool:
+        return any(_lower_cases(part) for part in components(self.values["normalizer"]))
+
+    def describe(self) -> str:
+        """ "uncased WordPiece, 30522 pieces" """
+        model = self.values["model"]
+        parts = [part["type"] for part in components(self.values["pre_tokenizer"])]
+        kind = "byte-level BPE" if model["type"] == "BPE" and "ByteLevel" in parts else model["type"]
+        if model["type"] == "WordPiece":
+            kind = f"{'uncased' if self.lower_cases else 'cased'} {kind}"
+        outside = sum(number >= self.base_size for number in self.added.values())
+        return f"{kind}, {len(self._pieces)} pieces" + (f" and {outside} added" if outside else "")
+
+    def with_case(self, lower: bool) -> "Tokenizer":
+        """The same, but reading lower-cased text or not. Raises UsageError where it is not WordPiece's to say."""
+        values = json.loads(self.json)
+        changed = [part for part in components(values["normalizer"]) if part["type"] == "BertNormalizer"]
+        if not changed:
+            flag = "--uncased" if lower else "--cased"
+            raise UsageError(f"{flag} is for WordPiece; this tokenizer ({self.describe()}) says itself what it reads")
+        for part in changed:
+            part["lowercase"] = lower
+        return Tokenizer(values)
 
     def encode(self, text: str, what: str = "text") -> TokenizedText:
         """`text` as word pieces, none added. Raises DemoBertError, naming it `what`, if it is not valid Unicode."""
@@ -133,9 +149,75 @@ class BertTokenizer:
         encoded = []
         for first in range(0, len(texts), _ENCODE_AT_ONCE):
             some = texts[first : first + _ENCODE_AT_ONCE]
-            encodings = self._tokenizer.encode_batch(some, add_special_tokens=False)
+            encodings = in_library(self._backend.encode_batch, some, add_special_tokens=False)
             encoded += [_tokenized(text, encoding) for text, encoding in zip(some, encodings)]
         return encoded
+
+
+def backend(data: bytes):
+    """The library's tokenizer of a canonical tokenizer.json. Raises DemoBertError."""
+    try:
+        from tokenizers import Tokenizer as Backend
+    except ImportError as error:
+        raise missing_package("tokenizers", "tokenizers", "reading text") from error
+    return in_library(Backend.from_str, data.decode("utf-8"))
+
+
+def in_library(function, *arguments, **named):
+    """Call into the library. Its errors are of the bare class Exception, its panics not even of that: DemoBertError."""
+    try:
+        return function(*arguments, **named)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise DemoBertError(f"the tokenizers library can't use this tokenizer: {one_line(error, 300)}") from None
+
+
+def load_tokenizer(path, sha256: str | None = None) -> Tokenizer:
+    """The tokenizer beside an engine. `sha256` is what the engine's card says; None: it says nothing.
+
+    Raises DemoBertError for a file that is not the one that was written with the engine.
+    """
+    data = read_limited(require_file(path, "the engine's tokenizer"), "tokenizer", tokenizer_json.MAX_FILE_BYTES)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DemoBertError(
+            f"{path} is not the tokenizer that the engine was built with, or is damaged: "
+            "copy the original, or build the engine again"
+        )
+    return Tokenizer.from_bytes(data, f"the engine's tokenizer {path}")
+
+
+def check_table(tokenizer: Tokenizer, config: BertConfig) -> list[str]:
+    """Notes on where the tokenizer's size differs from that of the model's embedding table.
+
+    Raises DemoBertError for a table without room for the vocabulary, or segment ids that it lacks.
+    """
+    table, notes = config.vocab_size, []
+    if tokenizer.base_size > table:
+        raise DemoBertError(
+            f"the vocabulary has {tokenizer.base_size} pieces, the model {table}: "
+            "it is another model's; name the model's own with --vocab-file"
+        )
+    if segments := _segments(tokenizer.template) - set(range(config.type_vocab_size)):
+        raise DemoBertError(f"the tokenizer gives segment {max(segments)}, the model has {config.type_vocab_size}")
+    beyond = [token for token, number in tokenizer.added.items() if number >= table]
+    if beyond:
+        notes.append(
+            f"Note: the model's table has {table} rows, none for the added tokens {one_line(', '.join(beyond), 100)}: "
+            "a text with one of them can't be answered"
+        )
+    elif table > tokenizer.size:
+        notes.append(f"Note: the model's table has {table} rows, {table - tokenizer.size} more than its vocabulary")
+    return notes
+
+
+def _segments(template: PairTemplate) -> set[int]:
+    special = np.concatenate((template.head_segments, template.middle_segments, template.tail_segments))
+    return {template.question_segment, template.passage_segment, *special.tolist()}
+
+
+def _lower_cases(part: dict) -> bool:
+    return part["type"] == "Lowercase" or (part["type"] == "BertNormalizer" and part["lowercase"])
 
 
 def _check_unicode(text: str, what: str) -> None:

@@ -81,9 +81,7 @@ EngineCard from_json(const Json& values) {
     card.precision = precision_of(values);
     card.batch_sizes = sizes_of(values, "batch_sizes");
     card.sequence_lengths = sizes_of(values, "sequence_lengths");
-    card.do_lower_case = values.at("do_lower_case").get<bool>();
-    card.vocab_file = text_or_null(values, "vocab_file");
-    card.vocab_sha256 = text_or_null(values, "vocab_sha256");
+    card.tokenizer_sha256 = text_or_null(values, "tokenizer_sha256");
     card.engine_sha256 = text_of(values, "engine_sha256");
     if (!values.at("engine_bytes").is_number_integer()) {
         throw Error("engine_bytes is not a whole number");
@@ -133,9 +131,7 @@ std::string EngineCard::json() const {
                        {"batch_sizes", batch_sizes},
                        {"sequence_lengths", sequence_lengths},
                        {"config", Json::parse(config)},
-                       {"do_lower_case", do_lower_case},
-                       {"vocab_file", or_null(vocab_file)},
-                       {"vocab_sha256", or_null(vocab_sha256)},
+                       {"tokenizer_sha256", or_null(tokenizer_sha256)},
                        {"engine_sha256", engine_sha256},
                        {"engine_bytes", engine_bytes},
                        {"settings", settings}};

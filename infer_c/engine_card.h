@@ -27,9 +27,7 @@ struct EngineCard {
     std::vector<std::string> precision;
     std::vector<std::int64_t> batch_sizes;
     std::vector<std::int64_t> sequence_lengths;
-    bool do_lower_case = true;
-    std::optional<std::string> vocab_file;
-    std::optional<std::string> vocab_sha256;
+    std::optional<std::string> tokenizer_sha256;  // of the file beside the engine, which Python reads
     std::string engine_sha256;
     std::int64_t engine_bytes = 0;
     std::map<std::string, std::string> settings;

@@ -36,9 +36,7 @@ def parse(arguments):
         metavar="DIR",
         help="folder with bert_config.json or config.json (default: the folder of -pt)",
     )
-    model.add_argument(
-        "-v", "--vocab-file", metavar="FILE", help="vocabulary (default: vocab.txt of the config folder)"
-    )
+    cli.add_vocabulary(model)
     model.add_argument("--gelu", choices=("tanh", "erf"), help="formula of GELU (default: as the configuration says)")
 
     kind = parser.add_argument_group("kind")

@@ -11,15 +11,14 @@ A backend is a module with
 
 import hashlib
 import importlib
-import os
 from pathlib import Path
 
 from helpers.backends.base import BuildOptions, BuiltEngine, Engine
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
-from helpers.files import atomic_write, require_file, sha256_of
-from helpers.tokenization import Vocabulary
+from helpers.files import require_file, sha256_of, write_together
+from helpers.tokenization import Tokenizer
 
 #: The backends' names, on the command line and in engine cards; each is a module of this package.
 BACKENDS = ("openvino", "tensorrt", "tensorrt_rtx")
@@ -51,12 +50,11 @@ def write_engine(
     backend: str,
     options: BuildOptions,
     config: BertConfig,
-    do_lower_case: bool = True,
-    vocabulary: Vocabulary | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> EngineCard:
-    """Write the engine and its card, each whole or not at all; returns the card. Raises DemoBertError.
+    """Write the engine, its card and its tokenizer, all of them or none; returns the card. Raises DemoBertError.
 
-    The card records the vocabulary's path relative to itself, so that an engine and its model can move together.
+    Without a tokenizer an older one is removed.
     """
     card = EngineCard(
         backend=backend,
@@ -68,25 +66,18 @@ def write_engine(
         batch_sizes=list(options.batch_sizes),
         sequence_lengths=list(options.sequence_lengths),
         config=config,
-        do_lower_case=do_lower_case,
-        vocab_file=_relative(vocabulary.path, Path(path).parent) if vocabulary else None,
-        vocab_sha256=vocabulary.sha256 if vocabulary else None,
+        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         engine_sha256=hashlib.sha256(built.data).hexdigest(),
         engine_bytes=len(built.data),
         settings=built.settings,
     )
-    with atomic_write(path) as file:
-        file.write(built.data)
-    # Should this fail, the old card's checksum refuses the new engine: never a wrong pair.
-    card.write(EngineCard.path_for(path))
+    files = {
+        EngineCard.tokenizer_path_for(path): tokenizer.json if tokenizer else None,
+        path: built.data,
+        EngineCard.path_for(path): card.to_bytes(),
+    }
+    write_together(files)
     return card
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return os.path.relpath(path.resolve(), folder.resolve())
-    except ValueError:  # another drive on Windows
-        return str(path.resolve())
 
 
 def load_engine(path, layout: str, throughput: bool = False, say=lambda message: None) -> Engine:
@@ -133,8 +124,7 @@ def _load_without_card(path: Path, throughput: bool) -> Engine:
 
 def without_card(card_path: Path, card: EngineCard) -> str:
     """What had to be guessed of an engine without a card file, in one line."""
-    case = "lower-cased text" if card.do_lower_case else "cased text"
     return (
         f"no engine card {card_path}; read from the engine or guessed: backend {card.backend}, {card.layout}, {'+'.join(card.precision)}, batch size up to {card.max_batch_size}, "
-        f"sequence length up to {card.max_sequence_length}, {case}"
+        f"sequence length up to {card.max_sequence_length}"
     )

@@ -35,6 +35,7 @@ from helpers.finetuning.training import Progress, TrainingOptions, TrainingState
 from helpers.finetuning.windows import TrainingWindow, training_windows
 from helpers.model_folder import ModelFolder, folder_of
 from helpers.squad import read_squad
+from helpers.tokenizer_files import TOKENIZER_NAMES
 from helpers.weights import BertWeights
 
 #: Dropout where answers are learned (arXiv:1810.04805, A.2). What the teacher says needs none: it has no noise.
@@ -138,17 +139,14 @@ def _output_folder(args) -> Path:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise DemoBertError(f"can't make the folder {folder}: {error.strerror}") from error
-    names = (MODEL_NAME, ONNX_NAME, STATE_NAME, "config.json", "vocab.txt")
+    names = (MODEL_NAME, ONNX_NAME, STATE_NAME, "config.json", *TOKENIZER_NAMES)
     check_outputs({f"{name} of -o": folder / name for name in names}, (args.pytorch, args.squad_json, args.vocab_file))
     return folder
 
 
 def _read_model(args) -> ModelFolder:
-    model = ModelFolder.open(folder_of(args.config_dir, args.pytorch), args.vocab_file)
-    if model.vocabulary is None:
-        raise DemoBertError(
-            f"vocabulary not found: {model.config_path.parent / 'vocab.txt'}; name it with -v/--vocab-file"
-        )
+    model = ModelFolder.open(folder_of(args.config_dir, args.pytorch), args.vocab_file, cli.note)
+    model.tokenizer()  # says so if there is none
     return model
 
 
@@ -207,8 +205,9 @@ def _show(bar: tqdm, progress: Progress) -> None:
 
 def _write(args, folder: Path, model: ModelFolder, network: Network, calibration: list[PaddedBatch]) -> None:
     ranges = all_ranges(network, measured_ranges(network, calibration)) if args.qat else {}
-    with atomic_write(folder / "vocab.txt") as file:
-        file.write(model.vocabulary.path.read_bytes())
+    for name, content in model.found.copies().items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
     if args.qat:
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in network.weights.items()}
         write_onnx(folder / ONNX_NAME, network.config, weights, ranges)
@@ -231,7 +230,7 @@ def _fingerprint(
         "kind": [args.qat, args.sparse, args.calib_num],
         "training": {name: value for name, value in asdict(options).items() if name != "save_every"},
         "windows": asdict(cut),
-        "model": [asdict(model.config), weights.config.gelu, model.vocabulary.sha256],
+        "model": [asdict(model.config), weights.config.gelu, model.tokenizer().sha256],
         "data": sha256_of(args.squad_json),
         "arithmetic": [network.device.type, network.half],
     }

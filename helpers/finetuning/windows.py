@@ -8,7 +8,7 @@ import numpy as np
 from helpers.data_processing import AnswerOptions, Feature, make_features, require_tokens
 from helpers.errors import DemoBertError
 from helpers.squad import SquadData, SquadExample
-from helpers.tokenization import BertTokenizer, TokenizedText
+from helpers.tokenization import TokenizedText, Tokenizer
 
 #: Batches are cut from so many windows at once, sorted by length: little is padded, and the order stays random.
 _BATCHES_SORTED_AT_ONCE = 50
@@ -26,9 +26,7 @@ class TrainingWindow:
     end: int
 
 
-def training_windows(
-    data: SquadData, tokenizer: BertTokenizer, options: AnswerOptions
-) -> tuple[list[TrainingWindow], int]:
+def training_windows(data: SquadData, tokenizer: Tokenizer, options: AnswerOptions) -> tuple[list[TrainingWindow], int]:
     """The windows of all questions, and the number of questions left out because no answer of theirs can be located.
 
     Raises DemoBertError if no question is left.
@@ -53,7 +51,7 @@ def _features(
     example: SquadExample,
     question: TokenizedText,
     passage: TokenizedText,
-    tokenizer: BertTokenizer,
+    tokenizer: Tokenizer,
     options: AnswerOptions,
 ) -> list[Feature]:
     try:
