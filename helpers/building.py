@@ -17,10 +17,11 @@ from helpers.builder_flags import (
 )
 from helpers.engine_card import EngineCard, is_engine
 from helpers.files import check_outputs
-from helpers.model_folder import ModelFolder, folder_of
+from helpers.model_folder import ModelFolder, folder_of, is_folder_of
 from helpers.quantization import Quantization
 from helpers.ranges import CalibrationOptions, calibrated_ranges, trained_ranges
 from helpers.weights import BertWeights, load_weights
+from helpers.weights.pytorch_checkpoint import only_file
 
 
 def build_engine(args) -> None:
@@ -33,7 +34,10 @@ def build_engine(args) -> None:
     check_one_checkpoint(args)
     lower_case = True if args.uncased else False if args.cased else None
     folder = folder_of(args.config_dir, args.pytorch)
-    model = ModelFolder.open(folder, args.vocab_file, cli.note, lower_case, tensorflow=args.ckpt is not None)
+    # A configuration of its own may be that of the model before it was fine-tuned.
+    answers_questions = bool(args.pytorch or args.onnx) and is_folder_of(folder, args.pytorch or args.onnx)
+    tensorflow = args.ckpt is not None
+    model = ModelFolder.open(folder, args.vocab_file, cli.note, lower_case, tensorflow, answers_questions)
     options = build_options(args, model.config)
     backend, prepared = prepare_backend(args.backend, model.config, options)
     notes_on_unused_flags(args, options, backend_module(backend).IGNORED_OPTIONS)
@@ -95,7 +99,7 @@ def _inputs(args) -> list:
 
 def _read_weights(args, config: BertConfig) -> BertWeights:
     """The checkpoint that the arguments name, checked against `config`. Raises DemoBertError."""
-    cli.note(f"Reading {_checkpoint(args)}")
+    cli.note(f"Reading {(args.pytorch and only_file(args.pytorch)) or _checkpoint(args)}")
     named = {"tensorflow": args.ckpt, "pytorch": args.pytorch, "onnx": args.onnx, "megatron": args.pickle}
     return load_weights(config, **named, gelu=args.gelu)
 

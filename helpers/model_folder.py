@@ -1,5 +1,6 @@
 """A model's folder: its configuration and its tokenizer."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,16 @@ class ModelFolder:
         say: Callable[[str], object] = lambda message: None,
         lower_case: bool | None = None,
         tensorflow: bool = False,
+        answers_questions: bool = False,
     ) -> "ModelFolder":
         """Read the configuration of `folder` (or that file itself), and its tokenizer, or that of `vocab_file`.
 
         `say` is told, line by line, what tokenizer it is and what is odd about it. `lower_case` overrules the files;
-        `tensorflow`: the checkpoint is TensorFlow's. Raises DemoBertError.
+        `tensorflow`: the checkpoint is TensorFlow's. `answers_questions`: the folder is that of a checkpoint that is to
+        answer questions as it is. Raises DemoBertError.
         """
         path = find_config(folder)
-        config = BertConfig.from_folder(path)
+        config = BertConfig.from_folder(path, answers_questions)
         options = ReadingOptions(
             model=read_json(path, "model configuration"),
             model_file=path.name,
@@ -64,10 +67,27 @@ class ModelFolder:
 
 def folder_of(config_dir=None, pytorch=None) -> str:
     """Where a model's configuration is: `config_dir`, else the folder of a PyTorch checkpoint. Raises UsageError."""
+    if pytorch and not Path(pytorch).exists():
+        raise UsageError(f"the checkpoint does not exist: {pytorch}{_how_to_fetch(str(pytorch))}")
     if config_dir:
         return config_dir
-    if pytorch and Path(pytorch).exists():
-        return pytorch if Path(pytorch).is_dir() else str(Path(pytorch).parent)
     if pytorch:
-        raise UsageError(f"the checkpoint does not exist: {pytorch}")
+        return pytorch if Path(pytorch).is_dir() else str(Path(pytorch).parent)
     raise UsageError("name the folder of the model's bert_config.json with -c/--config-dir")
+
+
+def is_folder_of(config_dir, checkpoint) -> bool:
+    """Whether the folder of a configuration is that of the checkpoint: what it says is then said of this one."""
+    checkpoint = Path(checkpoint)
+    return Path(config_dir).resolve() in (checkpoint.resolve(), checkpoint.resolve().parent)
+
+
+def _how_to_fetch(name: str) -> str:
+    """What to do where a path is the name of a model on Hugging Face's hub (`owner/name`)."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).suffix in (".bin", ".pt", ".safetensors"):
+        return ""
+    folder = name.partition("/")[2]
+    return (
+        "; if it is the name of a model on Hugging Face's hub, fetch its folder first (pip install huggingface_hub; "
+        f"hf download {name} --local-dir {folder}) and name that: -pt {folder}"
+    )
