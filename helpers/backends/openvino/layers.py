@@ -148,7 +148,7 @@ class OpenVINOLayers(NetworkLayers):
 
     def _kernel(self, values: np.ndarray, name: str):
         """A constant; the one that is there where layers share their weights: the engine then holds them once."""
-        if self._config.layer_groups is None:
+        if self._config is None or self._config.layer_groups is None:  # None: a network of one layer, to try it out
             return op.constant(np.ascontiguousarray(values), name=name)
         key = (values.shape, hashlib.sha256(np.ascontiguousarray(values)).digest())
         if key not in self._shared_kernels:
