@@ -85,7 +85,7 @@ class Tokenizer:
         if entries is None:
             raise DemoBertError("the tokenizer does not say how a question and a passage are put together")
         self.template = PairTemplate.of(entries)
-        self._backend = backend(self.json)
+        self._backend = backend(tokenizer_json.to_bytes(_with_hidden_control_tokens(values)))
         self._backend.encode_special_tokens = True
         self.base_size = 1 + max(self._pieces.values())
         self.added = {token["content"]: token["id"] for token in values["added_tokens"]}
@@ -124,7 +124,8 @@ class Tokenizer:
         kind = "byte-level BPE" if model["type"] == "BPE" and "ByteLevel" in parts else model["type"]
         if model["type"] == "WordPiece":
             kind = f"{'uncased' if self.lower_cases else 'cased'} {kind}"
-        outside = sum(number >= self.base_size for number in self.added.values())
+        control = self.control_tokens
+        outside = sum(number >= self.base_size for token, number in self.added.items() if token not in control)
         return f"{kind}, {len(self._pieces)} pieces" + (f" and {outside} added" if outside else "")
 
     def with_case(self, lower: bool) -> "Tokenizer":
@@ -152,6 +153,42 @@ class Tokenizer:
             encodings = in_library(self._backend.encode_batch, some, add_special_tokens=False)
             encoded += [_tokenized(text, encoding) for text, encoding in zip(some, encodings)]
         return encoded
+
+
+#: These leave no space in what the model sees.
+_SPLIT_AT_SPACES = {"BertPreTokenizer", "ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit"}
+
+
+def _with_hidden_control_tokens(values: dict) -> dict:
+    """A canonical tokenizer whose model can't find its control tokens in any text: spelled with spaces around them.
+
+    The library skips them as added tokens, but a Unigram has "</s>" among its pieces all the same, and finds it.
+    """
+    control = {token["content"] for token in values["added_tokens"] if token["special"]}
+    if not any(part["type"] in _SPLIT_AT_SPACES for part in components(values["pre_tokenizer"])):
+        raise DemoBertError("its pre_tokenizer does not split at spaces, as those of BERTs do")
+
+    def hidden(piece: str | None) -> str | None:
+        return f" {piece} " if piece in control else piece
+
+    model = dict(values["model"])
+    if model["type"] == "Unigram":
+        model["vocab"] = [[hidden(piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {hidden(piece): number for piece, number in model["vocab"].items()}
+        model["unk_token"] = hidden(model["unk_token"])
+        if len(model["vocab"]) != len(values["model"]["vocab"]):
+            raise DemoBertError("it has a control token with spaces around it, too")
+    if merged := next(
+        (pair for pair in model.get("merges", ()) if any(hidden(piece) != piece for piece in _of(pair))), 0
+    ):
+        raise DemoBertError(f"a merge makes a control token ({one_line(' + '.join(merged), 80)})")
+    tokens = [token | {"content": hidden(token["content"])} for token in values["added_tokens"]]
+    return values | {"model": model, "added_tokens": tokens}
+
+
+def _of(merge: list) -> tuple:
+    return (*merge, "".join(merge))
 
 
 def backend(data: bytes):
@@ -200,7 +237,8 @@ def check_table(tokenizer: Tokenizer, config: BertConfig) -> list[str]:
         )
     if segments := _segments(tokenizer.template) - set(range(config.type_vocab_size)):
         raise DemoBertError(f"the tokenizer gives segment {max(segments)}, the model has {config.type_vocab_size}")
-    beyond = [token for token, number in tokenizer.added.items() if number >= table]
+    control = tokenizer.control_tokens
+    beyond = [token for token, number in tokenizer.added.items() if number >= table and token not in control]
     if beyond:
         notes.append(
             f"Note: the model's table has {table} rows, none for the added tokens {one_line(', '.join(beyond), 100)}: "

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import files, tokenization
+from helpers import files, tokenizer_files
 from helpers.errors import DemoBertError
 from helpers.files import write_json
 from tests import checkpoints
@@ -26,11 +26,10 @@ SMALL = BertConfig(48, 2, 3, 64, 101, 16)
 
 @pytest.fixture
 def engine(bundled_engine, tmp_path) -> Path:
-    """A copy of the bundled engine, its card naming the vocabulary, free to be damaged."""
+    """A copy of the bundled engine, with card and tokenizer, free to be damaged."""
     copy = tmp_path / "copy.engine"
-    shutil.copy(bundled_engine, copy)
-    shutil.copy(f"{bundled_engine}.json", f"{copy}.json")
-    edit_card(copy, vocab_file=str(BUNDLED / "vocab.txt"))
+    for suffix in ("", ".json", ".tokenizer.json"):
+        shutil.copy(f"{bundled_engine}{suffix}", f"{copy}{suffix}")
     return copy
 
 
@@ -132,6 +131,9 @@ def test_somebody_else_s_blob(script, tmp_path):
 def test_card_missing_needs_a_vocabulary(script, engine):
     Path(f"{engine}.json").unlink()
     result = ask(script, engine)
+    assert result.code == 0 and "guessed" in result.err and "Answer: '1889'" in result.out
+    Path(f"{engine}.tokenizer.json").unlink()
+    result = ask(script, engine)
     assert result.code == 1 and "-v/--vocab-file" in result.error
     result = ask(script, engine, "-v", BUNDLED / "vocab.txt")
     assert result.code == 0 and "guessed" in result.err and "Answer: '1889'" in result.out
@@ -188,12 +190,8 @@ def test_card_garbled(script, engine, content, message):
         ("config", {}, "lacks hidden_size"),
         ("config", {"hidden_size": 384}, "lacks num_hidden_layers"),
         ("config", 5, "not a JSON object"),
-        ("do_lower_case", "yes", "do_lower_case is not"),
-        ("vocab_file", 7, "vocab_file is not text"),
-        ("vocab_file", "../nowhere/vocab.txt", "name it with -v"),
-        ("vocab_file", "a\0b", "name it with -v"),
-        ("vocab_sha256", "0" * 64, "not the one the engine was built with"),
-        ("vocab_sha256", 7, "vocab_sha256 is not text"),
+        ("tokenizer_sha256", "0" * 64, "is not the tokenizer that the engine was built with"),
+        ("tokenizer_sha256", 7, "tokenizer_sha256 is not text"),
         ("engine_sha256", "0" * 64, "not the engine that its card describes"),
         ("engine_sha256", None, "engine_sha256 is not text"),
         ("engine_bytes", "many", "engine_bytes is not a whole number"),
@@ -457,7 +455,6 @@ def test_onnx_external_data_outside_its_folder(script, tmp_path, checkpoint, rng
         ("[PAD]\n[CLS]\n[SEP]\nthe\n", "lacks [UNK]"),
         ("[UNK]\n[SEP]\n", "lacks [CLS]"),
         ("[UNK]\n[CLS]\n", "lacks [SEP]"),
-        ("[UNK]\n[CLS]\n[SEP]\nthe\nthe\n", "twice"),
         ("[UNK]\n[CLS]\n[SEP]\nthe\n", "SHA-256"),
         ("", "empty"),
         (b"\xff\xfe", "UTF-8"),
@@ -474,22 +471,24 @@ def test_vocabularies(script, engine, tmp_path, content, message):
 
 def test_vocabulary_of_another_size(script, engine, tmp_path, checkpoint):
     path = tmp_path / "vocab.txt"
-    path.write_text("[UNK]\n[CLS]\n[SEP]\nthe\n")
+    path.write_text("[UNK]\n[CLS]\n[SEP]\n" + "".join(f"{number}\n" for number in range(99)))
     result = build(script, tmp_path, "-pt", checkpoint[0], "-s", 16, "-v", path)
-    assert "has 4 pieces, the model 101" in result.error
-    edit_card(engine, vocab_sha256=None)
-    assert "has 4 pieces, the model 30522" in ask(script, engine, "-v", path).error
+    assert "has 102 pieces, the model 101" in result.error
+    path.write_text("[UNK]\n[CLS]\n[SEP]\n" + "".join(f"{number}\n" for number in range(30520)))
+    edit_card(engine, tokenizer_sha256=None)
+    Path(f"{engine}.tokenizer.json").unlink()
+    assert "has 30523 pieces, the model 30522" in ask(script, engine, "-v", path).error
 
 
 def test_a_vocabulary_of_too_many_lines(script, engine, monkeypatch):
-    monkeypatch.setattr(tokenization, "_MAX_VOCABULARY", 30521)
-    assert "more than 30521 lines" in ask(script, engine).error
+    monkeypatch.setattr(tokenizer_files, "MAX_PIECES", 30521)
+    assert "more than 30521 lines" in ask(script, engine, "-v", BUNDLED / "vocab.txt").error
 
 
 # -- text
 
 
-@pytest.mark.parametrize("suffix", ["", ".json"])
+@pytest.mark.parametrize("suffix", ["", ".json", ".tokenizer.json"])
 def test_files_that_may_not_be_read(script, engine, monkeypatch, suffix):
     """Simulated: root, as whom tests often run, may read everything."""
     path = Path(f"{engine}{suffix}")

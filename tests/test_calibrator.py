@@ -21,7 +21,6 @@ from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder
 from helpers.ranges import CalibrationOptions, calibrated_ranges, trained_ranges
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, load_vocabulary
 from helpers.weights import load_weights
 from tests import checkpoints
 from tests.checkpoints import bert_weights
@@ -349,7 +348,7 @@ def test_half_precision_beside_int8_is_near(calibrated, tmp_path, script):
     cache = calibrated / f"{BUNDLED.name}_48.calibration"
     assert script("builder.py", *builder_flags(tmp_path, "-p", cache, "--fp16")).code == 0
     config = BertConfig.from_folder(BUNDLED)
-    tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), do_lower_case=True)
+    tokenizer = ModelFolder.open(BUNDLED).tokenizer()
     batches = calibrator.calibration_batches(read_squad(SQUAD).examples, tokenizer, 48, 12)
     tensors = load_weights(config, pytorch=BUNDLED / "model.safetensors").tensors
     exact = [reference_logits(config, tensors, "erf", *batch.inputs().values()) for batch in batches]

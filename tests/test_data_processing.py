@@ -23,11 +23,12 @@ from helpers.data_processing import (
 )
 from helpers.errors import DemoBertError, UsageError
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, TokenizedText, Vocabulary
+from helpers.tokenization import TokenizedText, Tokenizer
+from tests.tokenizer_folders import word_piece_values
 
 DATA = Path(__file__).parent / "data"
 CLS_ID, SEP_ID = 1, 2
-TOKENIZER = BertTokenizer(Vocabulary(Path("v"), "", {"[UNK]": 0, "[CLS]": CLS_ID, "[SEP]": SEP_ID}), True)
+TOKENIZER = Tokenizer(word_piece_values({"[UNK]": 0, "[CLS]": CLS_ID, "[SEP]": SEP_ID}))
 
 
 def spaced(words):

@@ -13,8 +13,8 @@ from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError
+from helpers.model_folder import ModelFolder
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, load_vocabulary
 from helpers.weights import load_weights
 from helpers.weights.canonical import expected_shapes
 from helpers.weights.pytorch_names import canonical_name, pytorch_name
@@ -230,14 +230,14 @@ def test_pruning_survives_inputs_that_never_vary(rng):
 
 def _windows(tiny, **options):
     folder, data = tiny
-    tokenizer = BertTokenizer(load_vocabulary(folder / "vocab.txt"), True)
+    tokenizer = ModelFolder.open(folder).tokenizer()
     cut = AnswerOptions(**({"sequence_length": 24, "doc_stride": 5} | options))
     return windows.training_windows(read_squad(data), tokenizer, cut), tokenizer, read_squad(data)
 
 
 def test_windows_point_at_the_answer(tiny):
     (found, left_out), tokenizer, data = _windows(tiny)
-    pieces = list(tokenizer.vocabulary.ids)
+    pieces = list(tokenizer.values["model"]["vocab"])
     answers = {example.answers[0] for example in data.examples}
     shown = [window for window in found if window.end]
     assert left_out == 0 and len(found) > len(data.examples)  # long passages have several windows
@@ -383,6 +383,7 @@ def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
         "config.json",
         "model.safetensors",
         "model_fake_quant.onnx",
+        "tokenizer_config.json",
         "vocab.txt",
     ]
     config = BertConfig.from_folder(out)

@@ -531,8 +531,8 @@ def test_card_fields_of_the_wrong_kind(built, tiny, tmp_path, name):
     shutil.copy(tiny[2], path)
     card = json.loads(EngineCard.path_for(tiny[2]).read_text())
     wrong = [{"x": []}, 1.5, [[]], True, -1, "x"]
-    allowed = {"do_lower_case": (True,), "engine_bytes": (-1,)}.get(name, ())
-    texts = ("backend", "backend_version", "device", "layout", "network", "vocab_file", "vocab_sha256", "engine_sha256")
+    allowed = {"engine_bytes": (-1,)}.get(name, ())
+    texts = ("backend", "backend_version", "device", "layout", "network", "tokenizer_sha256", "engine_sha256")
     for value in wrong:
         if value in allowed or (isinstance(value, str) and name in texts):
             continue

@@ -15,8 +15,8 @@ import builder
 from helpers import notebook
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
+from helpers.model_folder import ModelFolder
 from helpers.question_answering import QuestionAnswerer
-from helpers.tokenization import load_vocabulary
 from scripts.benchmarks.random_model import write_random_model
 from tests.conftest import BUNDLED, ROOT
 from tests.test_scripts import README_PASSAGE
@@ -90,7 +90,7 @@ def test_the_same_cells_run_on_tensorrt(monkeypatch, tmp_path, rng):
 
     install("10.16.1", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    config = BertConfig(64, 1, 2, 128, load_vocabulary(BUNDLED / "vocab.txt").size)
+    config = BertConfig(64, 1, 2, 128, ModelFolder.open(BUNDLED).tokenizer().size)
     write_random_model("model", config, BUNDLED / "vocab.txt", seed=int(rng.integers(1 << 30)))
     builder.main(["-pt", "model", "-o", "bert.engine", "-s", "64", "--backend", "tensorrt"])
     monkeypatch.setattr(notebook, "BUNDLED_ENGINE", "bert.engine")

@@ -20,9 +20,9 @@ from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
+from helpers.model_folder import ModelFolder
 from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, load_vocabulary
 from tests.checkpoints import bert_weights
 from tests.conftest import BUNDLED
 from tests.reference_bert import random_weights, reference_logits
@@ -257,7 +257,7 @@ def test_packed_and_padded_answer_alike(bundled_engine, bundled_packed_engine):
     answers = []
     for path, layout in ((bundled_engine, "padded"), (bundled_packed_engine, "packed")):
         engine = load_engine(path, layout)
-        tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), engine.card.do_lower_case)
+        tokenizer = ModelFolder.open(BUNDLED).tokenizer()
         results = QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=4)).answer_squad(data)
         answers.append({key: result.text for key, result in results.items()})
     assert answers[0] == answers[1]

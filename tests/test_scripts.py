@@ -16,7 +16,7 @@ from helpers.data_processing import AnswerOptions
 from helpers.model_folder import ModelFolder
 from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
-from helpers.tokenization import BertTokenizer, load_vocabulary
+from helpers.tokenization import load_tokenizer
 from helpers.weights import load_weights
 from tests import checkpoints
 from tests.checkpoints import write_config
@@ -85,7 +85,7 @@ def some_of_xquad():
 @pytest.fixture(scope="module")
 def hugging_face_answers(some_of_xquad, bundled_engine):
     card = load_engine(bundled_engine, "padded").card
-    tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), card.do_lower_case)
+    tokenizer = ModelFolder.open(BUNDLED).tokenizer()
     return QuestionAnswerer(HuggingFaceEngine(card), tokenizer).answer_squad(some_of_xquad)
 
 
@@ -94,7 +94,7 @@ def test_answers_of_real_questions_are_hugging_face_s(request, some_of_xquad, hu
     """The same text as Hugging Face float32 over the same windows; in half precision nearly always."""
     path = request.getfixturevalue("bundled_half_engine" if half else "bundled_engine")
     engine = load_engine(path, "padded", throughput=True)
-    tokenizer = BertTokenizer(load_vocabulary(BUNDLED / "vocab.txt"), engine.card.do_lower_case)
+    tokenizer = ModelFolder.open(BUNDLED).tokenizer()
     ours = QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=2)).answer_squad(some_of_xquad)
     differing = [key for key, result in hugging_face_answers.items() if ours[key].text != result.text]
     assert len(differing) <= (6 if half else 0), differing
@@ -231,8 +231,9 @@ def test_the_card_says_what_the_blob_can_not(bundled_engine, bundled_half_engine
 
     card = json.loads(Path(f"{bundled_engine}.json").read_text())
     assert card["backend"] == "openvino" and card["layout"] == "padded" and card["precision"] == ["fp32"]
-    assert card["batch_sizes"] == [8] and card["sequence_lengths"] == [384] and card["do_lower_case"] is True
-    assert (bundled_engine.parent / card["vocab_file"]).resolve() == BUNDLED / "vocab.txt"
+    assert card["batch_sizes"] == [8] and card["sequence_lengths"] == [384]
+    tokenizer = load_tokenizer(f"{bundled_engine}.tokenizer.json", card["tokenizer_sha256"])
+    assert tokenizer.json == ModelFolder.open(BUNDLED).tokenizer().json
     assert card["config"]["hidden_size"] == 384 and card["config"]["gelu"] == "erf"
     import openvino
 
@@ -259,9 +260,13 @@ def test_gelu_can_be_chosen(script, tmp_path):
 
 def test_cased_text_is_recognised_by_the_vocabulary(tmp_path):
     write_config(tmp_path, BertConfig(48, 1, 3, 64, 5, 16))
-    for pieces, lower in (("[UNK]\n[CLS]\n[SEP]\nthe\n##é\n", True), ("[UNK]\n[CLS]\n[SEP]\nthe\nThe\n", False)):
+    for pieces, lower in (
+        ("[UNK]\n[CLS]\n[SEP]\nthe\n##é\n", True),
+        ("[UNK]\n[CLS]\n[SEP]\n<S>\n<T>\n", True),  # Google's Chinese vocabulary
+        ("[UNK]\n[CLS]\n[SEP]\nthe\nThe\n", False),
+    ):
         (tmp_path / "vocab.txt").write_text(pieces, encoding="utf-8")
-        assert ModelFolder.open(tmp_path).do_lower_case is lower
+        assert ModelFolder.open(tmp_path).tokenizer().lower_cases is lower
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

@@ -1,6 +1,7 @@
-"""Word pieces and offsets against Hugging Face's tokenizer; vocabularies that must be refused."""
+"""Word pieces and offsets of BERT's own vocabulary against Hugging Face's tokenizer; vocabularies that are refused."""
 
 import dataclasses
+import json
 import random
 import sys
 from pathlib import Path
@@ -11,46 +12,30 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.bert_config import BertConfig
-from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError
-from helpers.tokenization import BertTokenizer, check_same_vocabulary, check_vocabulary, load_vocabulary
+from helpers.errors import DemoBertError, UsageError
+from helpers.tokenization import Tokenizer, check_table, load_tokenizer
+from helpers.tokenizer_files import ReadingOptions, find_tokenizer
+from tests.conftest import BUNDLED
+from tests.tokenizer_folders import HARD_TEXTS, word_piece_values
 
-VOCABULARY = Path(__file__).parent.parent / "models/bundled/bert_mini_squad11/vocab.txt"
+VOCABULARY = BUNDLED / "vocab.txt"
 CONFIG = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=30522)
 
-HARD_TEXTS = [
-    "What is TensorRT?",
-    "TensorRT是一个深度学习推理平台。日本語も한국어도",
-    "각 각 ㄱㅏ",
-    "naïve café Ünïcödé İstanbul straße ǅ ﬁne",
-    "e\u0301te\u0301 \u0301abc a\u0323\u0302x \u302e\u302fx q\u0307\u0323",
-    "emoji 😀👨‍👩‍👧 flags 🇫🇷🇩🇪 thumbs 👍🏽",
-    "a\0b\x07 c\u200bd \ufeffe \ufffd f",
-    "tabs\tnew\nlines\r\n\u00a0\u2003\u2028\u3000 end",
-    "x" * 100 + " " + "y" * 101,
-    "don't (stop)—it's $5.00 @ 3€! ¿que?",
-    "العربية हिन्दी ไทย עברית क्‍ष",
-    "\U0001d165\U0001d16d \U00020000\U0002a6df",
-    "",
-    " \n\t ",
-]
-
-
-@pytest.fixture(scope="module")
-def vocabulary():
-    return load_vocabulary(VOCABULARY)
-
-
 _TOKENIZERS = {}
+
+
+def read(path, lower=None, notes=None, **options):
+    say = (lambda message: None) if notes is None else notes.append
+    return find_tokenizer(path.parent, path, ReadingOptions({}, lower_case=lower, say=say, **options)).tokenizer
 
 
 def tokenizers(do_lower_case):
     """Ours and Hugging Face's, made once (hypothesis does not like fixtures of function scope)."""
     if do_lower_case not in _TOKENIZERS:
-        from transformers import BertTokenizerFast
+        from transformers import BertTokenizer
 
-        reference = BertTokenizerFast(str(VOCABULARY), do_lower_case=do_lower_case)
-        _TOKENIZERS[do_lower_case] = BertTokenizer(load_vocabulary(VOCABULARY), do_lower_case), reference
+        reference = BertTokenizer(str(VOCABULARY), do_lower_case=do_lower_case)
+        _TOKENIZERS[do_lower_case] = read(VOCABULARY, do_lower_case), reference
     return _TOKENIZERS[do_lower_case]
 
 
@@ -69,8 +54,10 @@ def assert_agrees(text, do_lower_case):
 
 def test_hugging_face_reads_the_same_vocabulary():
     ours, reference = tokenizers(True)
-    assert reference.get_vocab() == ours.vocabulary.ids
-    assert [ours.cls_id, ours.sep_id] == [reference.cls_token_id, reference.sep_token_id]
+    assert reference.get_vocab() == ours.values["model"]["vocab"] and ours.size == ours.base_size == 30522
+    template = ours.template
+    assert template.head.tolist() == [reference.cls_token_id] and template.size == 3
+    assert template.middle.tolist() == template.tail.tolist() == [reference.sep_token_id]
 
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
@@ -96,8 +83,9 @@ def test_agrees_with_hugging_face_on_mixed_scripts(draw, rng):
 
 def test_special_tokens_in_a_text_are_text():
     ours, _ = tokenizers(True)
-    for written in ("[CLS]", "[SEP]", "[PAD]", "[MASK]"):
-        assert ours.vocabulary.ids[written] not in ours.encode(f"see {written} here").ids
+    assert sorted(ours.control_tokens) == ["[CLS]", "[MASK]", "[PAD]", "[SEP]", "[UNK]"]
+    for written in ours.control_tokens:
+        assert ours.added[written] not in ours.encode(f"see {written} here").ids
 
 
 def test_a_megabyte_of_text():
@@ -119,16 +107,17 @@ def test_a_batch_equals_one_by_one():
         assert tokens.text == text and (tokens.ids == alone.ids).all() and (tokens.offsets == alone.offsets).all()
 
 
-@pytest.mark.parametrize("text", ["caf\udce9", "\ud83d", "a\udfffb"])
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud83d", "a\udfffb"], ids=range(3))
 def test_text_that_is_not_utf8_is_one_error(text):
     with pytest.raises(DemoBertError, match="^the question is not valid UTF-8"):
         tokenizers(True)[0].encode(text, "question")
 
 
-def test_without_the_package_the_error_names_it(monkeypatch, vocabulary):
+def test_without_the_package_the_error_names_it(monkeypatch):
+    values = tokenizers(True)[0].values
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(DemoBertError, match="pip install tokenizers"):
-        BertTokenizer(vocabulary, True)
+        Tokenizer(values)
 
 
 def write(tmp_path, content):
@@ -144,52 +133,95 @@ def write(tmp_path, content):
         ("[CLS]\n[SEP]\nhello\n", r"lacks \[UNK\]"),
         ("[UNK]\n[SEP]\nhello\n", r"lacks \[CLS\]"),
         ("[UNK]\n[CLS]\nhello\n", r"lacks \[SEP\]"),
-        ("[UNK]\n[CLS]\n[SEP]\na\nb\na\n", r"'a' twice \(lines 4 and 6\)"),
-        ("[UNK]\n[CLS]\n[SEP]\n\na\n", "line 4 of the vocabulary is empty"),
         (b"[UNK]\n[CLS]\n[SEP]\n\xff\n", "not UTF-8"),
     ],
+    ids=range(5),
 )
 def test_unusable_vocabulary(tmp_path, content, message):
     with pytest.raises(DemoBertError, match=message) as caught:
-        load_vocabulary(write(tmp_path, content))
+        read(write(tmp_path, content))
     assert "\n" not in str(caught.value)
 
 
 def test_missing_vocabulary(tmp_path):
     with pytest.raises(DemoBertError, match="not found"):
-        load_vocabulary(tmp_path / "vocab.txt")
+        read(tmp_path / "vocab.txt")
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("end", [False, True])
 def test_small_vocabulary_without_pad(tmp_path, newline, end):
-    pieces = ["[UNK]", "[CLS]", "[SEP]", "hello", "a\u2028b", "\u0085", "##o"]
-    vocabulary = load_vocabulary(write(tmp_path, newline.join(pieces) + (newline if end else "")))
-    assert vocabulary.ids == {piece: number for number, piece in enumerate(pieces)}
-    assert vocabulary.size == 7
-    assert BertTokenizer(vocabulary, True).encode("Hello helloo there").ids.tolist() == [3, 3, 6, 0]
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "hello", "a\u2028b", "\u0085x", "##o"]
+    path = write(tmp_path, newline.join(pieces) + (newline if end else ""))
+    tokenizer = read(path, True)
+    assert tokenizer.values["model"]["vocab"] == {piece: number for number, piece in enumerate(pieces)}
+    assert tokenizer.base_size == 7 and tokenizer.describe() == "uncased WordPiece, 7 pieces"
+    assert tokenizer.encode("Hello helloo there").ids.tolist() == [3, 3, 6, 0]
 
 
-@pytest.mark.parametrize("table", [30522, 30528, 30528 + 8, 30592, 30521, 30520, 30523, 30720, 21128])
-def test_vocabulary_size(vocabulary, table):
-    config = dataclasses.replace(CONFIG, vocab_size=table)
-    if table in (30522, 30528, 30592):  # itself; rounded up to 8; rounded up to 64 and 128
-        check_vocabulary(vocabulary, config)
-    else:
+@pytest.mark.parametrize(
+    "lines, note",
+    [
+        (["[UNK]", "[CLS]", "[SEP]", "a", "b", "a"], "lists 'a' twice (lines 4 and 6): the last counts"),
+        (["[UNK]", "[CLS]", "[SEP]", "", "b "], "has a blank line (4)"),
+        (["[UNK]", "[CLS]", "[SEP]", "b", ""], "has a blank line (5)"),
+        (["[UNK]", "[CLS]", "[SEP]", "b", "\u3000", "c"], "has a blank line (5)"),
+    ],
+    ids=range(4),
+)
+def test_duplicate_and_blank_lines_are_taken_as_hugging_face_takes_them(tmp_path, lines, note):
+    from transformers import BertTokenizer
+
+    path, notes = write(tmp_path, "".join(f"{line}\n" for line in lines)), []
+    tokenizer = read(path, True, notes)
+    reference = BertTokenizer(str(path))
+    base = {piece: number for piece, number in reference.get_vocab().items() if piece not in ("[PAD]", "[MASK]")}
+    assert tokenizer.values["model"]["vocab"] == base
+    assert len(notes) == 1 and note in notes[0] and notes[0].startswith("Note: ")
+    assert tokenizer.encode("a b c").ids.tolist() == reference("a b c", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("table", [30522, 30528, 30592, 31522, 30521, 2])
+def test_an_embedding_table_of_another_size(table):
+    config, tokenizer = dataclasses.replace(CONFIG, vocab_size=table), tokenizers(True)[0]
+    if table < 30522:
         with pytest.raises(DemoBertError, match=f"30522 pieces, the model {table}"):
-            check_vocabulary(vocabulary, config)
+            check_table(tokenizer, config)
+        return
+    notes = check_table(tokenizer, config)
+    assert notes == (
+        []
+        if table == 30522
+        else [f"Note: the model's table has {table} rows, {table - 30522} more than its vocabulary"]
+    )
 
 
-def test_the_engine_s_vocabulary(vocabulary, tmp_path):
-    def card(sha256):
-        return EngineCard(
-            "openvino", "1", "CPU", "padded", "layers", ["fp32"], [1], [128], CONFIG, True, "v.txt", sha256, "", 0, {}
-        )
+def test_case_can_be_overruled_for_word_pieces_only():
+    lower, upper = (tokenizers(case)[0] for case in (True, False))
+    assert lower.with_case(False).json == upper.json and upper.with_case(True).sha256 == lower.sha256
+    assert lower.describe() == "uncased WordPiece, 30522 pieces" and upper.describe().startswith("cased")
+    values = word_piece_values({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, normalizer=None)
+    with pytest.raises(UsageError, match="--cased is for WordPiece"):
+        Tokenizer(values).with_case(False)
 
-    check_same_vocabulary(vocabulary, card(vocabulary.sha256))
-    check_same_vocabulary(vocabulary, card(None))
-    swapped = VOCABULARY.read_text(encoding="utf-8").replace("\ncat\n", "\nzzcat\n")
-    other = load_vocabulary(write(tmp_path, swapped))
-    assert other.size == vocabulary.size
-    with pytest.raises(DemoBertError, match="not the one the engine was built with.*leave out --vocab-file"):
-        check_same_vocabulary(other, card(vocabulary.sha256))
+
+def test_word_length_limits(tmp_path):
+    """Hugging Face's where its files are read, Google's where a TensorFlow checkpoint has nothing but a vocab.txt."""
+    path = write(tmp_path, "[UNK]\n[CLS]\n[SEP]\nx\n##x\n")
+    word = "x" * 150
+    assert read(path, True).encode(word).ids.tolist() == [0]
+    assert read(path, True, tensorflow=True).encode(word).ids.tolist() == [3] + [4] * 149
+    assert read(path, True, tensorflow=True).encode("x" * 201).ids.tolist() == [0]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert read(path, tensorflow=True).encode(word).ids.tolist() == [0]
+
+
+def test_an_engine_s_tokenizer_changed_by_one_byte_is_refused(tmp_path, rng):
+    path, tokenizer = tmp_path / "x.tokenizer.json", tokenizers(True)[0]
+    path.write_bytes(tokenizer.json)
+    assert load_tokenizer(path, tokenizer.sha256).json == tokenizer.json
+    data = bytearray(tokenizer.json)
+    data[rng.integers(len(data))] ^= 1 << rng.integers(7)
+    Path(path).write_bytes(data)
+    with pytest.raises(DemoBertError, match="is not the tokenizer that the engine was built with"):
+        load_tokenizer(path, tokenizer.sha256)
