@@ -315,7 +315,7 @@ class _Reader:
         return kinds.get(_family(settings, self.options.model, self.files), "Unigram")
 
     def read(self) -> tuple[Tokenizer, str]:
-        family = _family(self.settings.values, self.options.model, self.files)
+        self.family = family = _family(self.settings.values, self.options.model, self.files)
         plan = self._as_it_is() if family == _AS_IT_IS else getattr(self, f"_{family.replace('-', '_')}")()
         tokenizer = self._finished(plan)
         lower = self.options.lower_case
@@ -560,15 +560,30 @@ class _Reader:
             )
 
     def _post_processor(self, plan: _Plan, template: list | None) -> dict | None:
-        inputs = self.settings.values.get("model_input_names")
-        told = isinstance(inputs, list) and "token_type_ids" not in inputs
-        if template and (told or not self.options.has_segments):
+        if template and not self._has_segments():
             template = [(token, number, 0) for token, number, _ in template]
         if plan.template is None and plan.values["post_processor"]:
             parts = tokenizer_json.components(plan.values["post_processor"])
             trimming = next((part["add_prefix_space"] for part in parts if part["type"] == "ByteLevel"), None)
             return tokenizer_json.post_processor(template, trimming)
         return tokenizer_json.post_processor(template, plan.trimmed)
+
+    def _has_segments(self) -> bool:
+        """Whether question and passage have segment ids of their own: as far as the model has, and the settings say.
+
+        transformers 5 gives an ALBERT's texts none where transformers 4 did: what a model was saved with, it learned.
+        """
+        inputs = self.settings.values.get("model_input_names")
+        if not self.options.has_segments or isinstance(inputs, list):
+            return self.options.has_segments and "token_type_ids" in inputs
+        version = str(self.options.model.get("transformers_version", ""))
+        if self.family != "albert" or not version[:1].isdigit() or version.startswith(("2.", "3.", "4.")):
+            return True
+        self.options.say(
+            f"Note: all segment ids are 0, as an ALBERT's are in transformers {one_line(version, 20)}, which saved this "
+            "one; up to transformers 4 the passage's were 1 (model_input_names in tokenizer_config.json decides)"
+        )
+        return False
 
 
 _ROBERTA_TOKENS = {

@@ -120,8 +120,9 @@ def test_int8_by_calibration_stays_near_float(model_type, model_folder, script, 
     result = script("builder.py", "-pt", folder, "-o", engine, *flags)
     assert result.code == 0 and "int8" in result.out, result
     distance = answerer(engine, "padded").ask(PASSAGE, QUESTION).token_logits - wanted
-    # Over 60 draws of each family the root mean square was 0.006 to 0.035 of the logits' deviation, BERT's as others'.
-    assert 0 < np.sqrt((distance**2).mean()) < 0.15 * wanted.std()
+    # Over eight draws of each family the root mean square was 0.007 to 0.027 of the logits' deviation, BERT's as others'.
+    share = np.sqrt((distance**2).mean()) / wanted.std()
+    assert 0 < share < 0.1
 
 
 @pytest.mark.parametrize("model_type", ALL)

@@ -29,6 +29,10 @@ from helpers.quantization import (
 MASKED_SCORE = -30000.0
 
 
+#: More than any activation.
+_BEYOND_ALL = 1e30
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """A dense layer's kernel [out, in] as a product takes it: in int8 of `steps` [out], or, where they are None, in float.
@@ -84,7 +88,12 @@ class OpenVINOLayers(NetworkLayers):
         return Normalised(self._normalise(total, gamma, beta, f"{name}_layernorm"), total)
 
     def projection(self, hidden, kernel, bias, name):
-        return self._product(hidden, _Kernel(kernel), bias, name)
+        projected = self._product(hidden, _Kernel(kernel), bias, name)
+        if self._quantization is None:
+            return projected
+        # Between a dense layer that something else reads too, a multiplication by channel and a FakeQuantize, OpenVINO
+        # 2026.4 takes the first channel's factor for all. Not so with a step between, if one that does nothing.
+        return op.clamp(projected, -_BEYOND_ALL, _BEYOND_ALL)
 
     def query_key_value(self, hidden, kernel, bias, name):
         # Three products beat one and a split: nothing has to be copied apart. Scaling the query's weights scales the
