@@ -32,7 +32,22 @@ _ROUNDS_OF_A_WORKER = 100
 _TEXT = "What is [SEP] </s> TensorRT? naïve Ａ①ﬁ 是一 😀 " + "x" * 300
 
 _NUMBERS = (0, 1, -1, 2, 1 << 20, 1 << 31, 1 << 33, 1 << 64, 10**400, 0.5, 1e308, -1e308, float("nan"), float("inf"))
-_TEXTS = ("", " ", "\0", "▁", "##", "[UNK]", "</s>", "é", "\ud800", "x" * 5000, "(a+)+$", "(?=(a*)*)", "\\p{L}+", " {2,}")
+_TEXTS = (
+    "",
+    " ",
+    "\0",
+    "▁",
+    "##",
+    "[UNK]",
+    "</s>",
+    "é",
+    "\ud800",
+    "x" * 5000,
+    "(a+)+$",
+    "(?=(a*)*)",
+    "\\p{L}+",
+    " {2,}",
+)
 _NAMES = (
     *("BertNormalizer", "Sequence", "Precompiled", "Replace", "Prepend", "Metaspace", "ByteLevel", "Split", "Digits"),
     *("WordPiece", "BPE", "Unigram", "WordLevel", "TemplateProcessing", "RobertaProcessing", "BertProcessing", "Strip"),
@@ -89,8 +104,8 @@ def _odd_value(rng, old):
         return old[:place] + chr(rng.integers(1, 0xD7FF)) + old[place + 1 :]
     if kind == 4:
         deep = old
-        for _ in range(int(rng.choice([3, 30, 400]))):
-            deep = {"type": "Sequence", "normalizers": [deep], "pretokenizers": [deep], "processors": [deep]}
+        for _ in range(int(rng.choice([3, 30, 150]))):
+            deep = {"type": "Sequence", ("normalizers", "pretokenizers", "processors")[rng.integers(3)]: [deep]}
         return deep
     return _TEXTS[rng.integers(len(_TEXTS))]
 
@@ -137,7 +152,9 @@ def one_round(seed: int, seeds: list[Path], work: Path) -> str:
     shutil.copytree(source, folder)
     files = sorted(path for path in folder.iterdir() if path.name != "config.json")
     likely = [path for path in files if path.name in ("tokenizer.json", "tokenizer_config.json")]
-    path = (likely or files)[rng.integers(len(likely or files))] if rng.random() < 0.8 else files[rng.integers(len(files))]
+    path = (
+        (likely or files)[rng.integers(len(likely or files))] if rng.random() < 0.8 else files[rng.integers(len(files))]
+    )
     damage = _damage_json if path.suffix == ".json" and rng.random() < 0.8 else _damage_bytes
     damage(rng, path)
     model = json.loads((folder / "config.json").read_text())
@@ -174,9 +191,9 @@ def run_rounds(first: int, count: int, seeds: list[Path]) -> dict[str, int]:
 def _worker(first: int, count: int, seeds: list[Path], results) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
-        results.put(run_rounds(first, count, seeds))
+        results.send(run_rounds(first, count, seeds))
     except RuntimeError as error:
-        results.put(str(error))
+        results.send(str(error))
 
 
 def main(arguments) -> int:
@@ -191,15 +208,16 @@ def main(arguments) -> int:
         seeds = write_seeds(Path(root))
         for first in range(args.seed, args.seed + args.rounds, _ROUNDS_OF_A_WORKER):
             count = min(_ROUNDS_OF_A_WORKER, args.seed + args.rounds - first)
-            results = context.Queue()
-            process = context.Process(target=_worker, args=(first, count, seeds, results))
+            results, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_worker, args=(first, count, seeds, sender))
             process.start()
-            process.join(TIME_LIMIT * 12)
-            if process.is_alive() or process.exitcode or results.empty():
+            sender.close()
+            outcome = results.recv() if results.poll(TIME_LIMIT * 12) else None
+            process.join(TIME_LIMIT)
+            if process.is_alive() or process.exitcode or outcome is None:
                 process.kill()
                 print(f"a worker hangs or died ({process.exitcode}) in rounds {first} to {first + count - 1}")
                 return 1
-            outcome = results.get()
             if isinstance(outcome, str):
                 print(outcome)
                 return 1
