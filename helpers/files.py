@@ -183,26 +183,24 @@ def _write_beside(path: Path, data: bytes) -> str:
 
 def _exchange(paths: list[Path], new: dict[Path, str]) -> None:
     """Put the temporary files `new` in the place of `paths`; what goes wrong on the way is undone."""
-    old: dict[Path, Path | None] = {}
+    kept = {path: Path(f"{new.get(path, path)}.old") for path in paths}
+    placed = []
     try:
         for path in paths:
-            old[path] = None
             if path.exists():
-                kept = Path(f"{new.get(path, path)}.old")
-                os.replace(path, kept)
-                old[path] = kept
+                os.replace(path, kept[path])
             if path in new:
+                placed.append(path)
                 os.replace(new[path], path)
     except BaseException:
-        for path, kept in old.items():
-            if kept is not None:
-                os.replace(kept, path)
-            else:
-                path.unlink(missing_ok=True)
+        for path in placed:
+            path.unlink(missing_ok=True)
+        for path, old in kept.items():
+            if old.exists():
+                os.replace(old, path)
         raise
-    for kept in old.values():
-        if kept is not None:
-            kept.unlink(missing_ok=True)
+    for old in kept.values():
+        old.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

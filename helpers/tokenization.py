@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -87,7 +86,8 @@ class Tokenizer:
         self.template = PairTemplate.of(entries)
         self._backend = backend(tokenizer_json.to_bytes(_with_hidden_control_tokens(values)))
         self._backend.encode_special_tokens = True
-        self.base_size = 1 + max(self._pieces.values())
+        pieces = values["model"]["vocab"]
+        self.base_size = 1 + max(pieces.values()) if isinstance(pieces, dict) else len(pieces)
         self.added = {token["content"]: token["id"] for token in values["added_tokens"]}
         self.size = max(self.base_size, *(number + 1 for number in self.added.values()), 0)
 
@@ -100,13 +100,6 @@ class Tokenizer:
             raise DemoBertError(f"{what} can't be used: {error}") from None
         except (RecursionError, ValueError) as error:
             raise DemoBertError(f"{what} is not JSON that can be read ({one_line(error, 200)})") from None
-
-    @cached_property
-    def _pieces(self) -> dict[str, int]:
-        model = self.values["model"]
-        if model["type"] == "Unigram":
-            return {piece: number for number, (piece, _) in enumerate(model["vocab"])}
-        return model["vocab"]
 
     @property
     def control_tokens(self) -> list[str]:
@@ -126,7 +119,7 @@ class Tokenizer:
             kind = f"{'uncased' if self.lower_cases else 'cased'} {kind}"
         control = self.control_tokens
         outside = sum(number >= self.base_size for token, number in self.added.items() if token not in control)
-        return f"{kind}, {len(self._pieces)} pieces" + (f" and {outside} added" if outside else "")
+        return f"{kind}, {len(model['vocab'])} pieces" + (f" and {outside} added" if outside else "")
 
     def with_case(self, lower: bool) -> "Tokenizer":
         """The same, but reading lower-cased text or not. Raises UsageError where it is not WordPiece's to say."""
@@ -173,7 +166,9 @@ def _with_hidden_control_tokens(values: dict) -> dict:
 
     model = dict(values["model"])
     if model["type"] == "Unigram":
-        model["vocab"] = [[hidden(piece), score] for piece, score in model["vocab"]]
+        model["vocab"] = [
+            entry if entry[0] not in control else [hidden(entry[0]), entry[1]] for entry in model["vocab"]
+        ]
     else:
         model["vocab"] = {hidden(piece): number for piece, number in model["vocab"].items()}
         model["unk_token"] = hidden(model["unk_token"])

@@ -8,7 +8,6 @@ left can be given to the library, which itself takes any size, any regular expre
 import base64
 import binascii
 import json
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -473,12 +472,14 @@ def _merges(values, vocab: dict, prefix: str) -> list:
     merges = []
     for value in values:
         pair = value.split(" ") if isinstance(value, str) else value
-        two = isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
-        require(two, f"model: {_shown(value)} is no merge of two pieces")
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str)):
+            raise DemoBertError(f"model: {_shown(value)} is no merge of two pieces")
         left, right = pair
-        require(right.startswith(prefix), f"model: the merge of {left!r} and {right!r} lacks the prefix {prefix!r}")
-        for piece in (left, right, left + right[len(prefix) :]):
-            require(piece in vocab, f"model: a merge has the piece {_shown(piece)}, which the vocabulary lacks")
+        if not right.startswith(prefix):
+            raise DemoBertError(f"model: the merge of {_shown(left)} and {_shown(right)} lacks the prefix {prefix!r}")
+        if not (left in vocab and right in vocab and left + right[len(prefix) :] in vocab):
+            merge = f"{_shown(left)} and {_shown(right)}"
+            raise DemoBertError(f"model: the vocabulary lacks a piece of the merge of {merge}, or what it makes")
         merges.append([left, right])
     return merges
 
@@ -489,8 +490,8 @@ def _vocab(values) -> dict:
     require(len(values) <= MAX_PIECES, f"model: it has more than {MAX_PIECES} pieces")
     _check_pieces(values)
     for piece, number in values.items():
-        fits = type(number) is int and 0 <= number < MAX_PIECES
-        require(fits, f"model: the id of the piece {_shown(piece)} is no whole number below {MAX_PIECES}")
+        if not (type(number) is int and 0 <= number < MAX_PIECES):
+            raise DemoBertError(f"model: the id of the piece {_shown(piece)} is no whole number below {MAX_PIECES}")
     require(len(set(values.values())) == len(values), "model: two pieces have the same id")
     return dict(sorted(values.items(), key=lambda item: item[1]))
 
@@ -501,11 +502,12 @@ def _unigram(model: dict) -> dict:
     require(len(values) <= MAX_PIECES, f"model: it has more than {MAX_PIECES} pieces")
     vocab = []
     for value in values:
-        fits = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] != ""
-        number = fits and type(value[1]) in (int, float) and abs(value[1]) < 1e30 and math.isfinite(value[1])
-        require(number, f"model: {_shown(value)} is no piece with its score")
+        fits = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0]
+        # Written so that NaN, too, does not fit.
+        if not (fits and type(value[1]) in (int, float) and abs(value[1]) < 1e30):
+            raise DemoBertError(f"model: {_shown(value)} is no piece with its score")
         vocab.append([value[0], float(value[1])])
-    _check_pieces(piece for piece, _ in vocab)
+    _check_pieces([piece for piece, _ in vocab])
     unk = model.get("unk_id")
     if unk is not None:
         unk = _named("model: unk_id", lambda value: whole(value, 0, len(vocab) - 1), unk)
@@ -514,10 +516,13 @@ def _unigram(model: dict) -> dict:
 
 
 def _check_pieces(pieces) -> None:
-    total = 0
-    for piece in pieces:
-        total += len(_named("model: a piece", text, piece))
-    require(total <= _MAX_PIECE_CHARACTERS, "model: its pieces are too long")
+    lengths = [len(piece) for piece in pieces]
+    long = max(lengths) > _MAX_PIECE_LENGTH or sum(lengths) > _MAX_PIECE_CHARACTERS
+    require(not long, f"model: a piece is longer than {_MAX_PIECE_LENGTH} characters, or all are too long together")
+    try:
+        "".join(pieces).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DemoBertError("model: a piece has half a surrogate pair") from None
 
 
 def _shown(value) -> str:

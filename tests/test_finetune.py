@@ -538,7 +538,7 @@ def test_mistakes_are_told_in_one_line(tiny, finetune, tmp_path):
         (("-pt", folder, "-j", tmp_path / "missing.json", "-o", out), "not found"),
         (("-pt", folder, "-j", data, "-o", out, "-s", 65), "max_position_embeddings"),
         (("-pt", folder, "-j", data, "-o", out, "-s", 8), "leaves no room"),
-        (("-pt", folder, "-j", data, "-o", out, "-v", data), "vocabulary"),
+        (("-pt", folder, "-j", data, "-o", out, "-v", data), "the tokenizer of"),
     ]
     for arguments, words in cases:
         assert words in finetune(*arguments).error

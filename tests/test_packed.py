@@ -59,7 +59,7 @@ def build_engine(folder, config, tensors, layout, batch_size, length, gelu="erf"
     path = folder / f"{layout}.engine"
     path.write_bytes(built.data)
     head = "openvino", built.backend_version, built.device, layout, built.network, built.precision
-    sizes = [batch_size], [length], config, True, None, None, "", len(built.data), built.settings
+    sizes = [batch_size], [length], config, None, "", len(built.data), built.settings
     return openvino_engine.load(path, EngineCard(*head, *sizes), throughput=False)
 
 
