@@ -126,7 +126,9 @@ def family_of(values: Mapping) -> str:
     model_type = values.get("model_type")
     if model_type is None:
         for name, family in FAMILIES.items():
-            if any(re.match(rf"{family.class_prefix}(For|Model)", architecture) for architecture in _architectures(values)):
+            if any(
+                re.match(rf"{family.class_prefix}(For|Model)", architecture) for architecture in _architectures(values)
+            ):
                 return name
         return "bert"
     if model_type not in FAMILIES:

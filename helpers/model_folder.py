@@ -84,7 +84,11 @@ def is_folder_of(config_dir, checkpoint) -> bool:
 
 def _how_to_fetch(name: str) -> str:
     """What to do where a path is the name of a model on Hugging Face's hub (`owner/name`)."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).suffix in (".bin", ".pt", ".safetensors"):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or Path(name).suffix in (
+        ".bin",
+        ".pt",
+        ".safetensors",
+    ):
         return ""
     folder = name.partition("/")[2]
     return (

@@ -129,7 +129,9 @@ def check_network(model, layout, version, network, interface, folder, rng):
 def test_a_projection_takes_the_native_network_and_says_why(model_type, tmp_path, monkeypatch, rng):
     install("10.0.1", monkeypatch)
     sizes = random_sizes(model_type, rng)
-    config, weights = read(random_model(model_type, rng, **sizes | {"embedding_size": sizes["hidden_size"] + 3}), tmp_path)
+    config, weights = read(
+        random_model(model_type, rng, **sizes | {"embedding_size": sizes["hidden_size"] + 3}), tmp_path
+    )
     built = backend_module("tensorrt").prepare(config, BuildOptions(sequence_lengths=(8,))).build(weights)
     assert built.network == "native" and any("embeddings" in note for note in built.notes), built.notes
     with pytest.raises(DemoBertError, match="use --network native"):
@@ -154,7 +156,9 @@ def test_names_and_their_inverse(family, tmp_path, rng):
                 np.testing.assert_array_equal(tensor, stored[first:])
 
 
-@pytest.mark.parametrize("wrapper", ["model.", "module.", "_orig_mod.", "module.model.", "_orig_mod.module.", "model.model."])
+@pytest.mark.parametrize(
+    "wrapper", ["model.", "module.", "_orig_mod.", "module.model.", "_orig_mod.module.", "model.model."]
+)
 @pytest.mark.parametrize("family", ALL)
 def test_wrappers_are_looked_through(family, wrapper, tmp_path, rng):
     import torch
@@ -188,7 +192,10 @@ def values_of(model_type, rng) -> dict:
     [
         ({"model_type": "deberta-v2"}, "model_type deberta-v2 is not supported; these are: bert, roberta"),
         ({"model_type": 7}, "model_type 7 is not supported"),
-        ({"architectures": ["BertForSequenceClassification"]}, "this is a BertForSequenceClassification: it answers no"),
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            "this is a BertForSequenceClassification: it answers no",
+        ),
         ({"position_embedding_type": "relative_key"}, "absolute position embeddings"),
         ({"is_decoder": True}, "is_decoder"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
@@ -269,7 +276,9 @@ def network_and_batch(model_type, folder, rng):
     from helpers.finetuning.network import Network
 
     sizes = random_sizes(model_type, rng)
-    sizes |= {name: 4 * sizes[name] for name in ("dim", "hidden_size", "hidden_dim", "intermediate_size") if name in sizes}
+    sizes |= {
+        name: 4 * sizes[name] for name in ("dim", "hidden_size", "hidden_dim", "intermediate_size") if name in sizes
+    }
     model = random_model(model_type, rng, **sizes)
     config, weights = read(model, folder)
     features = texts(config, model.config.pad_token_id, rng, rng.integers(1, config.max_position_embeddings + 1, 4))

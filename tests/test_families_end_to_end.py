@@ -13,7 +13,13 @@ from helpers.data_processing import AnswerOptions
 from helpers.question_answering import QuestionAnswerer
 from tests.hugging_face_models import FAMILIES, random_model, save
 from tests.test_finetune import finetune  # noqa: F401, a fixture
-from tests.tokenizer_folders import legacy_byte_pairs, legacy_unigram_json, legacy_word_piece, unigram_vocabulary, word_pieces
+from tests.tokenizer_folders import (
+    legacy_byte_pairs,
+    legacy_unigram_json,
+    legacy_word_piece,
+    unigram_vocabulary,
+    word_pieces,
+)
 
 DATA = Path(__file__).parent / "data" / "squad_v1.1.json"
 
@@ -37,7 +43,9 @@ def tokenizer_folder(model_type: str, folder: Path) -> Path:
     if model_type == "roberta":
         return legacy_byte_pairs(folder, {})
     if model_type in _UNIGRAM_CLASSES:
-        return legacy_unigram_json(folder, model_type, _UNIGRAM_CLASSES[model_type], *unigram_vocabulary(model_type), {})
+        return legacy_unigram_json(
+            folder, model_type, _UNIGRAM_CLASSES[model_type], *unigram_vocabulary(model_type), {}
+        )
     return legacy_word_piece(folder, word_pieces(), {"do_lower_case": True}, model_type)
 
 

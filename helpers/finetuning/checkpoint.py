@@ -77,7 +77,9 @@ def write_model(folder: Path, network: Network, ranges: dict[str, np.ndarray], c
     tensors = {pytorch_name(name, config): tensor for name, tensor in weights.items()}
     tensors |= {pytorch_name(name): torch.tensor(amax) for name, amax in ranges.items()}
     architecture = f"{FAMILIES[config.model_type].class_prefix}ForQuestionAnswering"
-    write_json(folder / "config.json", config_values | {"architectures": [architecture], "model_type": config.model_type})
+    write_json(
+        folder / "config.json", config_values | {"architectures": [architecture], "model_type": config.model_type}
+    )
     with atomic_write(folder / MODEL_NAME) as file:
         file.write(save(tensors, metadata={"format": "pt"}))
 

@@ -27,7 +27,6 @@ from helpers.errors import UsageError
 from helpers.network_layers import NetworkLayers, Normalised
 from helpers.quantization import PROBABILITIES, Quantization, matmul_input_name, tensor_ranges
 
-
 #: What is said of a model whose embeddings are projected.
 NO_PROJECTION = "the BERT plugins take embeddings of the hidden size, this model's are projected to it"
 
