@@ -112,8 +112,9 @@ def _segments(card: EngineCard, length: int) -> np.ndarray:
 
 def check_benchmark_outputs(args) -> None:
     """Say what can't be written before anything is timed. Raises DemoBertError."""
-    card = EngineCard.path_for(args.engine)
-    check_outputs({"--json": args.json, "--plot": args.plot}, (args.engine, card, getattr(args, "lengths_from", None)))
+    engine = args.engine, EngineCard.path_for(args.engine), EngineCard.tokenizer_path_for(args.engine)
+    named = getattr(args, "lengths_from", None), getattr(args, "vocab_file", None)
+    check_outputs({"--json": args.json, "--plot": args.plot}, (*engine, *named))
 
 
 def default_sequence_length(args, card: EngineCard) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.files import read_json
+from helpers.files import atomic_write, read_json
 
 LAYOUTS = ("padded", "packed")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -61,6 +61,11 @@ class EngineCard:
     def to_bytes(self) -> bytes:
         """The card's file."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
+
+    def write(self, path) -> None:
+        """Write the card alone, whole or not at all. Raises DemoBertError."""
+        with atomic_write(path) as file:
+            file.write(self.to_bytes())
 
     @classmethod
     def path_for(cls, engine_path) -> Path:

@@ -407,7 +407,7 @@ class _Reader:
 
     def _named(self, **defaults: str) -> dict:
         found = {f"{name}_token": token for name, token in defaults.items()} | self.settings.named
-        for name in defaults:
+        for name in defaults.keys() - {"mask", "pad"}:
             require(found[f"{name}_token"] is not None, f"{SETTINGS_NAME} names no {name}_token")
         usual = {name: found[name] for name in _NAMED if name in found}
         return usual | found

@@ -386,6 +386,9 @@ def test_sparse_qat_end_to_end(tiny, finetune, tmp_path):
         "tokenizer_config.json",
         "vocab.txt",
     ]
+    text = "one two? Three"
+    ids = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(out)(text, add_special_tokens=False)
+    assert ids["input_ids"] == ModelFolder.open(out).tokenizer().encode(text).ids.tolist()
     config = BertConfig.from_folder(out)
     weights, from_onnx = load_weights(config, pytorch=out), load_weights(config, onnx=out / "model_fake_quant.onnx")
     assert from_onnx.config.gelu == weights.config.gelu == "erf"

@@ -190,9 +190,39 @@ FOLDERS = {
         path, "albert", "AlbertTokenizer", *folders.unigram_vocabulary("albert"), {"remove_space": True}
     ),
     "albert, sentencepiece": lambda path: folders.sentencepiece_folder(path, "albert", {"keep_accents": False}),
+    "vocabulary only": lambda path: without_settings(folders.legacy_word_piece(path, folders.word_pieces(), {})),
+    "json only": lambda path: without_settings(modern(path, "BertTokenizer", "bert", ADDED, vocab=vocabulary())),
+    "vocab.json and merges.txt only": lambda path: without_settings(folders.legacy_byte_pairs(path, {})),
+    "xlm-roberta's json only": lambda path: without_settings(
+        modern(path, "XLMRobertaTokenizer", "xlm-roberta", ADDED, vocab=unigram("xlm-roberta"))
+    ),
+    "a gap between ids, 4": lambda path: folders.legacy_word_piece(
+        path, folders.word_pieces(), BERT, added={"[URL]": 1505, "Up": 1507}
+    ),
+    "more special tokens, 5": lambda path: modern(
+        path, "BertTokenizer", "bert", vocab=vocabulary(), extra_special_tokens=["[URL]"]
+    ),
+    "special tokens of its own, 4": lambda path: folders.legacy_word_piece(
+        path, folders.word_pieces(), {**BERT, "url_token": "[URL]", "extra_special_tokens": {"up_token": "Up"}}
+    ),
+    "no mask": lambda path: without_settings(
+        folders.legacy_word_piece(path, folders.word_pieces(), {}), {"mask_token": None, "pad_token": None}
+    ),
+    "roberta with xlm-roberta's": lambda path: folders.legacy_unigram_json(
+        path, "roberta", "XLMRobertaTokenizerFast", *folders.unigram_vocabulary("xlm-roberta"), {}
+    ),
     "as it is": lambda path: as_it_is(path, "PreTrainedTokenizerFast"),
     "as it is, with names": lambda path: as_it_is(path, "TokenizersBackend", pad_token="[PAD]", extra="[NEW]"),
 }
+
+
+def without_settings(path: Path, settings: dict | None = None) -> Path:
+    """The folder with `settings` for all settings, or with none."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        (path / name).unlink(missing_ok=True)
+    if settings:
+        write_json(path / "tokenizer_config.json", settings)
+    return path
 
 
 def as_it_is(path: Path, name: str, extra: str | None = None, **settings) -> Path:

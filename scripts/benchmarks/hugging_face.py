@@ -85,12 +85,13 @@ def latency_peers(model, batch) -> dict:
     }
 
 
-def answer_squad(model, vocab_file: Path, data: SquadData, length: int, batch_size: int = 8) -> dict[str, str]:
+def answer_squad(model, text: Path, data: SquadData, length: int, batch_size: int = 8) -> dict[str, str]:
     """Question id → text by the recipe of transformers' documentation, "Question answering".
 
+    `text` is the folder of the model's tokenizer, or a BERT's vocab.txt.
     Windows are padded to `length` and overlap; of each, the best starts are tried with the best ends.
     """
-    encoded = _encode(vocab_file, data, length)
+    encoded = _encode(text, data, length)
     best = {}
     for index, (starts, ends) in enumerate(_logits(model, encoded, batch_size)):
         example = data.examples[int(encoded["overflow_to_sample_mapping"][index])]
@@ -102,11 +103,12 @@ def answer_squad(model, vocab_file: Path, data: SquadData, length: int, batch_si
     return {example.question_id: best.get(example.question_id, (0, ""))[1] for example in data.examples}
 
 
-def _encode(vocab_file: Path, data: SquadData, length: int):
+def _encode(text: Path, data: SquadData, length: int):
     """The questions' windows, as transformers' tokenizer returns them."""
-    import transformers
+    from transformers import AutoTokenizer, BertTokenizer
 
-    return transformers.BertTokenizerFast(str(vocab_file))(
+    tokenizer = AutoTokenizer.from_pretrained(str(text)) if text.is_dir() else BertTokenizer(str(text))
+    return tokenizer(
         [example.question for example in data.examples],
         [example.passage for example in data.examples],
         truncation="only_second",

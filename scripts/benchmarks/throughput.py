@@ -51,7 +51,9 @@ def torch_sides(torch_model, model: Path, length: int) -> dict:
 
     def side(dtype) -> partial:
         converted = copy.deepcopy(torch_model).to(dtype)
-        return partial(hugging_face.answer_squad, converted, model / "vocab.txt", length=length)
+        # AutoTokenizer opens what has a config.json; Google's folders have a vocab.txt and another name for that.
+        text = model if (model / "config.json").is_file() else model / "vocab.txt"
+        return partial(hugging_face.answer_squad, converted, text, length=length)
 
     return {
         f"Hugging Face, {precision}": partial(side, dtype)
