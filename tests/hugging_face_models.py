@@ -16,7 +16,7 @@ FAMILIES = {
 
 def random_sizes(model_type: str, rng) -> dict:
     """The arguments of a configuration of small, odd sizes, as Hugging Face spells them."""
-    heads, head_size = int(rng.integers(1, 5)), int(rng.integers(1, 12))
+    heads, head_size = int(rng.integers(1, 5)), int(rng.integers(2, 12))
     hidden, inner = heads * head_size, int(rng.integers(1, 60))
     layers = int(rng.integers(1, 4))
     sizes = {"vocab_size": int(rng.integers(20, 300)), "max_position_embeddings": int(rng.integers(12, 80))}

@@ -147,7 +147,7 @@ def test_a_question_as_the_shell_asks_it(built, bundled_engine):
         [sys.executable, "-c", code, str(built.folder), "-e", str(bundled_engine), *QUESTION, "--verbose"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    assert "Answer: 'deep learning inference platform'" in result.stdout, result
+    assert "Answer: 'a high performance deep learning inference platform'" in result.stdout, result
     assert result.stderr.startswith("infer_c, OpenVINO ")
 
 

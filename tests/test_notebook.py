@@ -22,7 +22,9 @@ from tests.conftest import BUNDLED, ROOT
 from tests.test_scripts import README_PASSAGE
 
 NOTEBOOK = ROOT / "inference.ipynb"
-ANSWER = "deep learning inference platform"  # to "What is TensorRT?": Hugging Face's, with this model
+ANSWER = (
+    "a high performance deep learning inference platform"  # to "What is TensorRT?": Hugging Face's, with this model
+)
 MARKED = re.compile(r"<mark[^>]*>(.*?)</mark>")
 
 
