@@ -1,6 +1,9 @@
 """Every family from Hugging Face's folder to an answer, by the scripts: tokenizer, engine, packed, int8, fine-tuning."""
 
 import json
+import pickle
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,9 +12,13 @@ import pytest
 
 from helpers.asking import engine_tokenizer
 from helpers.backends import load_engine
+from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.question_answering import QuestionAnswerer
+from tests.checkpoints import megatron_state, tensorflow_state, write_config, write_onnx, write_tensorflow
+from tests.conftest import ROOT
 from tests.hugging_face_models import FAMILIES, random_model, save
+from tests.reference_bert import random_weights
 from tests.test_finetune import finetune  # noqa: F401, a fixture
 from tests.tokenizer_folders import (
     legacy_byte_pairs,
@@ -155,3 +162,81 @@ def test_fine_tuning_for_int8_ends_in_a_folder_of_the_family(model_type, model_f
         result = script("builder.py", *flags, "-o", engine, "-s", 120, "--int8")
         assert result.code == 0 and "quantization-aware training" in result.err, result
         assert answerer(engine, "padded").ask(PASSAGE, QUESTION).answers
+
+
+# README's table of checkpoints
+
+
+def readme_commands() -> list[tuple[str, str]]:
+    """(what checkpoint, command) of README's table "Your own checkpoint"."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your own checkpoint")[2]
+    return re.findall(r"^\| (.+?) \| `python3 (.+?)` \|$", section.partition("\n## ")[0], re.M)
+
+
+COMMANDS = readme_commands()
+
+
+@pytest.fixture
+def checkpoints(model_folder, tmp_path, rng):
+    """`checkpoints(what)`: for each checkpoint of a row of the table, what FOLDER and FILE stand for."""
+
+    def files(kinds: list[str], folder, model):
+        import torch
+
+        state = model.state_dict()
+        for kind in kinds:
+            file = tmp_path / f"weights{kind}"
+            if kind == ".safetensors":
+                shutil.move(folder / "model.safetensors", file)
+            else:
+                torch.save({"state_dict": state} if kind == ".ckpt" else state, file)
+            yield folder, file
+
+    def of_google(write):
+        folder = tmp_path / "google"
+        folder.mkdir()
+        config = BertConfig(32, 2, 2, 48, len(word_pieces()), 128)
+        write_config(folder, config)
+        (folder / "vocab.txt").write_text("\n".join(word_pieces()) + "\n", encoding="utf-8")
+        write(folder, config, random_weights(config, rng))
+        return folder, tmp_path / "statedict.pkl"
+
+    def make(what: str):
+        if kinds := re.findall(r"`(\.\w+)`", what):
+            yield from files(kinds, *model_folder("bert")[:2])
+        elif what.startswith("ONNX"):
+            folder, model, _ = model_folder("roberta")
+            yield folder, write_onnx(tmp_path / "model.onnx", model, dynamo=False)
+        elif what.startswith("TensorFlow"):
+            yield of_google(lambda folder, *model: write_tensorflow(folder / "model.ckpt", tensorflow_state(*model)))
+        elif what.startswith("Megatron"):
+            dump = lambda folder, *model: (tmp_path / "statedict.pkl").write_bytes(pickle.dumps(megatron_state(*model)))  # noqa: E731
+            yield of_google(dump)
+        else:
+            for name in re.findall(r"[\w-]*(?:bert|electra)\w*", what.lower()):
+                yield model_folder(name)[0], None
+
+    return make
+
+
+def test_readme_s_table_names_every_family_and_file():
+    what = " ".join(what for what, _ in COMMANDS).lower()
+    for name in (*ALL, ".safetensors", ".bin", ".pt", ".ckpt", "onnx", "tensorflow", "megatron"):
+        assert name in what
+
+
+@pytest.mark.parametrize("what, command", COMMANDS, ids=[what[:12].strip() for what, _ in COMMANDS])
+def test_readme_s_commands_for_a_checkpoint(what, command, checkpoints, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count = 0
+    for folder, file in checkpoints(what):
+        words = [word.replace("FOLDER", str(folder)).replace("FILE", str(file)) for word in shlex.split(command)]
+        result = script(*words)
+        assert result.code == 0 and "Tokenizer: " in result.err, result
+        layout = "packed" if "varseqlen" in words[0] else "padded"
+        asked = script(
+            f"inference{'_varseqlen' * (layout == 'packed')}.py", "-e", "own.engine", "-p", PASSAGE, "-q", QUESTION
+        )
+        assert asked.code == 0 and "Answer: '" in asked.out, asked
+        count += 1
+    assert count == {"RoBERTa": 3, "`.safet": 4}.get(what[:7], 1)
