@@ -164,6 +164,19 @@ def test_fine_tuning_for_int8_ends_in_a_folder_of_the_family(model_type, model_f
         assert answerer(engine, "padded").ask(PASSAGE, QUESTION).answers
 
 
+@pytest.mark.parametrize("model_type", ["roberta", "albert"])
+def test_the_notebook_shows_their_answers(model_type, model_folder, script, tmp_path):
+    from helpers import notebook
+
+    engine = tmp_path / "bert.engine"
+    assert script("builder.py", "-pt", model_folder(model_type)[0], "-o", engine, "-s", 120).code == 0
+    answered = notebook.ask(notebook.open_engine(engine), PASSAGE, QUESTION)
+    assert "<mark" in answered._repr_html_()
+    assert all(
+        picture.png.startswith(b"\x89PNG") for picture in (answered.runners_up(), answered.token_probabilities())
+    )
+
+
 # README's table of checkpoints
 
 

@@ -30,6 +30,7 @@ from helpers.engine_card import EngineCard
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+from tests.test_families_end_to_end import model_folder  # noqa: F401, a fixture
 from tests.test_scripts import README_PASSAGE, xquad
 
 #: All in one process (scripts/test.sh): one build of the C++ side.
@@ -149,6 +150,16 @@ def test_a_question_as_the_shell_asks_it(built, bundled_engine):
     )  # fmt: skip
     assert "Answer: 'a high performance deep learning inference platform'" in result.stdout, result
     assert result.stderr.startswith("infer_c, OpenVINO ")
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "electra", "albert"])
+def test_other_families_get_the_same_answer(model_type, built, script, model_folder, tmp_path):  # noqa: F811
+    folder = model_folder(model_type)[0]
+    engine = tmp_path / "family.engine"
+    assert script("builder.py", "-pt", folder, "-o", engine, "-s", 120, "--backend", "openvino").code == 0
+    python, cpp = (script(name, "-e", engine, *QUESTION) for name in ("inference.py", "inference_c.py"))
+    assert python.code == cpp.code == 0 and without_rate(cpp.out) == without_rate(python.out)
+    assert "Batch Size: 1" in built.perf("-e", engine, "-s", 64, "-i", 2, "-w", 1).stdout
 
 
 def test_questions_of_all_of_xquad_get_the_same_predictions(built, script, bundled_half_engine, tmp_path):
