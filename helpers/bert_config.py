@@ -73,7 +73,7 @@ class BertConfig:
                 continue
             if type(value) is not int or not least <= value <= limit:
                 raise DemoBertError(f"{name} must be a whole number from {least} to {limit}, not {value!r}")
-        if self.model_type not in FAMILIES:
+        if not isinstance(self.model_type, str) or self.model_type not in FAMILIES:
             raise DemoBertError(f"model_type must be one of {', '.join(FAMILIES)}, not {self.model_type!r}")
         if self.hidden_size % self.num_attention_heads:
             raise DemoBertError(

@@ -131,7 +131,7 @@ def family_of(values: Mapping) -> str:
             ):
                 return name
         return "bert"
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         shown = one_line(repr(model_type), 60).strip("'")
         raise DemoBertError(f"model_type {shown} is not supported; these are: {', '.join(FAMILIES)}")
     return model_type
@@ -154,7 +154,9 @@ def bert_values(values: Mapping) -> dict:
     """The values of a model's configuration file as `BertConfig` takes them. Raises DemoBertError."""
     model_type = family_of(values)
     family = FAMILIES[model_type]
-    renamed = {family.fields.get(name, name): value for name, value in values.items() if name not in _OURS}
+    # Where a family has its own key for something, BERT's means nothing to it.
+    known = {name: value for name, value in values.items() if name not in _OURS | set(family.fields.values())}
+    renamed = {family.fields.get(name, name): value for name, value in known.items()}
     found = {**family.defaults, **renamed, **family.fixed}
     if found.get("is_decoder"):
         raise DemoBertError("is_decoder is set: attention to earlier tokens only is not supported")

@@ -90,11 +90,12 @@ def check_outputs(outputs: dict, inputs: Iterable = ()) -> None:
 
     `outputs` maps flags to paths; None is left out on either side. Raises DemoBertError.
     """
-    taken = {Path(path).resolve(): "an input" for path in inputs if path is not None}
+    # realpath: Path.resolve raises RuntimeError for links in a circle.
+    taken = {os.path.realpath(path): "an input" for path in inputs if path is not None}
     for flag, path in outputs.items():
         if path is None:
             continue
-        place = check_writable(path, flag).resolve()
+        place = os.path.realpath(check_writable(path, flag))
         if place in taken:
             raise DemoBertError(f"{flag} {path} would replace {taken[place]}; name another file")
         taken[place] = f"the file of {flag}"

@@ -1,5 +1,6 @@
 """A model's folder: its configuration and its tokenizer."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,8 +79,8 @@ def folder_of(config_dir=None, pytorch=None) -> str:
 
 def is_folder_of(config_dir, checkpoint) -> bool:
     """Whether the folder of a configuration is that of the checkpoint: what it says is then said of this one."""
-    checkpoint = Path(checkpoint)
-    return Path(config_dir).resolve() in (checkpoint.resolve(), checkpoint.resolve().parent)
+    place = os.path.realpath(checkpoint)
+    return os.path.realpath(config_dir) in (place, os.path.dirname(place))
 
 
 def _how_to_fetch(name: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from helpers.errors import DemoBertError
-from helpers.tokenizer_json import MAX_PIECES
 
 #: Types of pieces that are taken as they stand, whatever the text around them.
 CONTROL, USER_DEFINED = 3, 4
@@ -17,6 +16,9 @@ CONTROL, USER_DEFINED = 3, 4
 UNIGRAM = 1
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+
+#: XLM-RoBERTa's has 5 MB and 250,000 pieces; the largest of its kind, XLM-V's, 900,000.
+MAX_SENTENCEPIECE_BYTES, _MAX_PIECES = 32 << 20, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ def read_sentencepiece(data: bytes) -> SentencePieceModel:
     for number, value in _fields(data):
         if number == 1:
             pieces.append(_piece(value))
-            if len(pieces) > MAX_PIECES:
-                raise DemoBertError(f"it has more than {MAX_PIECES} pieces")
+            if len(pieces) > _MAX_PIECES:
+                raise DemoBertError(f"it has more than {_MAX_PIECES} pieces")
         elif number == 2:
             kind = dict(_fields(value)).get(3, UNIGRAM)
         elif number == 3:
@@ -64,6 +66,8 @@ def _fields(data) -> Iterator[tuple[int, int | bytes]]:
     while place < len(data):
         key, place = _varint(data, place)
         number, wire_type = key >> 3, key & 7
+        if number == 0:
+            raise DemoBertError("it is not a SentencePiece model")
         if wire_type == _VARINT:
             value, place = _varint(data, place)
         else:

@@ -102,6 +102,17 @@ class Tokenizer:
             raise DemoBertError(f"{what} is not JSON that can be read ({one_line(error, 200)})") from None
 
     @property
+    def unknown_id(self) -> int | None:
+        """The id of what the vocabulary has no pieces for."""
+        model = self.values["model"]
+        return model["unk_id"] if model["type"] == "Unigram" else model["vocab"].get(model["unk_token"])
+
+    def piece(self, number: int) -> str | None:
+        """The piece or added token with this id; None: there is none."""
+        piece = self._backend.id_to_token(number)
+        return piece and piece.strip()  # control tokens have spaces around them there
+
+    @property
     def control_tokens(self) -> list[str]:
         """The tokens that are text where a text has them."""
         return [token["content"] for token in self.values["added_tokens"] if token["special"]]
@@ -232,6 +243,9 @@ def check_table(tokenizer: Tokenizer, config: BertConfig) -> list[str]:
         )
     if segments := _segments(tokenizer.template) - set(range(config.type_vocab_size)):
         raise DemoBertError(f"the tokenizer gives segment {max(segments)}, the model has {config.type_vocab_size}")
+    _check_padding(tokenizer, config)
+    if note := _note_on_the_kind(tokenizer, config):
+        notes.append(note)
     control = tokenizer.control_tokens
     beyond = [token for token, number in tokenizer.added.items() if number >= table and token not in control]
     if beyond:
@@ -242,6 +256,41 @@ def check_table(tokenizer: Tokenizer, config: BertConfig) -> list[str]:
     elif table > tokenizer.size:
         notes.append(f"Note: the model's table has {table} rows, {table - tokenizer.size} more than its vocabulary")
     return notes
+
+
+def _check_padding(tokenizer: Tokenizer, config: BertConfig) -> None:
+    """Raises DemoBertError where a text can have the padding's id in a family whose positions leave padding out.
+
+    RoBERTa's positions count the ids that are not `pad_token_id`; engines count all. Both are the same unless that id
+    comes up in a window.
+    """
+    if not config.first_position:
+        return
+    padding, template = config.first_position - 1, tokenizer.template
+    token = next((token for token in tokenizer.values["added_tokens"] if token["id"] == padding), None)
+    in_template = padding in np.concatenate((template.head, template.middle, template.tail))
+    is_never_in_text = padding >= tokenizer.base_size if token is None else token["special"]
+    if in_template or tokenizer.unknown_id == padding or not is_never_in_text:
+        raise DemoBertError(
+            f"the configuration's pad_token_id is {padding}, and the tokenizer's texts can have that id "
+            f"({one_line(repr(tokenizer.piece(padding)), 60)}), whose positions the model does not count: "
+            "is this tokenizer the model's own?"
+        )
+
+
+#: How each family's text is cut where its tokenizer is the usual one.
+_USUAL_MODELS = {
+    **dict.fromkeys(("bert", "distilbert", "electra"), "WordPiece"),
+    "roberta": "BPE",
+    **dict.fromkeys(("xlm-roberta", "camembert", "albert"), "Unigram"),
+}
+
+
+def _note_on_the_kind(tokenizer: Tokenizer, config: BertConfig) -> str | None:
+    kind, usual = tokenizer.values["model"]["type"], _USUAL_MODELS[config.model_type]
+    if kind == usual:
+        return None
+    return f"Note: the tokenizer is a {kind}, where a {config.model_type}'s usually is a {usual}: is it this model's?"
 
 
 def _segments(template: PairTemplate) -> set[int]:

@@ -9,6 +9,7 @@ tokenizer.json of no class is taken as it is.
 import base64
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,16 @@ from helpers.bert_config import CONFIG_NAMES
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError, one_line
 from helpers.files import read_json, read_limited
-from helpers.sentencepiece_model import CONTROL, UNIGRAM, USER_DEFINED, read_sentencepiece
+from helpers.sentencepiece_model import CONTROL, MAX_SENTENCEPIECE_BYTES, UNIGRAM, USER_DEFINED, read_sentencepiece
 from helpers.tokenization import Tokenizer, backend, in_library, load_tokenizer
-from helpers.tokenizer_json import ADDED_TOKEN_FLAGS, MAX_ADDED_TOKENS, MAX_FILE_BYTES, MAX_PIECES, require
+from helpers.tokenizer_json import (
+    ADDED_TOKEN_FLAGS,
+    MAX_ADDED_CHARACTERS,
+    MAX_ADDED_TOKENS,
+    MAX_FILE_BYTES,
+    MAX_PIECES,
+    require,
+)
 
 JSON_NAME, WORD_PIECE_NAME, BPE_NAME, MERGES_NAME = "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"
 SENTENCEPIECE_NAMES = ("sentencepiece.bpe.model", "spiece.model")
@@ -153,7 +161,11 @@ def _files(folder: Path, vocab_file) -> dict[str, Path]:
 
 
 def _present(folder: Path) -> dict[str, Path]:
-    return {name: folder / name for name in TOKENIZER_NAMES if (folder / name).is_file()}
+    found = {name: folder / name for name in TOKENIZER_NAMES if os.path.lexists(folder / name)}
+    for name, path in found.items():
+        # Passed over, it would leave what it says to a guess.
+        require(path.is_file(), f"{name} is there, but it is no file, or a link to none: {path}")
+    return found
 
 
 def _kind_of(path: Path) -> str:
@@ -467,11 +479,15 @@ class _Reader:
     def _merges(self) -> list[str]:
         if MERGES_NAME not in self.files:
             raise DemoBertError(f"{MERGES_NAME} is missing beside {BPE_NAME}: a byte-level BPE needs both")
-        return [line.removesuffix("\r") for line in _lines(self.files[MERGES_NAME]) if not line.startswith("#version")]
+        lines = [line.removesuffix("\r") for line in _lines(self.files[MERGES_NAME])]
+        for number, line in enumerate(lines):
+            two = line.startswith("#version") or line.count(" ") == 1
+            require(two, f"line {number + 1} of {MERGES_NAME} is no merge of two pieces: {one_line(repr(line), 60)}")
+        return [line for line in lines if not line.startswith("#version")]
 
     def _sentencepieces(self) -> list:
         path = next(self.files[name] for name in SENTENCEPIECE_NAMES if name in self.files)
-        self.sentencepiece = read_sentencepiece(read_limited(path, "SentencePiece model", MAX_FILE_BYTES))
+        self.sentencepiece = read_sentencepiece(read_limited(path, "SentencePiece model", MAX_SENTENCEPIECE_BYTES))
         require(self.sentencepiece.kind == UNIGRAM, "it is not a Unigram model, and these families' are")
         return [[piece, score] for piece, score, _ in self.sentencepiece.pieces]
 
@@ -528,9 +544,11 @@ class _Reader:
         tokens = [_without_id(token) for token in tokens] + [token for _, token in sorted(self.settings.added.items())]
         known |= {token["content"] for token in tokens}
         named = {_content(token) for token in plan.named.values() if token is not None}
-        for token in (*plan.named.values(), *plan.extras):
-            if token is not None and _content(token) not in known and _content(token) and token not in tokens:
-                tokens.append(token)
+        new = [token for token in (*plan.named.values(), *plan.extras) if _content(token)]
+        tokens += {json.dumps(token): token for token in new if _content(token) not in known}.values()
+        characters = sum(len(_content(token)) for token in tokens)
+        few = len(tokens) <= MAX_ADDED_TOKENS and characters <= MAX_ADDED_CHARACTERS
+        require(few, f"it has more than {MAX_ADDED_TOKENS} added tokens, or {MAX_ADDED_CHARACTERS} letters of them")
         tokens = [_special(token) if isinstance(token, str) else dict(token) for token in tokens]
         for token in tokens:
             token["special"] = token["special"] or token["content"] in named

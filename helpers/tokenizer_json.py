@@ -26,7 +26,8 @@ _MAX_PIECE_CHARACTERS = 1 << 24
 #: Of one piece or added token.
 _MAX_PIECE_LENGTH = 1024
 
-MAX_ADDED_TOKENS = 1 << 15
+#: The library takes a second for some 3,000 of them.
+MAX_ADDED_TOKENS, MAX_ADDED_CHARACTERS = 1 << 13, 1 << 18
 
 #: A greedy search tries every piece of a word: its time grows with the square of this.
 _MAX_CHARACTERS_PER_WORD = 1000
@@ -258,6 +259,8 @@ def checked_added_tokens(values) -> list[dict]:
     tokens = [
         {"id": _named("an added token's id", _piece_id, _get(value, "id")), **added_token(value)} for value in values
     ]
+    characters = sum(len(token["content"]) for token in tokens)
+    require(characters <= MAX_ADDED_CHARACTERS, f"added_tokens has more than {MAX_ADDED_CHARACTERS} letters")
     tokens.sort(key=lambda token: token["id"])
     for key in ("id", "content"):
         seen = [token[key] for token in tokens]

@@ -225,6 +225,8 @@ def values_of(model_type, rng) -> dict:
     [
         ({"model_type": "deberta-v2"}, "model_type deberta-v2 is not supported; these are: bert, roberta"),
         ({"model_type": 7}, "model_type 7 is not supported"),
+        ({"model_type": []}, "model_type .. is not supported"),
+        ({"model_type": {"a": 1}}, "is not supported"),
         (
             {"architectures": ["BertForSequenceClassification"]},
             "this is a BertForSequenceClassification: it answers no",
@@ -260,6 +262,36 @@ def test_sizes_that_make_no_sense_are_named(model_type, change, words, tmp_path,
     (tmp_path / "config.json").write_text(json.dumps(values_of(model_type, rng) | change))
     with pytest.raises(DemoBertError, match=words):
         BertConfig.from_folder(tmp_path)
+
+
+def test_bert_s_keys_mean_nothing_where_a_family_has_its_own(tmp_path, rng):
+    values = values_of("distilbert", rng)
+    strays = {"hidden_act": "gelu_new", "intermediate_size": 7, "hidden_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(values | strays))
+    config = BertConfig.from_folder(tmp_path)
+    sizes = values["dim"], values["hidden_dim"]
+    assert (config.gelu, config.hidden_size, config.intermediate_size) == (None, *sizes)
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "albert"])
+def test_onnx_of_a_model_inside_another_module(model_type, tmp_path, rng):
+    import torch
+
+    model = random_model(model_type, rng)
+    config, weights = read(model, tmp_path)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids, attention_mask):
+            output = self.inner(input_ids=input_ids, attention_mask=attention_mask)
+            return output.start_logits, output.end_logits
+
+    path = write_onnx(tmp_path / "model.onnx", Wrapper(), dynamo=False, segments=False)
+    for name, tensor in load_weights(config, onnx=path).tensors.items():
+        np.testing.assert_array_equal(tensor, weights[name], err_msg=name)
 
 
 def test_a_configuration_without_model_type_goes_by_its_architecture(tmp_path, rng):

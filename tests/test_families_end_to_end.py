@@ -177,6 +177,32 @@ def test_the_notebook_shows_their_answers(model_type, model_folder, script, tmp_
     )
 
 
+@pytest.mark.parametrize("padding", [0, 2, 100])
+def test_a_padding_id_that_texts_can_have_is_refused(padding, model_folder, script, tmp_path):
+    """RoBERTa's positions leave out every token with that id, not the padding alone."""
+    folder = model_folder("roberta")[0]
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": padding}))
+    result = script("builder.py", "-pt", folder, "-o", tmp_path / "bert.engine", "-s", 8)
+    assert result.code == 1 and f"pad_token_id is {padding}, and the tokenizer's texts can have that id" in result.error
+
+
+def test_another_kind_of_tokenizer_is_noted(model_folder, script, tmp_path):
+    folder = model_folder("bert")[0]
+    other = tokenizer_folder("roberta", tmp_path / "roberta")
+    result = script("builder.py", "-pt", folder, "-o", tmp_path / "bert.engine", "-v", other / "vocab.json", "-s", 32)
+    assert result.code == 0 and "Note: the tokenizer is a BPE, where a bert's usually is a WordPiece" in result.err
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_links_that_lead_nowhere_end_in_one_line(name, model_folder, script, tmp_path):
+    folder = model_folder("bert")[0]
+    for target in (name, "missing"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+        assert name in script("builder.py", "-pt", folder, "-o", tmp_path / "bert.engine").error
+
+
 # README's table of checkpoints
 
 

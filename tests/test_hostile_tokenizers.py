@@ -193,6 +193,31 @@ def test_a_file_too_large(tmp_path, monkeypatch):
     assert "larger than 64 MiB" in refusal(folder)
 
 
+def test_numbers_that_would_take_minutes(tmp_path):
+    """Each within the limits of its file's size, and refused before the slow step (`refusal` looks at the clock)."""
+    folder = folders.start(tmp_path / "spaces", "xlm-roberta")
+    (folder / "sentencepiece.bpe.model").write_bytes(bytes(30 << 20))
+    assert "it is not a SentencePiece model" in refusal(folder, "xlm-roberta")
+    own = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"u{number}", 0.0, 4) for number in range(20000))]
+    (folder / "sentencepiece.bpe.model").write_bytes(folders.sentencepiece_model(own))
+    assert "more than 8192 added tokens" in refusal(folder, "xlm-roberta")
+    for settings in (
+        {f"x{number}_token": f"[x{number}]" for number in range(20000)},
+        {"extra_special_tokens": [f"[x{number}]" for number in range(20000)]},
+        {"extra_special_tokens": [f"{number:0>900}" for number in range(8000)]},
+    ):
+        folder = folders.legacy_word_piece(tmp_path / "settings", VOCAB, settings)
+        assert "too long" in (line := refusal(folder)) or "more than 8192 added tokens" in line
+
+
+def test_a_line_that_is_no_merge(tmp_path):
+    folder = folders.legacy_byte_pairs(tmp_path / "x", {})
+    with open(folder / "merges.txt", "a") as file:
+        file.write("one\n")
+    lines = len((folder / "merges.txt").read_text().splitlines())
+    assert f"line {lines} of merges.txt is no merge of two pieces: 'one'" in refusal(folder, "roberta")
+
+
 def test_a_class_that_takes_another_model(tmp_path):
     folder = folders.start(tmp_path / "x", "roberta")
     write_json(folder / "tokenizer.json", folders.word_piece_values(VOCAB))

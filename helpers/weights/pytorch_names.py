@@ -10,8 +10,10 @@ from functools import lru_cache
 from helpers.bert_config import BertConfig
 from helpers.families import FAMILIES
 
-#: What wraps a model's names: torch's DataParallel, training frameworks, torch.compile.
-_WRAPPERS = re.compile(r"^(?:(?:module|model|_orig_mod)\.)*")
+#: What wraps a model's names: torch's DataParallel, training frameworks, torch.compile; of whole names, any module.
+_WRAPPERS = re.compile(
+    r"^(?:\w+\.){0,8}?(?=(?:bert|roberta|distilbert|electra|albert|qa_outputs)\.)|^(?:(?:module|model|_orig_mod)\.)+"
+)
 _CANONICAL_LAYER = re.compile(r"^l([0-9]+)_(.+)$")
 _LAYER = re.compile(r"^encoder\.layer\.([0-9]{1,6})\.(.+)$")
 
