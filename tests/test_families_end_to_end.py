@@ -16,7 +16,7 @@ from helpers.bert_config import BertConfig
 from helpers.data_processing import AnswerOptions
 from helpers.question_answering import QuestionAnswerer
 from tests.checkpoints import megatron_state, tensorflow_state, write_config, write_onnx, write_tensorflow
-from tests.conftest import ROOT
+from tests.conftest import BUNDLED, ROOT
 from tests.hugging_face_models import FAMILIES, random_model, save
 from tests.reference_bert import random_weights
 from tests.test_finetune import finetune  # noqa: F401, a fixture
@@ -201,6 +201,66 @@ def test_links_that_lead_nowhere_end_in_one_line(name, model_folder, script, tmp
         (folder / name).unlink()
         (folder / name).symlink_to(target)
         assert name in script("builder.py", "-pt", folder, "-o", tmp_path / "bert.engine").error
+
+
+def regular_expression_that_blows_up(values: dict) -> dict:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    return values | {"pre_tokenizer": split}
+
+
+def huge_count(values: dict) -> dict:
+    token = {"special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return values | {"added_tokens": [token | {"id": 1 << 60, "content": "x"}]}
+
+
+@pytest.mark.parametrize("kind", ["folder", ".safetensors", ".bin", ".onnx"])
+@pytest.mark.parametrize("model_type", [names[0] for names in FAMILIES.values()])
+def test_what_is_wrong_ends_in_one_line(model_type, kind, model_folder, script, tmp_path):
+    import torch
+
+    folder, model, _ = model_folder(model_type)
+    flags = ["-pt", folder]
+    if kind == ".safetensors":
+        flags = ["-pt", folder / "model.safetensors", "-c", folder]
+    elif kind == ".bin":
+        torch.save(model.state_dict(), tmp_path / "model.bin")
+        flags = ["-pt", tmp_path / "model.bin", "-c", folder]
+    elif kind == ".onnx":
+        segments = model_type != "distilbert"
+        flags = ["-x", write_onnx(tmp_path / "x.onnx", model, dynamo=False, segments=segments), "-c", folder]
+    engine = tmp_path / "bert.engine"
+
+    def refused() -> str:
+        line = script("builder.py", *flags, "-o", engine, "-s", 32).error
+        assert not list(tmp_path.glob("bert.engine*"))
+        return line
+
+    config, tokenizer = folder / "config.json", folder / "tokenizer.json"
+    right, text = config.read_text(), tokenizer.read_text()
+    inner = "hidden_dim" if model_type == "distilbert" else "intermediate_size"
+    for key, change in ((inner, 3), ("vocab_size", 8), ("max_position_embeddings", -5)):
+        config.write_text(json.dumps(json.loads(right) | {key: json.loads(right)[key] + change}))
+        assert "misshapen" in refused()
+    config.write_text(right)
+    for damage in (regular_expression_that_blows_up, huge_count, lambda values: values | {"model": {"type": "BPE"}}):
+        tokenizer.write_text(json.dumps(damage(json.loads(text))))
+        assert "tokenizer" in refused()
+    tokenizer.write_text('{"model":' + "[" * 200_000)
+    assert "tokenizer" in refused()
+    tokenizer.unlink()
+    built = script("builder.py", *flags, "-o", engine, "-s", 32)
+    assert built.code == 0 and "Note: no tokenizer in" in built.err
+    asked = script("inference.py", "-e", engine, "-p", PASSAGE, "-q", QUESTION)
+    assert asked.code == 1 and "name the model's with -v" in asked.error
+
+
+def test_hugging_face_opens_the_bundled_model():
+    import transformers
+
+    model, found = transformers.AutoModelForQuestionAnswering.from_pretrained(BUNDLED, output_loading_info=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED)
+    assert not any(found.values()) and len(tokenizer) == model.config.vocab_size
+    assert tokenizer("The Tower É")["input_ids"] == tokenizer("the tower e")["input_ids"]
 
 
 # README's table of checkpoints
