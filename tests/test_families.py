@@ -92,8 +92,8 @@ def test_the_cpu_s_logits_are_hugging_face_s(family, tmp_path, rng):
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_native_networks_logits_are_hugging_face_s(layout, family, version, tmp_path, monkeypatch, rng):
-    install(version, monkeypatch)
     model = random_model(str(rng.choice(FAMILIES[family])), rng)
+    install(version, monkeypatch)  # not before: transformers looks for tensorrt when it is imported, and at its spec
     check_network(model, layout, version, "native", None, tmp_path, rng)
 
 
@@ -102,14 +102,15 @@ def test_native_networks_logits_are_hugging_face_s(layout, family, version, tmp_
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_plugin_networks_logits_are_hugging_face_s(layout, family, version, interface, tmp_path, monkeypatch, rng):
     """Where embeddings have the hidden size, the embedding plugin says it all: positions begin elsewhere in its table."""
-    install(version, monkeypatch)
     model_type = str(rng.choice(FAMILIES[family]))
     sizes = random_sizes(model_type, rng)
     if "layer_norm_eps" in sizes:
         sizes["layer_norm_eps"] = 1e-12  # the plugins know no other
     if "embedding_size" in sizes:
         sizes["embedding_size"] = sizes["hidden_size"]
-    check_network(random_model(model_type, rng, **sizes), layout, version, "plugin", interface, tmp_path, rng)
+    model = random_model(model_type, rng, **sizes)
+    install(version, monkeypatch)
+    check_network(model, layout, version, "plugin", interface, tmp_path, rng)
 
 
 def check_network(model, layout, version, network, interface, folder, rng):
@@ -160,11 +161,11 @@ def test_native_int8_stays_near_float(family, version, tmp_path, monkeypatch, rn
 
 @pytest.mark.parametrize("model_type", ["albert", "electra"])
 def test_a_projection_takes_the_native_network_and_says_why(model_type, tmp_path, monkeypatch, rng):
-    install("10.0.1", monkeypatch)
     sizes = random_sizes(model_type, rng)
     config, weights = read(
         random_model(model_type, rng, **sizes | {"embedding_size": sizes["hidden_size"] + 3}), tmp_path
     )
+    install("10.0.1", monkeypatch)
     built = backend_module("tensorrt").prepare(config, BuildOptions(sequence_lengths=(8,))).build(weights)
     assert built.network == "native" and any("embeddings" in note for note in built.notes), built.notes
     with pytest.raises(DemoBertError, match="use --network native"):
