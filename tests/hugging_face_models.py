@@ -15,8 +15,11 @@ FAMILIES = {
 
 
 def random_sizes(model_type: str, rng) -> dict:
-    """The arguments of a configuration of small, odd sizes, as Hugging Face spells them."""
-    heads, head_size = int(rng.integers(1, 5)), int(rng.integers(2, 12))
+    """The arguments of a configuration of small, odd sizes, as Hugging Face spells them.
+
+    Not below four values in a row: of two, a layer norm tells the sign alone, and a last bit can turn that.
+    """
+    heads, head_size = int(rng.integers(1, 5)), int(rng.integers(4, 12))
     hidden, inner = heads * head_size, int(rng.integers(1, 60))
     layers = int(rng.integers(1, 4))
     sizes = {"vocab_size": int(rng.integers(20, 300)), "max_position_embeddings": int(rng.integers(12, 80))}
@@ -28,7 +31,7 @@ def random_sizes(model_type: str, rng) -> dict:
     if model_type in FAMILIES["roberta"]:
         sizes["pad_token_id"] = int(rng.integers(0, 4))
     if model_type in ("electra", "albert"):  # the hidden size itself, too: ALBERT then still projects
-        sizes["embedding_size"] = int(rng.choice([hidden, rng.integers(1, 40)]))
+        sizes["embedding_size"] = int(rng.choice([hidden, rng.integers(4, 40)]))
     if model_type == "albert":
         sizes |= {"num_hidden_groups": int(rng.integers(1, layers + 1)), "inner_group_num": int(rng.integers(1, 3))}
         sizes["hidden_act"] = str(rng.choice(["gelu_new", "gelu"]))
