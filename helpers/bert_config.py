@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from helpers.errors import DemoBertError
@@ -107,10 +108,11 @@ class BertConfig:
 
     def layer_with_weights(self, layer: int) -> int:
         """The first layer that has the weights of `layer`: itself, but where layers share them."""
-        if self.layer_groups is None:
-            return layer
-        place = self.place_in_groups(layer)
-        return next(i for i in range(layer + 1) if self.place_in_groups(i) == place)
+        return layer if self.layer_groups is None else self.layer_at(*self.place_in_groups(layer))
+
+    def layer_at(self, group: int, inner: int) -> int | None:
+        """The first layer with the weights of a place in a group; None: there is no such place."""
+        return _layers_by_place(self).get((group, inner))
 
     @classmethod
     def from_dict(cls, values: dict) -> "BertConfig":
@@ -150,6 +152,15 @@ class BertConfig:
             return cls.from_dict(values)
         except DemoBertError as error:
             raise DemoBertError(f"{path}: {error}") from None
+
+
+@lru_cache
+def _layers_by_place(config: BertConfig) -> dict[tuple[int, int], int]:
+    """`BertConfig.place_in_groups` → the first layer that has it."""
+    places: dict[tuple[int, int], int] = {}
+    for i in range(config.num_hidden_layers):
+        places.setdefault(config.place_in_groups(i), i)
+    return places
 
 
 def find_config(folder) -> Path:

@@ -1,12 +1,11 @@
 """The engine card: what an engine file can't say of itself, as JSON beside it (`<engine>.json`)."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.files import atomic_write, read_json
+from helpers.files import json_bytes, read_json, write_json
 
 LAYOUTS = ("padded", "packed")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -60,12 +59,11 @@ class EngineCard:
 
     def to_bytes(self) -> bytes:
         """The card's file."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
+        return json_bytes(asdict(self))
 
     def write(self, path) -> None:
         """Write the card alone, whole or not at all. Raises DemoBertError."""
-        with atomic_write(path) as file:
-            file.write(self.to_bytes())
+        write_json(path, asdict(self))
 
     @classmethod
     def path_for(cls, engine_path) -> Path:

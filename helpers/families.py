@@ -36,6 +36,7 @@ class Family:
     modules            its modules → BERT's; those of a layer are named from the layer on
     layer              the path of layer {i}; ALBERT's is that of {group} and {inner}
     skips_padding_id   positions begin after the padding's id, not at 0 (RoBERTa, arXiv:1907.11692)
+    tokenizer          the library's model that its text is usually cut by
     projects           its embeddings, of a size of their own, are projected to the hidden size: ALWAYS, or WHERE_SIZES_DIFFER
                        (None: it has one size)
     """
@@ -48,6 +49,7 @@ class Family:
     modules: Mapping[str, str] = field(default_factory=dict)
     layer: str = "encoder.layer.{i}"
     skips_padding_id: bool = False
+    tokenizer: str = "WordPiece"
     projects: str | None = None
 
     @property
@@ -70,9 +72,13 @@ _ROBERTA_DEFAULTS = {"pad_token_id": 1}
 
 FAMILIES = {
     "bert": _BERT,
-    "roberta": Family("Roberta", "roberta.", defaults=_ROBERTA_DEFAULTS, skips_padding_id=True),
-    "camembert": Family("Camembert", "roberta.", defaults=_ROBERTA_DEFAULTS, skips_padding_id=True),
-    "xlm-roberta": Family("XLMRoberta", "roberta.", defaults=_ROBERTA_DEFAULTS, skips_padding_id=True),
+    "roberta": Family("Roberta", "roberta.", defaults=_ROBERTA_DEFAULTS, skips_padding_id=True, tokenizer="BPE"),
+    "camembert": Family(
+        "Camembert", "roberta.", defaults=_ROBERTA_DEFAULTS, skips_padding_id=True, tokenizer="Unigram"
+    ),
+    "xlm-roberta": Family(
+        "XLMRoberta", "roberta.", defaults=_ROBERTA_DEFAULTS, skips_padding_id=True, tokenizer="Unigram"
+    ),
     "distilbert": Family(
         "DistilBert",
         "distilbert.",
@@ -113,6 +119,7 @@ FAMILIES = {
             "encoder.embedding_hidden_mapping_in": "embeddings_project",
         },
         layer="encoder.albert_layer_groups.{group}.albert_layers.{inner}",
+        tokenizer="Unigram",
         projects=ALWAYS,
     ),
 }

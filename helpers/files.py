@@ -126,23 +126,37 @@ def atomic_write(path, mode: str = "wb"):
     The content goes to a temporary name in the same folder, is flushed to the disk, then renamed.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
+    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise DemoBertError(f"can't write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        with _file_beside(path, mode) as (file, temporary):
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from a server's user
         os.replace(temporary, path)
     except OSError as error:
         raise DemoBertError(f"can't write {path}: {error.strerror}") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if temporary is not None:
+            _remove(temporary)
+
+
+@contextlib.contextmanager
+def _file_beside(path: Path, mode: str = "wb"):
+    """(a new file in the folder of `path`, its temporary name): on the disk when the block ends well, else removed."""
+    encoding = None if "b" in mode else "utf-8"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file, temporary
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from a server's user
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def write_together(contents: dict) -> None:
@@ -156,30 +170,16 @@ def write_together(contents: dict) -> None:
     try:
         for path, data in ((Path(name), data) for name, data in contents.items()):
             if data is not None:
-                new[path] = _write_beside(path, data)
+                with _file_beside(path) as (file, temporary):
+                    file.write(data)
+                new[path] = temporary
         with _only_writer(path.parent):
             _exchange([Path(name) for name in contents], new)
     except OSError as error:
         raise DemoBertError(f"can't write {path}: {error.strerror}") from error
     finally:
         for temporary in new.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _write_beside(path: Path, data: bytes) -> str:
-    """A temporary file in the folder of `path`, on the disk when this returns."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return temporary
+            _remove(temporary)
 
 
 def _exchange(paths: list[Path], new: dict[Path, str]) -> None:
@@ -221,9 +221,13 @@ def _only_writer(folder: Path):
 
 def write_json(path, value) -> None:
     """Write `value` as indented JSON, whole or not at all. Raises DemoBertError."""
-    with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    with atomic_write(path) as file:
+        file.write(json_bytes(value))
+
+
+def json_bytes(value) -> bytes:
+    """`value` as indented JSON, UTF-8."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
 def _umask() -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from helpers import tokenizer_json
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError, missing_package, one_line
+from helpers.families import FAMILIES
 from helpers.files import read_limited, require_file
 from helpers.tokenizer_json import components
 
@@ -278,16 +279,8 @@ def _check_padding(tokenizer: Tokenizer, config: BertConfig) -> None:
         )
 
 
-#: How each family's text is cut where its tokenizer is the usual one.
-_USUAL_MODELS = {
-    **dict.fromkeys(("bert", "distilbert", "electra"), "WordPiece"),
-    "roberta": "BPE",
-    **dict.fromkeys(("xlm-roberta", "camembert", "albert"), "Unigram"),
-}
-
-
 def _note_on_the_kind(tokenizer: Tokenizer, config: BertConfig) -> str | None:
-    kind, usual = tokenizer.values["model"]["type"], _USUAL_MODELS[config.model_type]
+    kind, usual = tokenizer.values["model"]["type"], FAMILIES[config.model_type].tokenizer
     if kind == usual:
         return None
     return f"Note: the tokenizer is a {kind}, where a {config.model_type}'s usually is a {usual}: is it this model's?"

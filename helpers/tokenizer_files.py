@@ -2,7 +2,7 @@
 
 From tokenizer.json where there is one, else from vocab.txt, vocab.json and merges.txt, or a SentencePiece model; with
 what tokenizer_config.json, special_tokens_map.json, added_tokens.json and the model's configuration say. A class of
-transformers takes the vocabulary from these files and builds the rest itself, by the settings (`_FAMILIES`); a
+transformers takes the vocabulary from these files and builds the rest itself, by the settings (`_Reader`); a
 tokenizer.json of no class is taken as it is.
 """
 
@@ -18,6 +18,7 @@ from helpers import tokenizer_json
 from helpers.bert_config import CONFIG_NAMES
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError, one_line
+from helpers.families import FAMILIES
 from helpers.files import read_json, read_limited
 from helpers.sentencepiece_model import CONTROL, MAX_SENTENCEPIECE_BYTES, UNIGRAM, USER_DEFINED, read_sentencepiece
 from helpers.tokenization import Tokenizer, backend, in_library, load_tokenizer
@@ -59,11 +60,8 @@ _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x20
 
 #: Model type → the class that transformers reads its text with, unless a file names one.
 _CLASS_OF_MODEL_TYPE = {
-    "albert": "AlbertTokenizer",
-    "camembert": "CamembertTokenizer",
-    "roberta": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-    **dict.fromkeys(("bert", "distilbert", "electra", "megatron-bert"), "BertTokenizer"),
+    "megatron-bert": "BertTokenizer",
+    **{model_type: f"{family.class_prefix}Tokenizer" for model_type, family in FAMILIES.items()},
 }
 
 _AS_IT_IS = "as it is"
@@ -178,9 +176,7 @@ def _kind_of(path: Path) -> str:
 
 
 def _settings_object(path: Path) -> dict:
-    values = read_json(path, path.name, _MAX_SETTINGS_BYTES)
-    require(isinstance(values, dict), f"{path.name} is not a JSON object")
-    return values
+    return _read_object(path, _MAX_SETTINGS_BYTES)
 
 
 class _Settings:
@@ -725,8 +721,8 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _read_object(path: Path) -> dict:
-    values = read_json(path, path.name, MAX_FILE_BYTES)
+def _read_object(path: Path, limit: int = MAX_FILE_BYTES) -> dict:
+    values = read_json(path, path.name, limit)
     require(isinstance(values, dict), f"{path.name} is not a JSON object")
     return values
 

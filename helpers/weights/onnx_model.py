@@ -16,7 +16,7 @@ import numpy as np
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, missing_package, one_line
 from helpers.files import require_file
-from helpers.weights.canonical import StoredCheckpoint, StoredTensor
+from helpers.weights.canonical import StoredCheckpoint, StoredTensor, name_of_weights
 from helpers.weights.paths import file_inside
 from helpers.weights.pytorch_names import canonical_name
 
@@ -199,8 +199,7 @@ def _placed_tensors(graph: _Graph, config: BertConfig | None) -> dict[str, Store
     if config is None or config.num_hidden_layers != count:
         return tensors
     # Layers that share their weights stand in the graph one by one.
-    others = tuple(f"l{i}_" for i in range(count) if config.layer_with_weights(i) != i)
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+    return {name: tensor for name, tensor in tensors.items() if name_of_weights(name, config) == name}
 
 
 class _Dense:

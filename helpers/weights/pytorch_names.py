@@ -11,9 +11,8 @@ from helpers.bert_config import BertConfig
 from helpers.families import FAMILIES
 
 #: What wraps a model's names: torch's DataParallel, training frameworks, torch.compile; of whole names, any module.
-_WRAPPERS = re.compile(
-    r"^(?:\w+\.){0,8}?(?=(?:bert|roberta|distilbert|electra|albert|qa_outputs)\.)|^(?:(?:module|model|_orig_mod)\.)+"
-)
+_OUTERMOST = "|".join(sorted({re.escape(family.prefix) for family in FAMILIES.values()}))
+_WRAPPERS = re.compile(rf"^(?:\w+\.){{0,8}}?(?={_OUTERMOST}|qa_outputs\.)|^(?:(?:module|model|_orig_mod)\.)+")
 _CANONICAL_LAYER = re.compile(r"^l([0-9]+)_(.+)$")
 _LAYER = re.compile(r"^encoder\.layer\.([0-9]{1,6})\.(.+)$")
 
@@ -129,7 +128,7 @@ def _bert_name(name: str, config: BertConfig) -> str:
     path, rest, i = "", name, None
     if layer := _layer_pattern(family.layer).match(name):
         places = {key: int(value) for key, value in layer.groupdict().items() if key != "rest"}
-        i = places["i"] if "i" in places else _first_layer(config).get((places["group"], places["inner"]))
+        i = places["i"] if "i" in places else config.layer_at(**places)
         path, rest = f"encoder.layer.{i}.", layer["rest"]
         if i is None:
             return name
@@ -144,15 +143,6 @@ def _layer_pattern(layer: str) -> re.Pattern:
     """What matches the names below a family's `layer` path: its numbers, and the `rest`."""
     numbers = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]{1,6})", re.escape(layer))
     return re.compile(rf"^{numbers}\.(?P<rest>.+)$")
-
-
-@lru_cache
-def _first_layer(config: BertConfig) -> dict[tuple[int, int], int]:
-    """(group, place within it) → the first layer with those weights."""
-    places = {}
-    for i in range(config.num_hidden_layers):
-        places.setdefault(config.place_in_groups(i), i)
-    return places
 
 
 def pytorch_name(name: str, config: BertConfig | None = None) -> str:

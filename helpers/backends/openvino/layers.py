@@ -157,11 +157,12 @@ class OpenVINOLayers(NetworkLayers):
 
     def _kernel(self, values: np.ndarray, name: str):
         """A constant; the one that is there where layers share their weights: the engine then holds them once."""
+        values = np.ascontiguousarray(values)
         if self._config is None or self._config.layer_groups is None:  # None: a network of one layer, to try it out
-            return op.constant(np.ascontiguousarray(values), name=name)
-        key = (values.shape, hashlib.sha256(np.ascontiguousarray(values)).digest())
+            return op.constant(values, name=name)
+        key = (values.shape, hashlib.sha256(values).digest())
         if key not in self._shared_kernels:
-            self._shared_kernels[key] = op.constant(np.ascontiguousarray(values), name=name)
+            self._shared_kernels[key] = op.constant(values, name=name)
         return self._shared_kernels[key]
 
     def _quantized(self, hidden, kernel, name) -> tuple:
