@@ -2,6 +2,8 @@
 """Time a packed engine: latency percentiles, sentences and tokens per second for each batch size."""
 
 from helpers import cli
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.asking import engine_tokenizer
 from helpers.backends import load_engine
 from helpers.benchmark import (
@@ -12,8 +14,6 @@ from helpers.benchmark import (
     spread_lengths,
     time_batches,
 )
-from helpers.data_processing import AnswerOptions
-from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
 
 
@@ -45,7 +45,7 @@ def main(arguments) -> None:
         windows = [length]
     else:
         options = AnswerOptions(sequence_length=args.sequence_length)
-        answerer = QuestionAnswerer(engine, engine_tokenizer(args.engine, card, args.vocab_file), options)
+        answerer = Answerer(engine, engine_tokenizer(args.engine, card, args.vocab_file), options)
         length, windows = answerer.options.sequence_length, answerer.window_lengths(data)
         cli.note(f"{len(windows)} windows of at most {length} tokens, {sum(windows) / len(windows):.0f} on average")
     batches = [random_packed_batch(card, spread_lengths(windows, size, seed), seed) for size in sizes]

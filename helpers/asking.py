@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from tqdm import tqdm
 
 from helpers import cli
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer, QuestionResult
 from helpers.backends import load_engine
 from helpers.backends.base import Engine
-from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs, read_text, write_json
-from helpers.question_answering import QuestionAnswerer, QuestionResult
 from helpers.squad import read_squad
 from helpers.tokenization import Tokenizer, load_tokenizer
 from helpers.tokenizer_files import named_tokenizer
@@ -115,11 +115,11 @@ def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) 
         answer_questions(args, answerer)
 
 
-def question_answerer(args, engine: Engine) -> QuestionAnswerer:
+def question_answerer(args, engine: Engine) -> Answerer:
     """The engine with its vocabulary and the options of `args`. Raises DemoBertError where they do not fit."""
     card = engine.card
     tokenizer = engine_tokenizer(args.engine, card, args.vocab_file, args.cased)
-    return QuestionAnswerer(
+    return Answerer(
         engine,
         tokenizer,
         AnswerOptions(
@@ -154,7 +154,7 @@ def note_on_control_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
         cli.note(f"Note: {cli.one_line(found)} in a text is read as text, not as the model's own token")
 
 
-def answer_questions(args, answerer: QuestionAnswerer) -> None:
+def answer_questions(args, answerer: Answerer) -> None:
     """Answer the questions given, or, where none is, those typed in until `exit`, `quit` or the end of input."""
     passage = _given_text(args.passage, args.passage_file, "passage")
     if passage is None:
@@ -176,7 +176,7 @@ def answer_questions(args, answerer: QuestionAnswerer) -> None:
             cli.note(cli.one_line(error))
 
 
-def answer_squad_file(args, answerer: QuestionAnswerer) -> None:
+def answer_squad_file(args, answerer: Answerer) -> None:
     """Answer a whole SQuAD file and write the predictions, each file whole or not at all. Raises DemoBertError."""
     data = read_squad(args.squad_json)
     passages = {example.paragraph: example.passage for example in data.examples}
@@ -202,7 +202,7 @@ def answer_squad_file(args, answerer: QuestionAnswerer) -> None:
     )
 
 
-def _answer(answerer: QuestionAnswerer, passage: str, question: str) -> None:
+def _answer(answerer: Answerer, passage: str, question: str) -> None:
     note_on_control_tokens(answerer.tokenizer, (passage, question))
     with tqdm(unit="window", leave=False, delay=_SECONDS_WITHOUT_A_BAR, disable=None) as progress:
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from helpers import quantization
+from helpers.answer_options import AnswerOptions
 from helpers.batching import PaddedBatch, padded_batch
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions, make_features
+from helpers.data_processing import make_features
 from helpers.errors import DemoBertError, UsageError, missing_package
 from helpers.squad import SquadExample
 from helpers.tokenization import Tokenizer

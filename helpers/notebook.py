@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from helpers import cli
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer, Reply
 from helpers.asking import engine_tokenizer
 from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions, Engine
 from helpers.benchmark import Timing, random_batch, random_packed_batch
 from helpers.building import build_folder
-from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
 from helpers.pictures import new_figure
-from helpers.question_answering import QuestionAnswerer, Reply
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "models" / "bundled" / "bert_mini_squad11"
 
@@ -33,7 +33,7 @@ _MAX_TOKENS_SHOWN = 90
 _MAX_ANSWERS_SHOWN = 8
 
 
-def open_engine(path=BUNDLED_ENGINE) -> QuestionAnswerer:
+def open_engine(path=BUNDLED_ENGINE) -> Answerer:
     """The engine at `path`, CPU or TensorRT, padded or packed, ready for questions. Raises DemoBertError.
 
     The bundled model's engine is built first where it is missing, or can't be loaded by this machine.
@@ -50,14 +50,14 @@ def open_engine(path=BUNDLED_ENGINE) -> QuestionAnswerer:
     return _answerer(path)
 
 
-def _answerer(path: Path) -> QuestionAnswerer:
+def _answerer(path: Path) -> Answerer:
     card = EngineCard.path_for(path)
     layout = EngineCard.read(card).layout if card.exists() else "padded"
     engine = load_engine(path, layout, say=cli.note)
-    return QuestionAnswerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
+    return Answerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
 
 
-def ask(answerer: QuestionAnswerer, passage: str, question: str) -> "Answered":
+def ask(answerer: Answerer, passage: str, question: str) -> "Answered":
     """The answer to one question, which shows itself in its passage. Raises DemoBertError for text without words."""
     return Answered(passage, question, answerer.ask(passage, question))
 
@@ -141,7 +141,7 @@ def time_engine(engine: Engine, sequence_length: int = 128, iterations: int = 50
     return Timing.of(engine.time(batch, iterations, warm_up_runs=5), 1, length, length)
 
 
-def question_form(answerer: QuestionAnswerer, passage: str, question: str):
+def question_form(answerer: Answerer, passage: str, question: str):
     """A form for a passage and a question of one's own, with the answer below; the given ones are answered at once."""
     try:
         import ipywidgets as widgets

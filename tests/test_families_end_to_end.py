@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.asking import engine_tokenizer
 from helpers.backends import load_engine
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions
-from helpers.question_answering import QuestionAnswerer
 from tests.checkpoints import megatron_state, tensorflow_state, write_config, write_onnx, write_tensorflow
 from tests.conftest import BUNDLED, ROOT
 from tests.hugging_face_models import FAMILIES, random_model, save
@@ -90,9 +90,9 @@ def hugging_face_passage_logits(model, tokenizer) -> np.ndarray:
     return logits[[index == 1 for index in inputs.sequence_ids(0)]]
 
 
-def answerer(path, layout) -> QuestionAnswerer:
+def answerer(path, layout) -> Answerer:
     engine = load_engine(path, layout)
-    return QuestionAnswerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
+    return Answerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
 
 
 @pytest.mark.parametrize("model_type", ALL)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from helpers import cli, quantization
+from helpers.answer_options import AnswerOptions
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder
 from helpers.squad import read_squad

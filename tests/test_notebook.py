@@ -13,10 +13,10 @@ import pytest
 
 import builder
 from helpers import notebook
+from helpers.answerer import Answerer
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder
-from helpers.question_answering import QuestionAnswerer
 from scripts.benchmarks.random_model import write_random_model
 from tests.conftest import BUNDLED, ROOT
 from tests.test_scripts import README_PASSAGE
@@ -34,7 +34,7 @@ def code_cells() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def answerer(bundled_engine) -> QuestionAnswerer:
+def answerer(bundled_engine) -> Answerer:
     return notebook.open_engine(bundled_engine)
 
 
@@ -155,7 +155,7 @@ def test_probabilities_of_tokens_are_those_of_the_windows(answerer):
     end = np.flatnonzero(whole.passage.offsets[:, 1] == best.end_char)[0]
     assert (whole.token_logits[start, 0], whole.token_logits[end, 1]) == (best.start_logit, best.end_logit)
     options = replace(answerer.options, sequence_length=48, doc_stride=16)
-    cut = QuestionAnswerer(answerer.engine, answerer.tokenizer, options).ask(README_PASSAGE, "What is TensorRT?")
+    cut = Answerer(answerer.engine, answerer.tokenizer, options).ask(README_PASSAGE, "What is TensorRT?")
     assert cut.windows > 1 and cut.token_logits.shape == whole.token_logits.shape
     starts = np.searchsorted(cut.passage.offsets[:, 0], [answer.start_char for answer in cut.answers])
     assert [cut.token_logits[place, 0] for place in starts] == [answer.start_logit for answer in cut.answers]

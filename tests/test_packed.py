@@ -11,22 +11,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.backends import backend_module, load_engine
 from helpers.backends.base import BuildOptions
 from helpers.backends.openvino import engine as openvino_engine
 from helpers.batching import PackedBatch, PaddedBatch, packed_batch, packed_groups, padded_batch
 from helpers.benchmark import random_packed_batch, spread_lengths
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder
-from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
 from tests.checkpoints import bert_weights
 from tests.conftest import BUNDLED
 from tests.reference_bert import random_weights, reference_logits
-from tests.test_question_answering import OPTIONS, TOKENIZER, TokenEngine, card, expected_answers, token_logits
+from tests.test_answerer import OPTIONS, TOKENIZER, TokenEngine, card, expected_answers, token_logits
 
 DATA = Path(__file__).parent / "data"
 
@@ -224,7 +224,7 @@ def test_the_largest_batch_is_served(small):
 
 
 class PackedTokenEngine(TokenEngine):
-    """The stand-in of test_question_answering.py, packed: noise seeded by each sequence's own tokens."""
+    """The stand-in of test_answerer.py, packed: noise seeded by each sequence's own tokens."""
 
     def __init__(self, batch_size):
         values = card(batch_size).__dict__ | {"layout": "packed"}
@@ -240,14 +240,14 @@ class PackedTokenEngine(TokenEngine):
 def test_one_loop_answers_for_both_layouts(options):
     data = read_squad(DATA / "squad_v1.1.json")
     engine = PackedTokenEngine(4)
-    results = QuestionAnswerer(engine, TOKENIZER, options).answer_squad(data)
+    results = Answerer(engine, TOKENIZER, options).answer_squad(data)
     for example in data.examples:
         answers, _ = expected_answers(example.passage, example.question, options)
         assert results[example.question_id].n_best == answers
     budget = options.batch_size * options.sequence_length
     assert all(batch.token_count <= budget and batch.batch_size <= 4 for batch in engine.batches)
     example = data.examples[1]
-    reply = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    reply = Answerer(engine, TOKENIZER, options).ask(example.passage, example.question)
     answers, windows = reply.answers, reply.windows
     assert (answers, windows) == expected_answers(example.passage, example.question, options)
 
@@ -258,7 +258,7 @@ def test_packed_and_padded_answer_alike(bundled_engine, bundled_packed_engine):
     for path, layout in ((bundled_engine, "padded"), (bundled_packed_engine, "packed")):
         engine = load_engine(path, layout)
         tokenizer = ModelFolder.open(BUNDLED).tokenizer()
-        results = QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=4)).answer_squad(data)
+        results = Answerer(engine, tokenizer, AnswerOptions(batch_size=4)).answer_squad(data)
         answers.append({key: result.text for key, result in results.items()})
     assert answers[0] == answers[1]
 

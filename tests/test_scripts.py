@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.backends import load_engine
 from helpers.backends.base import Engine
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions
 from helpers.model_folder import ModelFolder
-from helpers.question_answering import QuestionAnswerer
 from helpers.squad import read_squad
 from helpers.tokenization import load_tokenizer
 from helpers.weights import load_weights
@@ -88,7 +88,7 @@ def some_of_xquad():
 def hugging_face_answers(some_of_xquad, bundled_engine):
     card = load_engine(bundled_engine, "padded").card
     tokenizer = ModelFolder.open(BUNDLED).tokenizer()
-    return QuestionAnswerer(HuggingFaceEngine(card), tokenizer).answer_squad(some_of_xquad)
+    return Answerer(HuggingFaceEngine(card), tokenizer).answer_squad(some_of_xquad)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -97,7 +97,7 @@ def test_answers_of_real_questions_are_hugging_face_s(request, some_of_xquad, hu
     path = request.getfixturevalue("bundled_half_engine" if half else "bundled_engine")
     engine = load_engine(path, "padded", throughput=True)
     tokenizer = ModelFolder.open(BUNDLED).tokenizer()
-    ours = QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=2)).answer_squad(some_of_xquad)
+    ours = Answerer(engine, tokenizer, AnswerOptions(batch_size=2)).answer_squad(some_of_xquad)
     differing = [key for key, result in hugging_face_answers.items() if ours[key].text != result.text]
     assert len(differing) <= (6 if half else 0), differing
 

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from helpers import cli
+from helpers.answer_options import AnswerOptions
 from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.families import FAMILIES
 from helpers.files import atomic_write, check_outputs, read_json, sha256_of

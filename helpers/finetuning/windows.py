@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.data_processing import AnswerOptions, Feature, make_features, require_tokens
+from helpers.answer_options import AnswerOptions
+from helpers.data_processing import Feature, make_features, require_tokens
 from helpers.errors import DemoBertError
 from helpers.squad import SquadData, SquadExample
 from helpers.tokenization import TokenizedText, Tokenizer

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from helpers import cli
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.backends import load_engine
-from helpers.data_processing import AnswerOptions
 from helpers.files import check_writable, write_json
 from helpers.model_folder import ModelFolder
-from helpers.question_answering import QuestionAnswerer
 from helpers.squad import SquadData, read_squad
 from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.throughput import mean_f1
@@ -57,7 +57,7 @@ def main(arguments) -> None:
         write_json(args.json, facts | {"rows": rows})
 
 
-def answerers(args, sizes: list[int], folder: Path) -> dict[str, QuestionAnswerer]:
+def answerers(args, sizes: list[int], folder: Path) -> dict[str, Answerer]:
     """Every way at every batch size, by one padded engine and one packed."""
     ways = {}
     for layout, names in (("padded", ("filled", "sorted")), ("packed", ("packed",))):
@@ -69,11 +69,11 @@ def answerers(args, sizes: list[int], folder: Path) -> dict[str, QuestionAnswere
     return ways
 
 
-def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> QuestionAnswerer:
+def answerer(args, path: Path, layout: str, batch_size: int, filled: bool) -> Answerer:
     engine = load_engine(path, layout, throughput=True)
     if filled:  # rows as an engine of one shape would have them
         engine.padded_length = lambda length: args.sequence_length
-    return QuestionAnswerer(engine, ModelFolder.open(args.model).tokenizer(), AnswerOptions(batch_size=batch_size))
+    return Answerer(engine, ModelFolder.open(args.model).tokenizer(), AnswerOptions(batch_size=batch_size))
 
 
 def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:

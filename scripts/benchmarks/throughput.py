@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from helpers import cli
-from helpers.data_processing import AnswerOptions
-from helpers.question_answering import QuestionAnswerer
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.squad import SquadData, read_squad, token_f1
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.latency import is_wanted
@@ -36,9 +36,7 @@ def engine_sides(args, builder: EngineBuilder, length: int) -> dict:
 
     def side(build) -> partial:
         engine = build(*sizes, throughput=True)
-        return partial(
-            answer_with_engine, QuestionAnswerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size))
-        )
+        return partial(answer_with_engine, Answerer(engine, tokenizer, AnswerOptions(batch_size=args.batch_size)))
 
     builds = {f"this engine, {form}": partial(builder.engine, form) for form in FORMS}
     builds["NNCF, int8"] = builder.nncf_engine
@@ -61,7 +59,7 @@ def torch_sides(torch_model, model: Path, length: int) -> dict:
     }
 
 
-def answer_with_engine(answerer: QuestionAnswerer, data: SquadData) -> dict[str, str]:
+def answer_with_engine(answerer: Answerer, data: SquadData) -> dict[str, str]:
     return {key: result.text for key, result in answerer.answer_squad(data).items()}
 
 

@@ -264,8 +264,9 @@ class Check:
 
 def windows(squad: Path, args) -> list:
     """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of their longest length."""
+    from helpers.answer_options import AnswerOptions
     from helpers.batching import padded_batch
-    from helpers.data_processing import AnswerOptions, make_features
+    from helpers.data_processing import make_features
     from helpers.model_folder import ModelFolder
     from helpers.squad import read_squad
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.answer_options import AnswerOptions
 from helpers.backends.base import Engine
 from helpers.batching import Batch, length_sorted_batches, packed_batch, packed_groups, padded_batch
 from helpers.data_processing import (
     Answer,
-    AnswerOptions,
     Feature,
     best_answers,
     choose_answer,
@@ -56,7 +56,7 @@ class Reply:
     token_logits: np.ndarray
 
 
-class QuestionAnswerer:
+class Answerer:
     """Answers questions about passages with one engine, padded or packed.
 
     Windows run `options.batch_size` at once; in a packed engine, as many as have together no more tokens than

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
 from helpers.backends.base import Engine
 from helpers.bert_config import BertConfig
-from helpers.data_processing import AnswerOptions, best_answers, choose_answer, make_features
+from helpers.data_processing import best_answers, choose_answer, make_features
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.model_folder import ModelFolder
-from helpers.question_answering import QuestionAnswerer
 from helpers.squad import SquadData, read_squad, token_f1
 from helpers.tokenization import Tokenizer
 
@@ -101,7 +102,7 @@ def test_a_squad_file(options, name, multiple):
     data = read_squad(DATA / name)
     engine = TokenEngine(card(), multiple)
     progress = []
-    results = QuestionAnswerer(engine, TOKENIZER, options).answer_squad(data, lambda *counts: progress.append(counts))
+    results = Answerer(engine, TOKENIZER, options).answer_squad(data, lambda *counts: progress.append(counts))
     assert list(results) == [example.question_id for example in data.examples]
     windows = 0
     for example in data.examples:
@@ -123,7 +124,7 @@ def test_ask(options):
     example = read_squad(DATA / "squad_v1.1.json").examples[1]
     engine = TokenEngine(card())
     progress = []
-    reply = QuestionAnswerer(engine, TOKENIZER, options).ask(
+    reply = Answerer(engine, TOKENIZER, options).ask(
         example.passage, example.question, lambda *counts: progress.append(counts)
     )
     answers, windows = reply.answers, reply.windows
@@ -138,7 +139,7 @@ def test_threshold_decides_between_text_and_none():
     data = read_squad(DATA / "squad_v2.0.json")
     for threshold, is_text in ((1e6, True), (-1e6, False)):
         options = dataclasses.replace(OPTIONS[0], null_score_diff_threshold=threshold)
-        results = QuestionAnswerer(TokenEngine(card()), TOKENIZER, options).answer_squad(data)
+        results = Answerer(TokenEngine(card()), TOKENIZER, options).answer_squad(data)
         assert all(bool(result.text) == is_text for result in results.values())
 
 
@@ -152,14 +153,14 @@ def test_each_paragraph_is_tokenised_once(monkeypatch):
         return encode_batch(self, some, what)
 
     monkeypatch.setattr(Tokenizer, "encode_batch", recorded)
-    QuestionAnswerer(TokenEngine(card()), TOKENIZER, OPTIONS[0]).answer_squad(data)
+    Answerer(TokenEngine(card()), TOKENIZER, OPTIONS[0]).answer_squad(data)
     passages = {example.passage for example in data.examples}
     assert sorted(texts) == sorted([*passages, *(example.question for example in data.examples)])
 
 
 def test_sequence_length_is_the_engine_s_by_default():
-    assert QuestionAnswerer(TokenEngine(card(1, 96)), TOKENIZER).options.sequence_length == 96
-    assert QuestionAnswerer(TokenEngine(card(1, 4096)), TOKENIZER).options.sequence_length == 512  # the model's
+    assert Answerer(TokenEngine(card(1, 96)), TOKENIZER).options.sequence_length == 96
+    assert Answerer(TokenEngine(card(1, 4096)), TOKENIZER).options.sequence_length == 512  # the model's
 
 
 @pytest.mark.parametrize(
@@ -171,13 +172,13 @@ def test_sequence_length_is_the_engine_s_by_default():
 )
 def test_more_than_the_engine_serves(options, message):
     with pytest.raises(UsageError, match=message):
-        QuestionAnswerer(TokenEngine(card()), TOKENIZER, options)
+        Answerer(TokenEngine(card()), TOKENIZER, options)
 
 
 def test_another_vocabulary_is_refused():
     config = dataclasses.replace(CONFIG, vocab_size=21128)
     with pytest.raises(DemoBertError, match="30522 pieces, the model 21128"):
-        QuestionAnswerer(TokenEngine(card(config=config)), TOKENIZER)
+        Answerer(TokenEngine(card(config=config)), TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_another_vocabulary_is_refused():
     ],
 )
 def test_unusable_text(passage, question, message):
-    answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER)
+    answerer = Answerer(TokenEngine(card()), TOKENIZER)
     with pytest.raises(DemoBertError, match=f"^{message}"):
         answerer.ask(passage, question)
     if "\ud800" in passage or "\udce9" in question:  # read_squad refuses these
@@ -204,7 +205,7 @@ def test_unusable_text(passage, question, message):
 
 
 def test_question_longer_than_the_window():
-    answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER, AnswerOptions(sequence_length=20))
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(sequence_length=20))
     with pytest.raises(UsageError, match="--max-query-length"):
         answerer.ask("Me.", "who " * 30)
 
@@ -220,7 +221,7 @@ HARD_PASSAGES = [
 
 @pytest.mark.parametrize("text", HARD_PASSAGES, ids=range(len(HARD_PASSAGES)))
 def test_hard_passages(text):
-    answerer = QuestionAnswerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=4))
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=4))
     reply = answerer.ask(text, "What is it?")
     answers, windows = reply.answers, reply.windows
     assert windows >= 1 and all(answer.text == text[answer.start_char : answer.end_char] for answer in answers)
@@ -259,13 +260,13 @@ def torch_model():
 
 def test_the_bundled_model_answers(torch_model):
     data = read_squad(DATA / "squad_v1.1.json")
-    together = QuestionAnswerer(TorchEngine(card(8, 384), torch_model), TOKENIZER, AnswerOptions(batch_size=8))
+    together = Answerer(TorchEngine(card(8, 384), torch_model), TOKENIZER, AnswerOptions(batch_size=8))
     results = together.answer_squad(data)
     scores = [
         max(token_f1(results[example.question_id].text, gold) for gold in example.answers) for example in data.examples
     ]
     assert sum(scores) / len(scores) > 0.8, {key: result.text for key, result in results.items()}
-    alone = QuestionAnswerer(TorchEngine(card(1, 384), torch_model), TOKENIZER)
+    alone = Answerer(TorchEngine(card(1, 384), torch_model), TOKENIZER)
     for example in data.examples:
         answers = alone.ask(example.passage, example.question).answers
         best = results[example.question_id].n_best[0]
@@ -279,7 +280,7 @@ def test_windows_do_not_lose_the_answer(torch_model):
     example = dataclasses.replace(data.examples[1], passage=filler + data.examples[1].passage + " " + filler)
     engine = TorchEngine(card(4, 96), torch_model)
     options = AnswerOptions(batch_size=4, doc_stride=32)
-    reply = QuestionAnswerer(engine, TOKENIZER, options).ask(example.passage, example.question)
+    reply = Answerer(engine, TOKENIZER, options).ask(example.passage, example.question)
     answers, windows = reply.answers, reply.windows
     assert windows > 4 and "Marta Olsen" in answers[0].text
     assert example.passage[answers[0].start_char : answers[0].end_char] == answers[0].text
