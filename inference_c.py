@@ -3,14 +3,14 @@
 
 import functools
 
-from helpers import cli, infer_c_engine
-from helpers.asking import add_inference_arguments, answer
+from helpers import cli
+from helpers.inference_flags import add_inference_arguments, check_inference_arguments
 
 
 def parse(arguments):
     parser = cli.Parser(
-        "Answer questions about a passage, or all questions of a SQuAD file, with an engine, padded or packed, "
-        "that the C++ module infer_c runs."
+        "Answer questions about a passage, of a table or of a SQuAD file, with an engine, padded or packed, that the "
+        "C++ module infer_c runs."
     )
     add_inference_arguments(parser, layout=None)
     parser.add_argument(
@@ -22,9 +22,13 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def main(arguments) -> None:
+def main(arguments) -> int:
     args = parse(arguments)
-    answer(args, None, functools.partial(infer_c_engine.load_engine, enable_graph=args.enable_graph))
+    check_inference_arguments(args)
+    from helpers import infer_c_engine  # after the arguments: these take numpy and more
+    from helpers.asking import answer
+
+    return answer(args, None, functools.partial(infer_c_engine.load_engine, enable_graph=args.enable_graph))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 
 from helpers import cli
 from helpers.answer_options import AnswerOptions
-from helpers.answerer import Answerer
-from helpers.asking import engine_tokenizer
+from helpers.answerer import Answerer, engine_tokenizer
 from helpers.backends import load_engine
 from helpers.benchmark import (
     asked_batch_sizes,
@@ -45,7 +44,7 @@ def main(arguments) -> None:
         windows = [length]
     else:
         options = AnswerOptions(sequence_length=args.sequence_length)
-        answerer = Answerer(engine, engine_tokenizer(args.engine, card, args.vocab_file), options)
+        answerer = Answerer(engine, engine_tokenizer(args.engine, card, args.vocab_file, say=cli.note), options)
         length, windows = answerer.options.sequence_length, answerer.window_lengths(data)
         cli.note(f"{len(windows)} windows of at most {length} tokens, {sum(windows) / len(windows):.0f} on average")
     batches = [random_packed_batch(card, spread_lengths(windows, size, seed), seed) for size in sizes]

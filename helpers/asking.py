@@ -1,241 +1,200 @@
-"""inference.py's flags and its three ways to ask: once, at the prompt, for a whole SQuAD file.
+"""The ways that the inference scripts ask: once, at the prompt, for a table of questions, for a SQuAD file."""
 
-Shared with inference_varseqlen.py and inference_c.py, which differ only in the engine they load.
-"""
-
+import contextlib
+import hashlib
+import json
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
 
 from tqdm import tqdm
 
 from helpers import cli
 from helpers.answer_options import AnswerOptions
-from helpers.answerer import Answerer, QuestionResult
+from helpers.answerer import Answerer, Reply, Row
 from helpers.backends import load_engine
 from helpers.backends.base import Engine
+from helpers.data_processing import Answer
 from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError, UsageError
-from helpers.files import check_outputs, read_text, write_json
+from helpers.errors import DemoBertError, UsageError, harmless
+from helpers.files import atomic_write, check_outputs, read_stream, read_text, sha256_of, write_json
+from helpers.inference_flags import DEFAULT_PREDICTIONS
+from helpers.journal import Journal, Stdout
+from helpers.rows import CsvLines, JsonLines, QuestionRow, RowsFile, json_line
 from helpers.squad import read_squad
-from helpers.tokenization import Tokenizer, load_tokenizer
-from helpers.tokenizer_files import named_tokenizer
+from helpers.tokenization import Tokenizer
 
 RULE = "-" * 24
-
-DEFAULT_PREDICTIONS = "./predictions.json"
 
 #: A question that takes longer gets a progress bar.
 _SECONDS_WITHOUT_A_BAR = 1.0
 
 
-#: What -b does, by the layout that a script serves; None: either.
-_BATCH_SIZE_HELP = {
-    "padded": "how many windows run at once (default: 1)",
-    "packed": "run at once as many windows as have the tokens of N full ones (default: the engine's largest)",
-    None: "how many windows run at once (default: 1, of a packed engine its largest)",
-}
-
-
-def add_inference_arguments(parser: cli.Parser, layout: str | None) -> None:
-    """All flags but --verbose of inference.py ("padded"), inference_varseqlen.py ("packed"), inference_c.py (None)."""
-    cli.add_engine(parser)
-    words, file = {"nargs": "+", "metavar": "WORD"}, {"metavar": "FILE"}
-    threshold = {"type": cli.finite_float, "default": 0.0, "metavar": "X"}
-    for *flags, value, text in (
-        ("-p", "--passage", words, "passage to look for answers in"),
-        ("-pf", "--passage-file", file, "file with the passage, UTF-8"),
-        ("-q", "--question", words, "question about the passage"),
-        ("-qf", "--question-file", file, "file with questions, UTF-8, one a line"),
-        ("-sq", "--squad-json", file, "SQuAD v1.1 or v2.0 file: answer all its questions"),
-        ("-o", "--output-prediction-file", file, f"answers to the SQuAD file (default: {DEFAULT_PREDICTIONS})"),
-        ("--n-best-output", file, "the n best answers to each question of the SQuAD file"),
-        ("--null-odds-output", file, "SQuAD v2.0: score of no answer less that of the best, per question"),
-        ("--null-score-diff-threshold", threshold, "SQuAD v2.0: answer nothing where the null odds are above this"),
-        (
-            "-v",
-            "--vocab-file",
-            file,
-            "vocab.txt, tokenizer.json or the model's folder (default: the engine's tokenizer)",
-        ),
-    ):
-        parser.add_argument(*flags, **value, help=text)
-    for *flags, default, text in (
-        ("-s", "--sequence-length", None, "tokens in a window (default: the engine's longest)"),
-        ("-b", "--batch-size", None, _BATCH_SIZE_HELP[layout]),
-        ("--max-query-length", AnswerOptions.max_query_length, "tokens of the question that are read"),
-        ("--max-answer-length", AnswerOptions.max_answer_length, "longest answer in tokens"),
-        ("--n-best-size", AnswerOptions.n_best_size, "answers to weigh against each other"),
-        ("--doc-stride", AnswerOptions.doc_stride, "tokens from one window of a long passage to the next"),
-    ):
-        parser.add_argument(*flags, type=cli.positive_int, default=default, metavar="N", help=text)
-    parser.add_argument(
-        "--cased", action="store_true", help="keep upper case and accents (default: as the tokenizer says)"
-    )
-
-
-def check_inference_arguments(args) -> None:
-    """Say what contradicts or can't be written before the engine is loaded. Raises DemoBertError."""
-    if args.passage and args.passage_file:
-        raise UsageError("give the passage with -p or with -pf, not both")
-    if args.question and args.question_file:
-        raise UsageError("give the question with -q or with -qf, not both")
-    if args.squad_json:
-        if args.passage or args.passage_file or args.question or args.question_file:
-            raise UsageError("a SQuAD file (-sq) has its own passages and questions: leave out -p, -pf, -q and -qf")
-        args.output_prediction_file = args.output_prediction_file or DEFAULT_PREDICTIONS
-        card = EngineCard.path_for(args.engine)
-        engine = args.engine, card, EngineCard.tokenizer_path_for(args.engine)
-        check_outputs(_squad_outputs(args), (args.squad_json, *engine, args.vocab_file))
-    elif any(_squad_outputs(args).values()):
-        raise UsageError(f"{', '.join(_squad_outputs(args))} need a SQuAD file (-sq)")
-
-
-def _squad_outputs(args) -> dict:
-    return {
-        "--output-prediction-file": args.output_prediction_file,
-        "--n-best-output": args.n_best_output,
-        "--null-odds-output": args.null_odds_output,
-    }
-
-
-def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) -> None:
-    """Load the engine, which must have `layout`, and answer what `args` ask for. Raises DemoBertError.
+def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) -> int:
+    """Load the engine, which must have `layout`, and answer what `args` ask for; the exit code. Raises DemoBertError.
 
     `load` takes the arguments of `helpers.backends.load_engine`.
     """
-    check_inference_arguments(args)
-    engine = load(args.engine, layout, throughput=args.squad_json is not None, say=cli.note)
-    answerer = question_answerer(args, engine)
-    if args.verbose:
-        cli.note(engine.describe())
+    _check_files(args)
+    many = bool(args.squad_json or args.rows)
+    options = AnswerOptions(**{name: getattr(args, name) for name in AnswerOptions.__dataclass_fields__})
+    tokenizer = {"vocab_file": args.vocab_file, "cased": args.cased}
+    with Answerer.open(
+        args.engine, options, layout=layout, throughput=many, **tokenizer, say=cli.note, load=load
+    ) as answerer:
+        if args.verbose:
+            cli.note(answerer.engine.describe())
+        if args.squad_json:
+            return answer_squad_file(args, answerer)
+        if args.rows:
+            return answer_rows(args, answerer)
+        return answer_questions(args, answerer)
+
+
+def _check_files(args) -> None:
+    """Say before the engine is loaded which output can't be written, or would replace an input. Raises DemoBertError."""
     if args.squad_json:
-        answer_squad_file(args, answerer)
-    else:
-        answer_questions(args, answerer)
+        args.output_prediction_file = args.output_prediction_file or DEFAULT_PREDICTIONS
+    outputs = {
+        "--output-prediction-file": args.output_prediction_file,
+        "--n-best-output": args.n_best_output,
+        "--null-odds-output": args.null_odds_output,
+        "--json": args.json,
+    }
+    outputs = {flag: path for flag, path in outputs.items() if path not in (None, "-")}
+    if path := outputs.get("--output-prediction-file"):
+        outputs |= zip(("the partial output", "its state"), Journal.paths_for(path))
+    engine = args.engine, EngineCard.path_for(args.engine), EngineCard.tokenizer_path_for(args.engine)
+    asked = args.squad_json, args.rows, args.passage_file, args.question_file
+    check_outputs(outputs, (*engine, args.vocab_file, *(path for path in asked if path != "-")))
 
 
-def question_answerer(args, engine: Engine) -> Answerer:
-    """The engine with its vocabulary and the options of `args`. Raises DemoBertError where they do not fit."""
-    card = engine.card
-    tokenizer = engine_tokenizer(args.engine, card, args.vocab_file, args.cased)
-    return Answerer(
-        engine,
-        tokenizer,
-        AnswerOptions(
-            sequence_length=args.sequence_length,
-            batch_size=args.batch_size or (1 if card.layout == "padded" else card.max_batch_size),
-            max_query_length=args.max_query_length,
-            doc_stride=args.doc_stride,
-            max_answer_length=args.max_answer_length,
-            n_best_size=args.n_best_size,
-            null_score_diff_threshold=args.null_score_diff_threshold,
-        ),
-    )
+def answer_questions(args, answerer: Answerer) -> int:
+    """Answer the questions given, or, where none is, those typed in until `exit`, `quit` or the end of input.
 
-
-def engine_tokenizer(engine_path, card: EngineCard, vocab_file=None, cased: bool = False) -> Tokenizer:
-    """The tokenizer beside the engine, or that of `vocab_file`, which must be the same. Raises DemoBertError."""
-    beside = EngineCard.tokenizer_path_for(engine_path)
-    if vocab_file is not None:
-        tokenizer = named_tokenizer(vocab_file, card, beside, cli.note)
-    elif beside.exists():
-        tokenizer = load_tokenizer(beside, card.tokenizer_sha256)
-    else:
-        raise DemoBertError(
-            f"the engine's tokenizer is not at {beside}: copy it there, or name the model's with -v/--vocab-file"
-        )
-    return tokenizer.with_case(False) if cased else tokenizer
-
-
-def note_on_control_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-    """Say, once, if a text has the spelling of a token that sets texts apart."""
-    if found := next((token for text in texts for token in tokenizer.control_tokens if token in text), None):
-        cli.note(f"Note: {cli.one_line(found)} in a text is read as text, not as the model's own token")
-
-
-def answer_questions(args, answerer: Answerer) -> None:
-    """Answer the questions given, or, where none is, those typed in until `exit`, `quit` or the end of input."""
-    passage = _given_text(args.passage, args.passage_file, "passage")
+    What --json names is written when all are answered, or the conversation is over.
+    """
+    given = _given_text(args.question, args.question_file, "question")
+    passage = _passage(args, given)
     if passage is None:
-        passage = _prompt("Passage: ")
-        if passage is None:
-            return
-    question = _given_text(args.question, args.question_file, "question")
-    if question is not None:
-        lines = question.splitlines() if args.question_file else [question]
-        for line in [line for line in lines if line.strip()] or [""]:
-            _answer(answerer, passage, line)
-        return
-    while (question := _prompt("Question (exit or quit ends): ")) is not None:
-        if question.strip().lower() in ("exit", "quit"):
-            return
+        return 0
+    lines = given.splitlines() if given is not None and args.question_file else [given]
+    questions = _typed_questions() if given is None else [line for line in lines if line.strip()] or [""]
+    interrupt = None
+    with _json_output(args.json) as write:
         try:
-            _answer(answerer, passage, question)
-        except DemoBertError as error:  # a question that can't be answered does not end the conversation
-            cli.note(cli.one_line(error))
+            _answer_each(args, answerer, passage, questions, write)
+        except KeyboardInterrupt as error:
+            if given is not None:
+                raise
+            interrupt = error
+    if interrupt:  # it ended the conversation, whose answers are written now
+        raise interrupt
+    return 0
 
 
-def answer_squad_file(args, answerer: Answerer) -> None:
-    """Answer a whole SQuAD file and write the predictions, each file whole or not at all. Raises DemoBertError."""
-    data = read_squad(args.squad_json)
-    passages = {example.paragraph: example.passage for example in data.examples}
-    note_on_control_tokens(answerer.tokenizer, [*passages.values(), *(example.question for example in data.examples)])
-    start = time.perf_counter()
-    with tqdm(total=len(data.examples), unit="question", disable=None) as progress:
-
-        def on_progress(done: int, total: int) -> None:
-            progress.update(done - progress.n)
-
-        results = answerer.answer_squad(data, on_progress)
-    seconds = time.perf_counter() - start
-    write_json(args.output_prediction_file, {key: result.text for key, result in results.items()})
-    if args.n_best_output:
-        write_json(args.n_best_output, {key: _n_best(result) for key, result in results.items()})
-    if args.null_odds_output and not data.version_2:
-        cli.note("Note: --null-odds-output has no effect: this is a SQuAD v1.1 file, every question has an answer")
-    elif args.null_odds_output:
-        write_json(args.null_odds_output, {key: result.null_odds for key, result in results.items()})
-    print(
-        f"Answered {len(results)} questions in {seconds:.1f} s, {len(results) / seconds:.1f} questions per second: "
-        f"{args.output_prediction_file}"
-    )
+def _answer_each(args, answerer: Answerer, passage: str, questions: Iterable[str], write) -> None:
+    is_first, control_tokens = True, _ControlTokens(answerer.tokenizer)
+    control_tokens.look(passage)
+    for question in questions:
+        control_tokens.look(question)
+        try:
+            reply = _ask(answerer, passage, question, args.top_k or 1)
+        except DemoBertError as error:
+            if isinstance(questions, list):
+                raise
+            cli.note(cli.one_line(error))  # a question that can't be answered does not end the conversation
+            continue
+        write(reply.to_dict())
+        if args.json != "-":
+            if is_first:
+                print(f"Passage: {_for_a_screen(passage)}")
+            _print_reply(reply)
+            is_first = False
 
 
-def _answer(answerer: Answerer, passage: str, question: str) -> None:
-    note_on_control_tokens(answerer.tokenizer, (passage, question))
+def _ask(answerer: Answerer, passage: str, question: str, top_k: int) -> Reply:
     with tqdm(unit="window", leave=False, delay=_SECONDS_WITHOUT_A_BAR, disable=None) as progress:
 
         def on_progress(done: int, total: int) -> None:
             progress.total = total
             progress.update(done - progress.n)
 
-        reply = answerer.ask(passage, question, on_progress)
-    print(f"Passage: {cli.one_line(passage)}")
-    print(f"Question: {cli.one_line(question)}")
+        return answerer.ask(passage, question, top_k, on_progress=on_progress)
+
+
+def _print_reply(reply: Reply) -> None:
+    print(f"Question: {harmless(reply.question)}")
     print(RULE)
     print(f"Running inference in {reply.windows / reply.seconds:.3f} Sentences/Sec")
     print(RULE)
-    best = reply.answers[0]
-    print(f"Answer: '{cli.one_line(best.text)}'")
-    print(f"With probability: {best.probability * 100:.3f}", flush=True)
+    print(f"Answer: {_shown(reply.answer)}")
+    print(f"With probability: {reply.answer.probability * 100:.3f}", flush=True)
+    others = [answer for answer in reply.n_best if answer != reply.answer]
+    for number, answer in enumerate(others[: len(reply.n_best) - 1], 2):
+        print(f"{number}. {_shown(answer)}, probability {answer.probability * 100:.3f}", flush=True)
 
 
-def _n_best(result: QuestionResult) -> list[dict]:
-    return [
-        {
-            "text": answer.text,
-            "probability": answer.probability,
-            "start_char": answer.start_char,
-            "end_char": answer.end_char,
-            "start_logit": answer.start_logit,
-            "end_logit": answer.end_logit,
-        }
-        for answer in result.n_best
-    ]
+def _shown(answer: Answer) -> str:
+    return f"'{harmless(answer.text)}'" if answer.text else "(none)"
+
+
+def _for_a_screen(text: str) -> str:
+    """`text`, its middle left out where it would fill more than a screen."""
+    size = shutil.get_terminal_size()
+    room = max(size.columns * size.lines, 200)
+    if len(text) > room:
+        left_out = len(text) - room
+        text = f"{text[: room // 2]} … ({left_out} characters) … {text[len(text) - room // 2 :]}"
+    return harmless(text)
+
+
+@contextlib.contextmanager
+def _json_output(path: str | None) -> Iterator[Callable[[dict], object]]:
+    """A function that writes an object as a line of the file that --json names, if it names one."""
+    if path is None:
+        yield lambda values: None
+    elif path == "-":
+        yield lambda values: print(json_line(values).decode("utf-8"), end="", flush=True)
+    else:
+        with atomic_write(path) as file:
+            yield lambda values: file.write(json_line(values))
+
+
+def _passage(args, question: str | None) -> str | None:
+    """The passage given, piped in or typed in; None: the end of input came first. Raises DemoBertError."""
+    is_named = args.passage is not None or args.passage_file is not None
+    if args.passage_file != "-" and (is_named or sys.stdin.isatty()):
+        return _given_text(args.passage, args.passage_file, "passage") if is_named else _typed_passage()
+    if question is None or args.question_file == "-":
+        raise UsageError("what is piped in is the passage: give the question with -q or -qf, or the passage with -p")
+    return read_stream(sys.stdin.buffer, "passage")
+
+
+def _typed_passage() -> str | None:
+    lines: list[str] = []
+    while (line := _prompt("" if lines else "Passage (a blank line ends it): ")) is not None:
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            break
+    return "\n".join(lines) or None
+
+
+def _typed_questions() -> Iterator[str]:
+    while (question := _prompt("Question (exit or quit ends): ")) is not None:
+        if question.strip().lower() in ("exit", "quit"):
+            return
+        yield question
 
 
 def _given_text(words, path, what: str) -> str | None:
+    if path == "-":
+        return read_stream(sys.stdin.buffer, what)
     if path is not None:
         return read_text(path, f"{what} file")
     return None if words is None else " ".join(words)
@@ -248,3 +207,124 @@ def _prompt(text: str) -> str | None:
         return None
     except UnicodeDecodeError as error:
         raise DemoBertError("what was typed is not UTF-8 text") from error
+
+
+def answer_rows(args, answerer: Answerer) -> int:
+    """Answer a table of questions row by row; the exit code is 1 where one failed. Raises DemoBertError."""
+    rows, top_k, output = RowsFile(args.rows, cli.note), args.top_k or 1, args.output_prediction_file
+    form = CsvLines(rows.has_ids, top_k) if output.lower().endswith(".csv") else JsonLines()
+    facts = _facts(args, answerer) | {"output": [type(form).__name__, rows.has_ids, top_k]}
+    with Stdout() if output == "-" else Journal(output, facts, args.fresh) as journal:
+        if journal.published:
+            cli.note(f"{output} was whole when the last run was killed")
+            return int(journal.failed > 0)
+        if journal.is_empty:
+            journal.append(form.header, 0, 0, "")
+        summary = _fill(journal, answerer, rows, top_k, form.line, rows.estimated_total)
+        journal.publish()
+    print(f"{summary}, {journal.failed} failed: {output}", file=sys.stderr if output == "-" else sys.stdout)
+    return int(journal.failed > 0)
+
+
+def answer_squad_file(args, answerer: Answerer) -> int:
+    """Answer a whole SQuAD file and write the predictions, each file whole or not at all. Raises DemoBertError."""
+    data = read_squad(args.squad_json)
+    answerer = answerer.for_squad(data)
+    rows = (QuestionRow(example.question_id, example.question, example.passage) for example in data.examples)
+    with Journal(args.output_prediction_file, _facts(args, answerer), args.fresh) as journal:
+        summary = _fill(journal, answerer, rows, None, JsonLines().line, lambda read: len(data.examples))
+        _write_predictions(args, [json.loads(line) for line in journal.lines()])
+        journal.discard()
+    failed = f", {journal.failed} failed" if journal.failed else ""
+    print(f"{summary}{failed}: {args.output_prediction_file}")
+    return 0
+
+
+def _write_predictions(args, results: list[dict]) -> None:
+    """What -sq's outputs say of each question: "" and no odds either way for one that could not be asked."""
+    for result in results:
+        if "error" in result:
+            cli.note(f'Note: question {cli.one_line(result["id"])} is predicted "": {result["error"]}')
+    write_json(args.output_prediction_file, {result["id"]: result.get("answer", "") for result in results})
+    if args.n_best_output:
+        write_json(args.n_best_output, {result["id"]: result.get("n_best", []) for result in results})
+    if args.null_odds_output:
+        write_json(args.null_odds_output, {result["id"]: result.get("null_odds", 0.0) for result in results})
+
+
+def _facts(args, answerer: Answerer) -> dict:
+    """What answers follow from, but for the questions."""
+    engine = answerer.engine.card.engine_sha256 or sha256_of(args.engine)
+    return {"engine": engine, "tokenizer": answerer.tokenizer.sha256, "options": asdict(answerer.options)}
+
+
+def _fill(journal, answerer: Answerer, rows: Iterable[QuestionRow], top_k, line, total) -> str:
+    """Answer the rows that are not in the journal yet, in their order; what there is to say of it.
+
+    `line(row, reply)` gives an entry, `total(read)` how many rows there are in all. Raises DemoBertError.
+    """
+    read, before, start = _ReadRows(rows, answerer), journal.entries, time.perf_counter()
+    read.skip(journal)
+    with tqdm(initial=before, unit="question", disable=None, total=total(before)) as progress:
+
+        def on_progress(done: int) -> None:
+            progress.total = total(before + read.count)
+            progress.update(before + done - progress.n)
+
+        for replies in answerer.ask_in_chunks(read.texts(), top_k, on_progress):
+            some = [read.waiting.popleft() for _ in replies]
+            data = b"".join(line(row, reply) for (row, _), reply in zip(some, replies))
+            failed = sum(isinstance(reply, DemoBertError) for reply in replies)
+            journal.append(data, len(replies), failed, some[-1][1])
+    seconds, done = time.perf_counter() - start, journal.entries - before
+    earlier = f" ({before} of them in runs before this one)" if before else ""
+    rate = f"{seconds:.1f} s, {done / seconds:.1f} questions per second"
+    return f"Answered {journal.entries - journal.failed} questions{earlier} in {rate}"
+
+
+class _ReadRows:
+    """The rows, as they are read: `waiting` holds those that have no answer yet, each with the digest of all so far."""
+
+    def __init__(self, rows: Iterable[QuestionRow], answerer: Answerer):
+        self._rows, self._control_tokens = iter(rows), _ControlTokens(answerer.tokenizer)
+        self._digest = hashlib.sha256()
+        self.waiting: deque = deque()
+        self.count = 0
+
+    def skip(self, journal) -> None:
+        """Leave out those that the journal holds. Raises DemoBertError where they are others."""
+        for row in islice(self._rows, journal.entries):
+            self._take(row)
+        if journal.entries and self._digest.hexdigest() != journal.digest:
+            raise DemoBertError(
+                f"{journal.path} was begun with other questions: --fresh throws it away and begins again"
+            )
+        if journal.entries:
+            cli.note(f"{journal.path}: going on after question {journal.entries} (--fresh begins again)")
+        self.count = 0
+
+    def texts(self) -> Iterator[Row]:
+        """The rest, as `Answerer.ask_in_chunks` takes them."""
+        for row in self._rows:
+            self._take(row)
+            self.waiting.append((row, self._digest.hexdigest()))
+            if row.error is None:
+                self._control_tokens.look(row.passage, row.question)
+            yield row.error or (row.passage, row.question)
+
+    def _take(self, row: QuestionRow) -> None:
+        texts = repr((row.question_id, row.question, row.passage, str(row.error)))
+        self._digest.update(texts.encode("utf-8", "surrogatepass"))
+        self.count += 1
+
+
+class _ControlTokens:
+    """Says, once, where a text has the spelling of a token that sets texts apart."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokens = tokenizer.control_tokens
+
+    def look(self, *texts: str) -> None:
+        if found := next((token for text in texts for token in self._tokens if token in text), None):
+            cli.note(f"Note: {cli.one_line(found)} in a text is read as text, not as the model's own token")
+            self._tokens = []

@@ -13,6 +13,9 @@ from helpers.tokenization import PairTemplate, TokenizedText, Tokenizer
 #: Spans kept of one window for each answer asked for: some fall away because another place has the same text.
 _SPANS_PER_ANSWER = 4
 
+#: So many windows' spans are kept before the best of them are sought out.
+_WINDOWS_MERGED_AT_ONCE = 64
+
 _ZERO_WIDTH_JOINER = "\u200d"
 
 
@@ -60,6 +63,11 @@ class Answer:
     def score(self) -> float:
         return self.start_logit + self.end_logit
 
+    def to_dict(self) -> dict:
+        """The answer as JSON holds it."""
+        names = "text", "probability", "start_char", "end_char", "start_logit", "end_logit"
+        return {name: getattr(self, name) for name in names}
+
 
 def require_tokens(tokenized: TokenizedText, what: str) -> TokenizedText:
     """`tokenized`, if it has tokens. Raises DemoBertError naming it `what` for empty, blank or unprintable text."""
@@ -70,6 +78,25 @@ def require_tokens(tokenized: TokenizedText, what: str) -> TokenizedText:
     return tokenized
 
 
+class Windows(Sequence):
+    """The windows of one question over one passage: each is a `Feature`, made when it is asked for.
+
+    `spans` and `masks` are those of `window_spans` and `max_context_masks`.
+    """
+
+    def __init__(self, query: np.ndarray, passage: TokenizedText, template: PairTemplate, spans: list, masks: list):
+        self._query, self._passage, self._template = query, passage, template
+        self._spans, self._masks = spans, masks
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Feature:
+        start, length = self._spans[index]
+        part = self._passage.ids[start : start + length]
+        return _feature(self._template, self._query, part, start, self._masks[index])
+
+
 def make_features(
     question: TokenizedText,
     passage: TokenizedText,
@@ -77,7 +104,7 @@ def make_features(
     sequence_length: int,
     max_query_length: int = AnswerOptions.max_query_length,
     doc_stride: int = AnswerOptions.doc_stride,
-) -> list[Feature]:
+) -> Windows:
     """The windows of at most `sequence_length` tokens that show the whole passage, each after the question.
 
     The question is cut to `max_query_length` tokens. Raises UsageError if a window has no room for the passage.
@@ -92,10 +119,7 @@ def make_features(
             f"{max(sequence_length - template.size - 1, 0)})"
         )
     spans = window_spans(len(passage), capacity, doc_stride)
-    return [
-        _feature(template, query, passage.ids[start : start + length], start, is_max_context)
-        for (start, length), is_max_context in zip(spans, max_context_masks(spans, len(passage)))
-    ]
+    return Windows(query, passage, template, spans, max_context_masks(spans, len(passage)))
 
 
 def _feature(
@@ -139,33 +163,69 @@ def max_context_masks(spans: Sequence[tuple[int, int]], token_count: int) -> lis
     return [best_window[start : start + length] == window for window, (start, length) in enumerate(spans)]
 
 
-def best_answers(
-    passage: TokenizedText,
-    features: Sequence[Feature],
-    logits_per_feature: Sequence[np.ndarray],
-    options: AnswerOptions,
-    version_2: bool = False,
-) -> list[Answer]:
-    """The `n_best_size` best answers over all windows of one question, best first, no text twice.
-
-    logits_per_feature   for each window, start and end logits [≥ S, 2]; what lies beyond the window is not looked at
+class AnswerSearch:
+    """Finds the best answers to one question in its windows' logits, which come in any order.
 
     A span lies in the passage, ends where it starts or up to `max_answer_length` - 1 tokens later, and starts in the
-    window that gives its first token the most context. With `version_2` the answer "" (none) is in the list as well;
-    its logits are those of [CLS], in the window where their sum is lowest (arXiv:1806.03822).
-    Raises DemoBertError for logits that are not finite.
+    window that gives its first token the most context. What is kept does not grow with the passage.
+
+    null_logits   start and end logit of [CLS], in the window where their sum is lowest: those of "no answer"
+                  (arXiv:1806.03822)
     """
-    windows = [_checked_logits(feature, logits) for feature, logits in zip(features, logits_per_feature, strict=True)]
-    spans = [_window_spans_by_score(*window, options) for window in zip(features, windows)]
-    answers = _distinct_answers(passage, np.concatenate(spans), options.n_best_size)
-    if version_2:
-        start_logit, end_logit = min((logits[0] for logits in windows), key=sum)
-        answers.append(("", 0, 0, float(start_logit), float(end_logit)))
-        answers.sort(key=lambda answer: -(answer[3] + answer[4]))
-    scores = np.array([start_logit + end_logit for *_, start_logit, end_logit in answers])
-    exponentials = np.exp(scores - scores.max())
-    probabilities = exponentials / exponentials.sum()
-    return [Answer(*answer, float(probability)) for answer, probability in zip(answers, probabilities)]
+
+    def __init__(self, passage: TokenizedText, options: AnswerOptions):
+        self._passage, self._options = passage, options
+        self._spans: list[np.ndarray] = []
+        self.null_logits = (np.inf, np.inf)
+
+    def add(self, feature: Feature, logits: np.ndarray) -> None:
+        """Take in one window: start and end logits [≥ S, 2]; what lies beyond the window is not looked at.
+
+        Raises DemoBertError for logits that are not finite.
+        """
+        logits = _checked_logits(feature, logits)
+        self._spans.append(_window_spans_by_score(feature, logits, self._options))
+        self.null_logits = min(self.null_logits, tuple(logits[0].tolist()), key=lambda pair: (sum(pair), pair))
+        if len(self._spans) == _WINDOWS_MERGED_AT_ONCE:
+            self._spans = [self._distinct()[0]]
+
+    def answers(self, with_none: bool = False) -> list[Answer]:
+        """The `n_best_size` best answers, best first, no text twice; and, `with_none`, "", which is no answer.
+
+        Raises DemoBertError where no token of the passage shows any of its text.
+        """
+        spans, places = self._distinct()
+        if not places:
+            raise DemoBertError("the passage has no readable characters")
+        answers = [(*place, *logits) for place, logits in zip(places, spans[["start_logit", "end_logit"]].tolist())]
+        if with_none:
+            answers.append(("", 0, 0, *self.null_logits))
+            answers.sort(key=lambda answer: -(answer[3] + answer[4]))
+        scores = np.array([start_logit + end_logit for *_, start_logit, end_logit in answers])
+        exponentials = np.exp(scores - scores.max())
+        probabilities = exponentials / exponentials.sum()
+        return [Answer(*answer, float(probability)) for answer, probability in zip(answers, probabilities)]
+
+    def _distinct(self) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
+        """The best spans with different texts, and their texts and places: text, start_char, end_char.
+
+        Some windows' best ones beside the other windows' spans have the same best ones as all spans.
+        """
+        spans, offsets, text = np.concatenate(self._spans), self._passage.offsets, self._passage.text
+        spans = spans[np.lexsort((spans["end"], spans["start"], -(spans["start_logit"] + spans["end_logit"])))]
+        places: dict[str, tuple] = {}
+        rows = []
+        for row, (start, end) in enumerate(spans[["start", "end"]].tolist()):
+            first, last = int(offsets[start, 0]), int(offsets[end, 1])
+            if first == last:  # a token that shows nothing of the text
+                continue
+            first, last = _whole_graphemes(text, first, last)
+            if text[first:last] not in places:
+                places[text[first:last]] = (text[first:last], first, last)
+                rows.append(row)
+                if len(rows) == self._options.n_best_size:
+                    break
+        return spans[rows], list(places.values())
 
 
 def token_logits(features: Sequence[Feature], logits_per_feature: Sequence[np.ndarray]) -> np.ndarray:
@@ -181,19 +241,6 @@ def token_logits(features: Sequence[Feature], logits_per_feature: Sequence[np.nd
 def _passage_logits(feature: Feature, logits: np.ndarray) -> np.ndarray:
     end = feature.passage_position + feature.passage_length
     return np.asarray(logits, np.float64)[feature.passage_position : end][feature.is_max_context]
-
-
-def choose_answer(answers: Sequence[Answer], null_score_diff_threshold: float = 0.0) -> tuple[Answer, float | None]:
-    """The answer to give, and SQuAD v2.0's null odds: the score of "" less that of the best text (None without "").
-
-    "" is chosen where the odds are above the threshold (arXiv:1810.04805, section 4.3).
-    """
-    best = next(answer for answer in answers if answer.text)
-    null = next((answer for answer in answers if not answer.text), None)
-    if null is None:
-        return best, None
-    null_odds = null.score - best.score
-    return (null if null_odds > null_score_diff_threshold else best), null_odds
 
 
 #: One candidate: tokens of the passage, both inclusive, and their logits.
@@ -231,20 +278,6 @@ def _window_spans_by_score(feature: Feature, logits: np.ndarray, options: Answer
     spans["start_logit"] = start_logits[starts[row]]
     spans["end_logit"] = end_logits[starts[row] + later]
     return spans
-
-
-def _distinct_answers(passage: TokenizedText, spans: np.ndarray, count: int) -> list[tuple]:
-    """The `count` best spans with different texts, as Answer's fields without the probability."""
-    answers: dict[str, tuple] = {}
-    by_score = np.lexsort((spans["end"], spans["start"], -(spans["start_logit"] + spans["end_logit"])))
-    for start, end, start_logit, end_logit in spans[by_score].tolist():
-        first, last = _whole_graphemes(passage.text, int(passage.offsets[start, 0]), int(passage.offsets[end, 1]))
-        text = passage.text[first:last]
-        if text not in answers:
-            answers[text] = (text, first, last, start_logit, end_logit)
-            if len(answers) == count:
-                break
-    return list(answers.values())
 
 
 def _whole_graphemes(text: str, start: int, end: int) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Mistakes that the user can mend. `cli.run` prints them in one line; anything else is a bug of ours."""
 
+import unicodedata
+
 #: Characters of an error, at most: names in it come from files, and may be as long as they like.
 ERROR_LENGTH = 1500
 
@@ -28,3 +30,16 @@ def one_line(text, limit: int | None = None) -> str:
     """`text` (or an exception) in one line of `limit` characters, without what would drive a terminal."""
     line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
     return line if limit is None or len(line) <= limit else line[: limit - 4] + " ..."
+
+
+#: Unicode's embeddings, overrides and isolates, which turn the order of what follows them on a screen.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def harmless(text: str) -> str:
+    """`text` with a space for each character that would drive a terminal or end the line; all others as they are."""
+    return "".join(" " if _drives(char) else char for char in text)
+
+
+def _drives(char: str) -> bool:
+    return char in _TURNING or (not char.isprintable() and unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"))

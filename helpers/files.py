@@ -52,6 +52,17 @@ def read_text(path, what: str, limit: int | None = None) -> str:
         raise DemoBertError(f"{what} can't be read: {path}: {error.strerror}") from error
 
 
+def read_stream(stream, what: str) -> str:
+    """All of a stream of bytes, such as stdin's, as UTF-8 text, with or without a byte order mark. Raises DemoBertError."""
+    data = stream.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise DemoBertError(f"the {what} is larger than {MAX_TEXT_BYTES >> 20} MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DemoBertError(f"the {what} is not UTF-8 text (byte {error.start})") from error
+
+
 def read_limited(path, what: str, limit: int) -> bytes:
     """The bytes of a file of at most `limit`. Raises DemoBertError."""
     path = require_file(path, what)

@@ -7,9 +7,8 @@ import json
 import shlex
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +83,7 @@ class InferCEngine(Engine):
         super().__init__(card)
         self._error = module.Error
         self._bert = bert
+        self._threads = ThreadPoolExecutor(self.parallel_runs)  # it starts no thread before it needs one
 
     def _infer(self, batch: Batch) -> np.ndarray:
         try:
@@ -91,18 +91,17 @@ class InferCEngine(Engine):
         except self._error as error:
             raise DemoBertError(error) from error
 
-    def run_all(self, batches: Sequence[Batch], on_done: Callable[[int, np.ndarray], None]) -> None:
+    @property
+    def parallel_runs(self) -> int:
         # Two threads for each run that the device does at once: one prepares the next batch meanwhile.
-        workers = 2 * self._bert.parallel_runs
-        running = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            for index, batch in enumerate(batches):
-                if len(running) == workers:
-                    done, future = running.popleft()
-                    on_done(done, future.result())
-                running.append((index, pool.submit(self.run, batch)))
-            for done, future in running:
-                on_done(done, future.result())
+        return 2 * self._bert.parallel_runs
+
+    def submit(self, batch: Batch) -> Future:
+        return self._threads.submit(self.run, batch)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._bert = None
 
     def padded_length(self, length: int) -> int:
         return self._bert.padded_length(length)

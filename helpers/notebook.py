@@ -11,14 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from helpers import cli
-from helpers.answer_options import AnswerOptions
 from helpers.answerer import Answerer, Reply
-from helpers.asking import engine_tokenizer
-from helpers.backends import load_engine
 from helpers.backends.base import BuildOptions, Engine
 from helpers.benchmark import Timing, random_batch, random_packed_batch
 from helpers.building import build_folder
-from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
 from helpers.pictures import new_figure
 
@@ -40,26 +36,20 @@ def open_engine(path=BUNDLED_ENGINE) -> Answerer:
     """
     path = Path(path)
     try:
-        return _answerer(path)
+        return Answerer.open(path, say=cli.note)
     except DemoBertError:
         if path != Path(BUNDLED_ENGINE):
             raise
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stderr(sys.stdout):  # Jupyter shows what comes by stderr as if it were a failure
         build_folder(BUNDLED_MODEL, path, BuildOptions(batch_sizes=(8,), sequence_lengths=(384,)))
-    return _answerer(path)
-
-
-def _answerer(path: Path) -> Answerer:
-    card = EngineCard.path_for(path)
-    layout = EngineCard.read(card).layout if card.exists() else "padded"
-    engine = load_engine(path, layout, say=cli.note)
-    return Answerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
+    return Answerer.open(path, say=cli.note)
 
 
 def ask(answerer: Answerer, passage: str, question: str) -> "Answered":
     """The answer to one question, which shows itself in its passage. Raises DemoBertError for text without words."""
-    return Answered(passage, question, answerer.ask(passage, question))
+    reply = answerer.ask(passage, question, answerer.options.n_best_size, with_tokens=True)
+    return Answered(passage, question, reply)
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ class Answered:
     reply: Reply
 
     def _repr_html_(self) -> str:
-        best = self.reply.answers[0]
+        best = self.reply.answer
         start, end = best.start_char, best.end_char
         before, answer, after = (html.escape(text) for text in (self.passage[:start], best.text, self.passage[end:]))
         milliseconds = self.reply.seconds * 1e3
@@ -95,7 +85,7 @@ class Answered:
 
     def runners_up(self) -> Picture:
         """The best answers and their probabilities, as bars."""
-        answers = self.reply.answers[:_MAX_ANSWERS_SHOWN][::-1]
+        answers = self.reply.n_best[:_MAX_ANSWERS_SHOWN][::-1]
         figure, axes = new_figure(8, 0.6 + 0.4 * len(answers), "the pictures")
         shares = [100 * answer.probability for answer in answers]
         names = [_shortened(answer.text, 60) for answer in answers]
@@ -109,9 +99,8 @@ class Answered:
     def token_probabilities(self) -> Picture:
         """The probability of each token to be the answer's first and its last: softmax over the passage's tokens."""
         shown = self._tokens_shown()
-        probabilities = 100 * _softmax(self.reply.token_logits)[shown]
-        passage = self.reply.passage
-        names = [_shortened(passage.text[start:end], 14) for start, end in passage.offsets[shown].tolist()]
+        probabilities = 100 * _softmax(self.reply.tokens.logits)[shown]
+        names = [_shortened(self.passage[start:end], 14) for start, end in self.reply.tokens.offsets[shown].tolist()]
         figure, axes = new_figure(max(4, 1 + 0.13 * len(names)), 3.4, "the pictures")
         places = np.arange(len(names))
         for column, (label, color) in enumerate((("start", "tab:blue"), ("end", "tab:orange"))):
@@ -124,7 +113,7 @@ class Answered:
 
     def _tokens_shown(self) -> slice:
         """All of the passage's tokens, or, of a long passage, those around the answer."""
-        offsets, best = self.reply.passage.offsets, self.reply.answers[0]
+        offsets, best = self.reply.tokens.offsets, self.reply.answer
         middle = int(np.searchsorted(offsets[:, 0], best.start_char))
         first = min(middle - _MAX_TOKENS_SHOWN // 2, len(offsets) - _MAX_TOKENS_SHOWN)
         first = max(first, 0)

@@ -151,7 +151,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], what: str = "text") -> list[TokenizedText]:
         """Many texts at once, on all cores."""
         for text in texts:
-            _check_unicode(text, what)
+            check_text(text, what)
         encoded = []
         for first in range(0, len(texts), _ENCODE_AT_ONCE):
             some = texts[first : first + _ENCODE_AT_ONCE]
@@ -295,7 +295,10 @@ def _lower_cases(part: dict) -> bool:
     return part["type"] == "Lowercase" or (part["type"] == "BertNormalizer" and part["lowercase"])
 
 
-def _check_unicode(text: str, what: str) -> None:
+def check_text(text: str, what: str) -> None:
+    """Raises DemoBertError, naming it `what`, for what is not Unicode text."""
+    if not isinstance(text, str):
+        raise DemoBertError(f"the {what} is not text")
     # Bytes that are not UTF-8 arrive from the command line, and "\ud800" from JSON, as unpaired surrogates.
     try:
         text.encode("utf-8")

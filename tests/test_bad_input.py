@@ -558,7 +558,7 @@ def test_an_answer_drives_no_terminal(script, engine):
     """The answer is an exact slice of the passage, whatever is in it; what is printed of it is harmless."""
     passage = PASSAGE.replace("Gustave Eiffel", "Gustave \x1b\n\0Eiffel")
     result = ask(script, engine, passage=passage, question="Who built the tower?")
-    assert "Answer: 'Gustave Eiffel" in result.out and "\x1b" not in result.out and "\0" not in result.out
+    assert "Answer: 'Gustave    Eiffel" in result.out and "\x1b" not in result.out and "\0" not in result.out
 
 
 def test_a_megabyte_of_text(script, engine, tmp_path):
@@ -579,16 +579,55 @@ def test_question_longer_than_the_window(script, engine):
     assert ask(script, engine, "-s", 20, "--max-query-length", 10, question="word " * 40).code == 0
 
 
+def typed(monkeypatch, text: bytes, terminal: bool = False):
+    stdin = io.TextIOWrapper(io.BytesIO(text), "utf-8")
+    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
 def test_typed_questions(script, engine, monkeypatch):
-    typed = "\n".join([PASSAGE, "When was the tower built?", "", "Who built it?", "quit", "not asked"])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
-    result = script("inference.py", "-e", engine)
+    questions = "\n".join(["When was the tower built?", "", "Who built it?", "quit", "not asked"])
+    typed(monkeypatch, questions.encode())
+    result = script("inference.py", "-e", engine, "-p", PASSAGE)
     assert result.code == 0 and result.out.count("Answer: ") == 2 and "Answer: '1889'" in result.out
+    assert result.out.count("Passage: ") == 1
     assert "the question is empty" in result.err and "not asked" not in result.out
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    assert script("inference.py", "-e", engine).code == 0  # end of input, not an error
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
-    assert "what was typed is not UTF-8" in script("inference.py", "-e", engine).error
+    typed(monkeypatch, b"")
+    assert script("inference.py", "-e", engine, "-p", PASSAGE).code == 0  # end of input, not an error
+    typed(monkeypatch, b"caf\xe9\n")
+    assert "what was typed is not UTF-8" in script("inference.py", "-e", engine, "-p", PASSAGE).error
+
+
+def test_a_pasted_passage_ends_with_a_blank_line(script, engine, monkeypatch):
+    lines = [
+        "",
+        "Berta Roe, a smith, lived in Linz.",
+        PASSAGE,
+        " ",
+        "When was the tower built?",
+        "Where did Berta Roe live?",
+    ]
+    typed(monkeypatch, "\n".join(lines).encode(), terminal=True)
+    result = script("inference.py", "-e", engine)
+    assert result.code == 0 and "Answer: '1889'" in result.out and "Answer: 'Linz'" in result.out
+    assert f"Passage: {lines[1]} {lines[2]}\n" in result.out
+    typed(monkeypatch, b"", terminal=True)
+    assert script("inference.py", "-e", engine).code == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("-pf", "-")])
+def test_what_is_piped_in_is_one_document(script, engine, monkeypatch, flags):
+    document = f"Of towers.\n\n{PASSAGE}\n\nThe end.\n"
+    typed(monkeypatch, b"\xef\xbb\xbf" + document.encode())
+    result = script("inference.py", "-e", engine, *flags, "-q", "When was the tower built?", "--json", "-")
+    (reply,) = [json.loads(line) for line in result.out.splitlines()]
+    assert reply["answer"] == "1889" == document[reply["start_char"] : reply["end_char"]]
+    typed(monkeypatch, document.encode())
+    for more in ((), ("-qf", "-")):
+        refused = script("inference.py", "-e", engine, *flags, *more)
+        assert refused.code == 2 and "stdin" in refused.error or "piped in" in refused.error
+    typed(monkeypatch, b"caf\xe9\n")
+    assert "not UTF-8" in script("inference.py", "-e", engine, *flags, "-q", "x").error
 
 
 # -- SQuAD files

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import unicodedata
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import data_processing
+from helpers.answer_options import AnswerOptions
 from helpers.batching import length_sorted_batches, padded_batch
 from helpers.data_processing import (
-    AnswerOptions,
-    best_answers,
-    choose_answer,
+    AnswerSearch,
     make_features,
     max_context_masks,
     require_tokens,
@@ -189,8 +190,18 @@ def test_batches(lengths, batch_size):
 # Answers
 
 
+def best_answers(passage, features, logits, options, version_2=False):
+    """The search's answers, from windows in a random order."""
+    search = AnswerSearch(passage, options)
+    windows = list(zip(features, logits, strict=True))
+    random.shuffle(windows)
+    for window in windows:
+        search.add(*window)
+    return search.answers(version_2)
+
+
 def slow_best(passage, features, logits, options):
-    """(text, score) of the best spans, by trying all of them: the definition of `best_answers`."""
+    """(text, score) of the best spans, by trying all of them: the definition of the best answers."""
     found = {}
     for feature, window in zip(features, logits):
         for i in range(feature.passage_length):
@@ -214,11 +225,11 @@ def slow_best(passage, features, logits, options):
     n_best_size=st.integers(1, 25),
 )
 def test_answers_are_the_best_spans(seed, token_count, capacity, doc_stride, max_answer_length, n_best_size):
-    random = np.random.default_rng(seed)
-    passage = spaced([f"word{number}" for number in random.integers(0, 40, token_count)])
+    rng = np.random.default_rng(seed)
+    passage = spaced([f"word{number}" for number in rng.integers(0, 40, token_count)])
     features = features_of(3, passage, capacity + 6, doc_stride)
     # Rows longer than the window, as of a padded batch: what lies beyond must not count.
-    logits = [random.normal(0, 3, (feature.length + 4, 2)).astype(np.float32) for feature in features]
+    logits = [rng.normal(0, 3, (feature.length + 4, 2)).astype(np.float32) for feature in features]
     for window, feature in zip(logits, features):
         window[feature.length :] = np.nan
     options = AnswerOptions(max_answer_length=max_answer_length, n_best_size=n_best_size)
@@ -282,24 +293,31 @@ def test_null_answer_is_the_lowest_over_the_windows():
     assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
 
 
-@pytest.mark.parametrize("null, threshold, text", [(7, 0, ""), (4, 0, "a"), (5, 0, "a"), (7, 3, "a"), (4, -2, "")])
-def test_null_odds_and_threshold(null, threshold, text):
-    passage = spaced(["a", "b"])
-    features = features_of(1, passage, 10, 128)
-    logits = np.full((features[0].length, 2), -9, dtype=np.float32)
-    logits[3] = (3, 2)  # "a": 5
-    logits[0] = (null, 0)
-    answer, odds = choose_answer(best_answers(passage, features, [logits], AnswerOptions(), True), threshold)
-    assert (answer.text, odds) == (text, null - 5)
-
-
-def test_v1_has_no_null_answer():
+def test_no_answer_is_among_them_where_it_may_be_only():
     passage = spaced(["a", "b"])
     features = features_of(1, passage, 10, 128)
     logits = np.zeros((features[0].length, 2), dtype=np.float32)
     logits[0] = 99
-    answers = best_answers(passage, features, [logits], AnswerOptions())
-    assert choose_answer(answers) == (answers[0], None) and all(answer.text for answer in answers)
+    assert all(answer.text for answer in best_answers(passage, features, [logits], AnswerOptions()))
+    assert best_answers(passage, features, [logits], AnswerOptions(), True)[0].text == ""
+
+
+def test_a_text_that_fills_many_windows_hides_no_other(monkeypatch):
+    """What is kept of earlier windows is the best of every text, however often the best one stands there."""
+    monkeypatch.setattr(data_processing, "_WINDOWS_MERGED_AT_ONCE", 3)
+    words = [*(["yes"] * 200), "no", *(["yes"] * 200), "so"]
+    passage = spaced(words)
+    features = features_of(1, passage, 10, 4)
+    logits = [np.array([[len(words[int(i) - 100]) if i >= 100 else 0] * 2 for i in f.input_ids]) for f in features]
+    answers = best_answers(passage, features, logits, AnswerOptions(max_answer_length=1, n_best_size=3))
+    assert [answer.text for answer in answers] == ["yes", "no", "so"]
+
+
+def test_a_passage_whose_tokens_show_nothing():
+    passage = TokenizedText("a", np.array([5], dtype=np.int32), np.array([[1, 1]]))
+    features = features_of(1, passage, 10, 128)
+    with pytest.raises(DemoBertError, match="no readable"):
+        best_answers(passage, features, [np.zeros((features[0].length, 2))], AnswerOptions())
 
 
 @pytest.mark.parametrize(
@@ -337,9 +355,9 @@ def test_answers_are_slices_of_any_text(text, seed):
     passage = TOKENIZER.encode(text)
     if not len(passage):
         return
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     features = features_of(1, passage, 9, 2)
-    logits = [random.normal(size=(feature.length, 2)) for feature in features]
+    logits = [rng.normal(size=(feature.length, 2)) for feature in features]
     for answer in best_answers(passage, features, logits, AnswerOptions(n_best_size=50)):
         assert answer.text == text[answer.start_char : answer.end_char] != ""
         rest = text[answer.end_char : answer.end_char + 1]

@@ -113,9 +113,9 @@ def test_from_a_saved_folder_to_an_answer(model_type, model_folder, script, tmp_
         assert {path.name for path in moved.iterdir()} == names
         engine = moved / "bert.engine"
         answers.append(script(f"inference{suffix}.py", "-e", engine, "-p", PASSAGE, "-q", QUESTION))
-        reply = answerer(engine, layout).ask(PASSAGE, QUESTION)
-        np.testing.assert_allclose(reply.token_logits, wanted, atol=TOLERANCE, rtol=0)
-        best = reply.answers[0]
+        reply = answerer(engine, layout).ask(PASSAGE, QUESTION, with_tokens=True)
+        np.testing.assert_allclose(reply.tokens.logits, wanted, atol=TOLERANCE, rtol=0)
+        best = reply.answer
         assert best.text == PASSAGE[best.start_char : best.end_char] and f"Answer: '{best.text}'" in answers[-1].out
     assert answers[0].out.splitlines()[5:] == answers[1].out.splitlines()[5:]
     tokenizer_path = moved / "bert.engine.tokenizer.json"
@@ -134,7 +134,7 @@ def test_int8_by_calibration_stays_near_float(model_type, model_folder, script, 
     flags = "-s", 120, "--int8", "-j", DATA, "-n", 20
     result = script("builder.py", "-pt", folder, "-o", engine, *flags)
     assert result.code == 0 and "int8" in result.out, result
-    distance = answerer(engine, "padded").ask(PASSAGE, QUESTION).token_logits - wanted
+    distance = answerer(engine, "padded").ask(PASSAGE, QUESTION, with_tokens=True).tokens.logits - wanted
     # Over eight draws of each family the root mean square was 0.007 to 0.027 of the logits' deviation, BERT's as others'.
     share = np.sqrt((distance**2).mean()) / wanted.std()
     assert 0 < share < 0.1

@@ -120,7 +120,7 @@ def test_the_mark_is_where_the_answer_is(answerer):
     answered = notebook.ask(answerer, passage, "When was the tower built?")
     body = re.search(r'pre-wrap[^>]*>(.*?)</div><div style="color', answered._repr_html_(), re.DOTALL).group(1)
     assert html.unescape(re.sub(r"</?mark[^>]*>", "", body)) == passage
-    assert MARKED.search(body).group(1) == "1889" == answered.reply.answers[0].text
+    assert MARKED.search(body).group(1) == "1889" == answered.reply.text
 
 
 def png_size(picture) -> tuple[int, int]:
@@ -148,17 +148,19 @@ def test_pictures_of_any_text(answerer, rng):
 
 def test_probabilities_of_tokens_are_those_of_the_windows(answerer):
     """Of a passage in one window: the engine's own logits. In many windows: each token's, where it has most context."""
-    whole = answerer.ask(README_PASSAGE, "What is TensorRT?")
-    assert whole.windows == 1 and whole.token_logits.shape == (len(whole.passage), 2)
-    best = whole.answers[0]
-    start = np.flatnonzero(whole.passage.offsets[:, 0] == best.start_char)[0]
-    end = np.flatnonzero(whole.passage.offsets[:, 1] == best.end_char)[0]
-    assert (whole.token_logits[start, 0], whole.token_logits[end, 1]) == (best.start_logit, best.end_logit)
+    whole = answerer.ask(README_PASSAGE, "What is TensorRT?", with_tokens=True)
+    assert whole.windows == 1 and whole.tokens.logits.shape == whole.tokens.offsets.shape
+    best = whole.answer
+    start = np.flatnonzero(whole.tokens.offsets[:, 0] == best.start_char)[0]
+    end = np.flatnonzero(whole.tokens.offsets[:, 1] == best.end_char)[0]
+    assert (whole.tokens.logits[start, 0], whole.tokens.logits[end, 1]) == (best.start_logit, best.end_logit)
     options = replace(answerer.options, sequence_length=48, doc_stride=16)
-    cut = Answerer(answerer.engine, answerer.tokenizer, options).ask(README_PASSAGE, "What is TensorRT?")
-    assert cut.windows > 1 and cut.token_logits.shape == whole.token_logits.shape
-    starts = np.searchsorted(cut.passage.offsets[:, 0], [answer.start_char for answer in cut.answers])
-    assert [cut.token_logits[place, 0] for place in starts] == [answer.start_logit for answer in cut.answers]
+    cut = Answerer(answerer.engine, answerer.tokenizer, options).ask(
+        README_PASSAGE, "What is TensorRT?", 5, with_tokens=True
+    )
+    assert cut.windows > 1 and cut.tokens.logits.shape == whole.tokens.logits.shape
+    starts = np.searchsorted(cut.tokens.offsets[:, 0], [answer.start_char for answer in cut.n_best])
+    assert [cut.tokens.logits[place, 0] for place in starts] == [answer.start_logit for answer in cut.n_best]
 
 
 def test_timing_takes_the_engine_s_own_lengths(bundled_engine, tmp_path, script):
@@ -168,7 +170,7 @@ def test_timing_takes_the_engine_s_own_lengths(bundled_engine, tmp_path, script)
         answerer = notebook.open_engine(path)
         timing = notebook.time_engine(answerer.engine, 24 if path == bundled_engine else 128, iterations=3)
         assert (timing.sequence_length, timing.batch_size, timing.iterations) == (length, 1, 3) and timing.median_ms > 0
-        assert notebook.ask(answerer, "Built in 1889.", "When was it built?").reply.answers[0].text == "1889"
+        assert notebook.ask(answerer, "Built in 1889.", "When was it built?").reply.text == "1889"
 
 
 def test_only_the_bundled_engine_is_built_again(monkeypatch, tmp_path):

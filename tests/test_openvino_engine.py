@@ -120,15 +120,13 @@ def test_padding_changes_nothing(bundled_engine, bundled, rng):
     np.testing.assert_allclose(padded[:, :50], alone, atol=1e-4, rtol=0)  # other block sizes, other order of sums
 
 
-def test_run_all_gives_what_run_gives(bundled_engine, bundled, rng):
+def test_what_is_submitted_gives_what_run_gives(bundled_engine, bundled, rng):
     engine = load_engine(bundled_engine, "padded", throughput=True)
     sizes = [(int(rng.integers(1, 5)), int(rng.integers(1, 60))) for _ in range(20)]
     batches = [PaddedBatch(*random_inputs(bundled[0], rng, *size)) for size in sizes]
-    results = {}
-    engine.run_all(batches, lambda index, logits: results.setdefault(index, logits))
-    assert sorted(results) == list(range(20))
-    for index, batch in enumerate(batches):
-        np.testing.assert_allclose(results[index], engine.run(batch), atol=1e-5, rtol=0)
+    runs = [engine.submit(batch) for batch in batches]
+    for batch, run in zip(batches, runs):
+        np.testing.assert_allclose(run.result(), engine.run(batch), atol=1e-5, rtol=0)
 
 
 def test_times_are_of_the_batch_asked_for(bundled_engine, bundled, rng):
@@ -167,7 +165,7 @@ def batch_of(ids=None, segments=None, mask=None, shape=(1, 4)):
 )
 def test_batches_that_do_not_fit(bundled_engine, batch, message):
     engine = load_engine(bundled_engine, "padded")
-    for run in (engine.run, lambda batch: engine.run_all([batch], print), lambda batch: engine.time(batch, 1)):
+    for run in (engine.run, engine.submit, lambda batch: engine.time(batch, 1)):
         with pytest.raises(DemoBertError, match=message):
             run(batch)
 

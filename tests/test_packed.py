@@ -123,17 +123,16 @@ def test_a_max_seqlen_longer_than_needed_changes_nothing(small, rng):
     np.testing.assert_allclose(packed.run(longer), packed.run(batch), atol=SAME, rtol=0)
 
 
-def test_run_all_gives_what_run_gives(bundled_packed_engine, rng):
+def test_what_is_submitted_gives_what_run_gives(bundled_packed_engine, rng):
     engine = load_engine(bundled_packed_engine, "packed", throughput=True)
     config = engine.card.config
     batches = [
         packed_batch([feature(config, rng, int(length)) for length in rng.integers(1, 60, int(rng.integers(1, 9)))])
         for _ in range(6)
     ]
-    results = {}
-    engine.run_all(batches, lambda index, logits: results.setdefault(index, logits))
-    for index, batch in enumerate(batches):
-        np.testing.assert_allclose(results[index], engine.run(batch), atol=SAME, rtol=0)
+    runs = [engine.submit(batch) for batch in batches]
+    for batch, run in zip(batches, runs):
+        np.testing.assert_allclose(run.result(), engine.run(batch), atol=SAME, rtol=0)
 
 
 # -- batches
@@ -247,8 +246,8 @@ def test_one_loop_answers_for_both_layouts(options):
     budget = options.batch_size * options.sequence_length
     assert all(batch.token_count <= budget and batch.batch_size <= 4 for batch in engine.batches)
     example = data.examples[1]
-    reply = Answerer(engine, TOKENIZER, options).ask(example.passage, example.question)
-    answers, windows = reply.answers, reply.windows
+    reply = Answerer(engine, TOKENIZER, options).ask(example.passage, example.question, options.n_best_size)
+    answers, windows = reply.n_best, reply.windows
     assert (answers, windows) == expected_answers(example.passage, example.question, options)
 
 

@@ -80,10 +80,11 @@ def write_engine(
     return card
 
 
-def load_engine(path, layout: str, throughput: bool = False, say=lambda message: None) -> Engine:
+def load_engine(path, layout: str | None, throughput: bool = False, say=lambda message: None) -> Engine:
     """Load an engine and hold it against its card. Raises DemoBertError where anything does not fit.
 
-    `layout` is what the caller can feed it: "padded" or "packed". `throughput` prepares for `Engine.run_all`.
+    `layout` is what the caller can feed it: "padded" or "packed"; None: either. `throughput` prepares for
+    `Engine.submit`.
     `say` is told, in one line, what had to be guessed where there is no card.
     """
     path = require_file(path, "engine")
@@ -95,7 +96,7 @@ def load_engine(path, layout: str, throughput: bool = False, say=lambda message:
     else:
         engine = _load_without_card(path, throughput)
         say(without_card(card_path, engine.card))
-    if engine.card.layout != layout:
+    if layout not in (None, engine.card.layout):
         script = "inference_varseqlen.py or perf_varseqlen.py" if layout == "padded" else "inference.py or perf.py"
         raise DemoBertError(f"{path} is a {engine.card.layout} engine, run it with {script}")
     return engine

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,6 +90,16 @@ class Prepared(ABC):
         """`build`, checked."""
 
 
+class Run:
+    """A batch that the engine has run."""
+
+    def __init__(self, logits: np.ndarray):
+        self._logits = logits
+
+    def result(self) -> np.ndarray:
+        return self._logits
+
+
 class Engine(ABC):
     """A loaded engine. Not thread-safe: one engine per thread."""
 
@@ -108,10 +118,18 @@ class Engine(ABC):
         self.check(batch)
         return self._infer(batch)
 
-    def run_all(self, batches: Sequence[Batch], on_done: Callable[[int, np.ndarray], None]) -> None:
-        """Run many batches as fast as the device can; `on_done(index, logits)` is called once for each, in any order."""
-        for index, batch in enumerate(batches):
-            on_done(index, self.run(batch))
+    #: How many submitted batches it works on at once.
+    parallel_runs = 1
+
+    def submit(self, batch: Batch) -> "Run":
+        """Begin to run one batch; its logits, as `run` gives them, are the result of what is returned.
+
+        An engine that can't do several at once runs it now. Raises DemoBertError, here or with the result.
+        """
+        return Run(self.run(batch))
+
+    def close(self) -> None:  # noqa: B027 (most need nothing)
+        """Let go of the device and the memory; the engine can't be used afterwards."""
 
     def padded_length(self, length: int) -> int:
         """The length to pad a batch to whose longest row has `length` tokens; engines of fixed lengths round it up."""

@@ -22,7 +22,7 @@ from helpers.files import check_writable, write_json
 from helpers.model_folder import ModelFolder
 from helpers.squad import SquadData, read_squad
 from scripts.benchmarks.project_engines import build_engine_file
-from scripts.benchmarks.throughput import mean_f1
+from scripts.benchmarks.throughput import answer_with_engine, mean_f1
 from scripts.benchmarks.turns import turns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,10 +84,10 @@ def measure(ways: dict, data: SquadData, rounds: int) -> list[dict]:
     total = (rounds + 1) * len(ways)
     for number, name in tqdm(turns(ways, rounds + 1), total=total, unit="turn", disable=None):
         start = time.perf_counter()
-        results = ways[name].answer_squad(data)
+        answers = answer_with_engine(ways[name], data)
         if number:
             seconds[name].append(time.perf_counter() - start)
-        f1[name] = mean_f1({key: result.text for key, result in results.items()}, data)
+        f1[name] = mean_f1(answers, data)
     tokens = sum(next(iter(ways.values())).window_lengths(data))
     print(f"\n{len(data.examples)} questions, {tokens} tokens without padding; median of {rounds} rounds, in turn\n")
     return print_table(seconds, f1, len(data.examples), tokens)

@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers import cli
 from helpers.answer_options import AnswerOptions
-from helpers.answerer import Answerer
+from helpers.answerer import Answerer, predicted_text
 from helpers.squad import SquadData, read_squad, token_f1
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.latency import is_wanted
@@ -60,7 +60,7 @@ def torch_sides(torch_model, model: Path, length: int) -> dict:
 
 
 def answer_with_engine(answerer: Answerer, data: SquadData) -> dict[str, str]:
-    return {key: result.text for key, result in answerer.answer_squad(data).items()}
+    return {key: predicted_text(reply) for key, reply in answerer.answer_squad(data).items()}
 
 
 def answer_in_turn(sides: dict, data: SquadData, rounds: int) -> tuple[dict, dict]:

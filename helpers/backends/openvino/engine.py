@@ -1,8 +1,7 @@
 """Compile BERT for the CPU, write it as a blob, load the blob, run it."""
 
-import collections
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,7 @@ class PreparedOpenVINO(Prepared):
 
 
 def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
-    """Load a blob. `throughput` trades the latency of one batch for the rate of many (`run_all`)."""
+    """Load a blob. `throughput` trades the latency of one batch for the rate of many (`submit`)."""
     settings = {"PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY"}
     for built_with in (card and card.backend_version, blob_facts(path).get("ov")):
         if built_with and built_with != _build_number():
@@ -148,6 +147,24 @@ def check_options(core: ov.Core, options: BuildOptions) -> None:
         raise UsageError(f"--network {options.network} is a form of TensorRT's; the openvino backend has one form only")
 
 
+class OpenVINORun:
+    """A batch in one of OpenVINO's requests, which `release` takes back when the logits are there.
+
+    Waiting for it, not being called back, keeps Python's lock out of OpenVINO's threads.
+    """
+
+    def __init__(self, request: ov.InferRequest, inputs: dict, release: Callable[[ov.InferRequest], object]):
+        self._request, self._release = request, release
+        self._inputs = inputs  # OpenVINO does not hold the arrays: this does
+        request.start_async(inputs, share_inputs=True)
+
+    def result(self) -> np.ndarray:
+        self._request.wait()
+        logits = self._request.get_output_tensor(0).data.copy()
+        self._release(self._request)
+        return logits
+
+
 class OpenVINOEngine(Engine):
     """A compiled model and a request to run it."""
 
@@ -155,33 +172,25 @@ class OpenVINOEngine(Engine):
         super().__init__(card)
         self._compiled = compiled
         self._request = compiled.create_infer_request()
+        self._idle: list[ov.InferRequest] = []
 
     def _infer(self, batch: Batch) -> np.ndarray:
         self._request.infer(_inputs(batch), share_inputs=True)
         return self._request.get_output_tensor(0).data.copy()
 
-    def run_all(self, batches: Sequence[Batch], on_done: Callable[[int, np.ndarray], None]) -> None:
-        # Two requests a stream: one runs while the other's input is prepared. Waiting for the oldest, not being called
-        # back, keeps Python's lock out of OpenVINO's threads.
-        streams = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        idle = [self._compiled.create_infer_request() for _ in range(2 * streams)]
-        running = collections.deque()
+    @property
+    def parallel_runs(self) -> int:
+        # Two requests a stream: one runs while the other's input is prepared.
+        return 2 * self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 
-        def finish_oldest():
-            index, request, _ = running.popleft()
-            request.wait()
-            on_done(index, request.get_output_tensor(0).data.copy())
-            idle.append(request)
+    def submit(self, batch: Batch) -> "OpenVINORun":
+        self.check(batch)
+        request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+        return OpenVINORun(request, _inputs(batch), self._idle.append)
 
-        for index, batch in enumerate(batches):
-            self.check(batch)
-            if not idle:
-                finish_oldest()
-            request, inputs = idle.pop(), _inputs(batch)
-            request.start_async(inputs, share_inputs=True)
-            running.append((index, request, inputs))  # OpenVINO does not hold the arrays: this does
-        while running:
-            finish_oldest()
+    def close(self) -> None:
+        self._compiled = self._request = None
+        self._idle.clear()
 
     def padded_length(self, length: int) -> int:
         # Every new length has kernels compiled for it (3 to 4 ms), and they work on blocks of 16 rows anyway.

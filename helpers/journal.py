@@ -1,0 +1,179 @@
+"""An output that takes long: it grows beside its name, is gone on with after a kill, and is renamed when it is whole.
+
+`<output>.partial` holds what is done, `<output>.partial.json` how much of it counts, and of which command it is.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.errors import DemoBertError
+from helpers.files import json_bytes, read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+#: A state file is this large at most.
+_MAX_STATE_BYTES = 1 << 20
+
+
+class Journal:
+    """The partial output of a command. `facts` are what its content follows from, as JSON holds them.
+
+    entries     how many entries count, `failed` of them without an answer
+    digest      what the caller has made of the input up to there
+    published   a run that was killed at its very end has written the output
+
+    An entry counts when `append` has returned; what a kill has left of later ones is cut away. Raises DemoBertError where
+    another process writes it, where it is another command's (unless `fresh` throws it away), or damaged.
+    """
+
+    def __init__(self, output, facts: dict, fresh: bool = False):
+        self.output = Path(output)
+        self.path, self._state_path = self.paths_for(output)
+        self._facts = json.loads(json.dumps(facts))
+        self.entries, self.failed, self.digest = 0, 0, ""
+        self._bytes, self._is_whole, self.published = 0, False, False
+        known = self._state_path.exists()
+        if not known and self.path.exists() and self.path.stat().st_size:
+            raise DemoBertError(f"{self.path} is in the way, and not of this tool: name another output, or remove it")
+        was_there = self.path.exists()
+        try:
+            self._file = open(self.path, "ab")  # noqa: SIM115 (as long as this is)
+        except OSError as error:
+            raise DemoBertError(f"can't write {self.path}: {error.strerror}") from error
+        try:
+            self._lock()
+            if known and not fresh:
+                self._go_on(was_there)
+            self._cut()
+        except BaseException:
+            self._file.close()
+            raise
+
+    @staticmethod
+    def paths_for(output) -> tuple[Path, Path]:
+        """The partial output and its state."""
+        return Path(f"{output}.partial"), Path(f"{output}.partial.json")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+
+    @property
+    def is_empty(self) -> bool:
+        return self._bytes == 0
+
+    def append(self, data: bytes, entries: int, failed: int, digest: str) -> None:
+        """Add so many entries, after which the input's digest is `digest`. Raises DemoBertError."""
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise DemoBertError(f"can't write {self.path}: {error.strerror}") from error
+        self._bytes += len(data)
+        self.entries, self.failed, self.digest = self.entries + entries, self.failed + failed, digest
+        self._write_state()
+
+    def lines(self) -> Iterator[bytes]:
+        """What counts of the partial output, line by line."""
+        with open(self.path, "rb") as file:
+            yield from file
+
+    def publish(self) -> None:
+        """The partial output becomes the output: its last step. Raises DemoBertError."""
+        try:
+            os.fsync(self._file.fileno())
+            self._is_whole = True
+            self._write_state()
+            os.replace(self.path, self.output)
+        except OSError as error:
+            raise DemoBertError(f"can't write {self.output}: {error.strerror}") from error
+        self._state_path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """The output has been written from it: it is needed no more."""
+        self.entries, self.failed, self._bytes = 0, 0, 0  # a kill between the next lines leaves an empty one
+        self._write_state()
+        self.path.unlink(missing_ok=True)
+        self._state_path.unlink(missing_ok=True)
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoBertError(
+                f"another process is writing {self.output}: wait for it, or name another output"
+            ) from None
+        except OSError:  # a file system without locks
+            return
+
+    def _go_on(self, was_there: bool) -> None:
+        state = self._read_state()
+        if state["facts"] != self._facts:
+            names = [name for name in self._facts if state["facts"].get(name) != self._facts[name]]
+            raise DemoBertError(
+                f"{self.path} is of another command (not the same: {', '.join(names)}): "
+                "--fresh throws it away and begins again"
+            )
+        self.entries, self.failed, self.digest = state["entries"], state["failed"], state["digest"]
+        self._bytes = state["bytes"]
+        self.published = state["whole"] and not was_there and self.output.exists()
+        if self.published:
+            self.path.unlink(missing_ok=True)
+            self._state_path.unlink(missing_ok=True)
+        elif self._file.seek(0, os.SEEK_END) < self._bytes:
+            raise DemoBertError(f"{self.path} is damaged: --fresh throws it away and begins again")
+
+    def _read_state(self) -> dict:
+        state = read_json(self._state_path, "the state of a partial output", _MAX_STATE_BYTES)
+        kinds = {"facts": dict, "entries": int, "failed": int, "digest": str, "bytes": int, "whole": bool}
+        sound = isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
+        if not sound or min(state["entries"], state["failed"], state["bytes"]) < 0:
+            raise DemoBertError(f"{self._state_path} is damaged: --fresh throws it away and begins again")
+        return state
+
+    def _cut(self) -> None:
+        if not self.published:
+            self._file.truncate(self._bytes)
+            self._write_state()
+
+    def _write_state(self) -> None:
+        state = {"facts": self._facts, "entries": self.entries, "failed": self.failed, "digest": self.digest}
+        new = Path(f"{self._state_path}.tmp")  # of one name: there is only one writer
+        try:
+            new.write_bytes(json_bytes(state | {"bytes": self._bytes, "whole": self._is_whole}))
+            os.replace(new, self._state_path)
+        except OSError as error:
+            raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error
+
+
+class Stdout:
+    """Entries that go to stdout as they come, with nothing to go on with."""
+
+    def __init__(self):
+        self.entries, self.failed, self.published, self.is_empty = 0, 0, False, True
+
+    def __enter__(self) -> "Stdout":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def append(self, data: bytes, entries: int, failed: int, digest: str) -> None:
+        """As `Journal.append`."""
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        self.entries, self.failed = self.entries + entries, self.failed + failed
+
+    def publish(self) -> None:
+        """Nothing is left to do."""
