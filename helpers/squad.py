@@ -38,7 +38,7 @@ class SquadData:
 
 
 def read_squad(path) -> SquadData:
-    """Read a SQuAD v1.1 or v2.0 file, or one of its relatives: squad/README.md lists the forms.
+    """Read a SQuAD v1.1 or v2.0 file, or a relative in another form: the README in squad/ lists them.
 
     Raises DemoBertError naming the first field that is missing or wrong.
     """
