@@ -150,6 +150,23 @@ def test_lines_of_windows_with_a_mark_and_empty_lines(tmp_path):
     lines = ["", json.dumps(row()), "", json.dumps(row(id="b", question="a\u2028b"), ensure_ascii=False), ""]
     path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     assert [example.question for example in read_squad(path).examples] == ["When?", "a\u2028b"]
+    path.write_text("\n".join(["", json.dumps(row()), "", "", json.dumps(row(id=None)), ""]))
+    with pytest.raises(DemoBertError, match="line 5: id is missing"):
+        read_squad(path)
+    path.write_text("\n\n" + json.dumps(row(id=None)))
+    with pytest.raises(DemoBertError, match="line 3: id is missing"):
+        read_squad(path)
+
+
+def test_a_header_beside_the_data_makes_no_line_of_them(write):
+    assert read_squad(write({"header": {}, **squad(question())})).examples[0].question_id == "a"
+
+
+@pytest.mark.parametrize("start", ["26", 26.0, True, None])
+def test_a_start_that_is_no_whole_number_is_unknown(write, start):
+    answers = [{"text": "1822", "answer_start": start}], {"text": ["1822"], "answer_start": [start]}
+    data = read_squad(write(squad(*(question(id=number, answers=given) for number, given in enumerate(answers)))))
+    assert [example.answer_starts for example in data.examples] == [(None,), (None,)]
 
 
 def test_blank_text_is_read(write):
