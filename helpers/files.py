@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Iterable
@@ -18,6 +19,9 @@ except ImportError:  # Windows
 
 #: A JSON or text file larger than this is refused before it is read: SQuAD's training set has 30 MB.
 MAX_TEXT_BYTES = 1 << 30
+
+#: What may stand between two JSON values (RFC 8259).
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def require_file(path, what: str) -> Path:
@@ -79,8 +83,32 @@ def read_limited(path, what: str, limit: int) -> bytes:
 def read_json(path, what: str, limit: int | None = None):
     """The value of a JSON file of at most `limit` bytes. Raises DemoBertError with the place of the first mistake."""
     text = read_text(path, what, limit)
-    try:
+    with _json_mistakes(what, path):
         return json.loads(text)
+
+
+def read_json_values(path, what: str) -> list[tuple[int, object]]:
+    """The values of a file of JSON lines, each with the number of its line; a JSON file is one value.
+
+    Raises DemoBertError with the place of the first mistake.
+    """
+    text = read_text(path, what)
+    decode, values = json.JSONDecoder().raw_decode, []
+    with _json_mistakes(what, path):
+        end = _JSON_SPACE.match(text).end()
+        line = 1 + text.count("\n", 0, end)
+        while end < len(text) or not values:
+            value, last = decode(text, end)
+            values.append((line, value))
+            last = _JSON_SPACE.match(text, last).end()
+            line, end = line + text.count("\n", end, last), last
+    return values
+
+
+@contextlib.contextmanager
+def _json_mistakes(what: str, path):
+    try:
+        yield
     except json.JSONDecodeError as error:
         raise DemoBertError(f"{what} is not JSON (line {error.lineno}: {error.msg}): {path}") from error
     except (RecursionError, ValueError) as error:

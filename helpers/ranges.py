@@ -71,7 +71,7 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
     if model.found is None:
         raise DemoBertError("calibration reads text, and no vocabulary is known: name it with -v/--vocab-file")
     tokenizer, cache = model.tokenizer(), options.cache
-    examples = read_squad(options.text).examples if options.text_is_here else None
+    examples = _readable_examples(options.text) if options.text_is_here else None
     wanted = _fingerprint(weights, tokenizer, options, examples)
     if cache.exists():
         cached = read_cache(cache, wanted, weights.config)
@@ -89,6 +89,17 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
     source = f"{weights.source} with the calibration cache {cache}"
     trained = quantization.has_dense_ranges(weights.config, weights.ranges)
     return Quantization(kind, ranges | weights.ranges, source, trained)
+
+
+def _readable_examples(path) -> list[SquadExample]:
+    """The questions of a SQuAD file that have text to calibrate on, with a note on those that have none."""
+    examples = read_squad(path).examples
+    readable = [example for example in examples if example.question.strip() and example.passage.strip()]
+    if not readable:
+        raise DemoBertError(f"no question of the calibration data has any text: {path}")
+    if blank := len(examples) - len(readable):
+        cli.note(f"Note: {blank} of {len(examples)} questions of {path} are left out: they or their passages are blank")
+    return readable
 
 
 def _fingerprint(

@@ -2,15 +2,15 @@
 """SQuAD v2.0's official metrics (arXiv:1806.03822) of a predictions file, as JSON, in percent."""
 
 import json
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import cli
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, UsageError
 from helpers.files import check_outputs, read_json, write_json
+from helpers.precision_recall import picture_outputs, write_pictures
 from helpers.squad import exact_match, normalise_answer, read_predictions, read_squad, token_f1
 
 
@@ -25,8 +25,18 @@ def parse(arguments):
         "-t", "--na-prob-thresh", type=cli.finite_float, default=1.0, help='a prediction above it counts as ""'
     )
     parser.add_argument("-o", "--out-file", metavar="FILE", help="write the metrics there too")
+    parser.add_argument(
+        "-p",
+        "--out-image-dir",
+        metavar="DIR",
+        help="draw precision-recall curves and histograms of the no-answer scores there, and add average precisions to "
+        "the metrics; needs --na-prob-file",
+    )
     cli.add_verbose(parser)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.out_image_dir and not args.na_prob_file:
+        raise UsageError("--out-image-dir draws no-answer scores: name their file with --na-prob-file")
+    return args
 
 
 def read_no_answer_scores(path, examples) -> dict[str, float]:
@@ -43,7 +53,7 @@ def read_no_answer_scores(path, examples) -> dict[str, float]:
 
 
 def _is_finite(value) -> bool:
-    return type(value) in (int, float) and -math.inf < value < math.inf
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def gold_answers(example) -> list[str]:
@@ -113,8 +123,11 @@ def best_threshold(predictions, scores, answerable, no_answer_scores) -> tuple[f
     return 100.0 * best / len(scores), threshold
 
 
-def evaluate(examples, predictions, no_answer_scores=None, threshold=1.0) -> dict:
-    """All of SQuAD v2.0's metrics; the best thresholds only where there are no-answer scores."""
+def evaluate(examples, predictions, no_answer_scores=None, threshold=1.0, image_dir=None) -> dict:
+    """All of SQuAD v2.0's metrics; the best thresholds only where there are no-answer scores.
+
+    With `image_dir`, which exists, average precisions, too; the curves and histograms are written there.
+    """
     answerable = {example.question_id: bool(example.answers) for example in examples}
     exact = question_scores(examples, predictions, exact_match)
     f1 = question_scores(examples, predictions, v2_f1)
@@ -129,20 +142,22 @@ def evaluate(examples, predictions, no_answer_scores=None, threshold=1.0) -> dic
     for name, scores in (("exact", exact), ("f1", f1)):
         best, best_at = best_threshold(predictions, scores, answerable, no_answer_scores)
         metrics |= {f"best_{name}": best, f"best_{name}_thresh": best_at}
+    if image_dir:
+        metrics |= write_pictures(image_dir, exact, f1, answerable, no_answer_scores)
     return metrics
 
 
 def main(arguments) -> int:
     args = parse(arguments)
-    if args.out_file:
-        check_outputs({"--out-file": args.out_file}, (args.data, args.predictions, args.na_prob_file))
+    pictures = picture_outputs(args.out_image_dir) if args.out_image_dir else {}
+    check_outputs({"--out-file": args.out_file, **pictures}, (args.data, args.predictions, args.na_prob_file))
     examples = read_squad(args.data).examples
     predictions = read_predictions(args.predictions)
     no_answer_scores = read_no_answer_scores(args.na_prob_file, examples) if args.na_prob_file else None
     for example in examples:
         if example.question_id not in predictions:
             cli.note(f"no prediction for question {cli.one_line(example.question_id)}: it counts 0")
-    metrics = evaluate(examples, predictions, no_answer_scores, args.na_prob_thresh)
+    metrics = evaluate(examples, predictions, no_answer_scores, args.na_prob_thresh, args.out_image_dir)
     if args.out_file:
         write_json(args.out_file, metrics)
     print(json.dumps(metrics, indent=2))

@@ -1,6 +1,7 @@
 """Calibration, and the CPU engine's int8: against ranges and roundings that numpy takes for itself."""
 
 import dataclasses
+import json
 import math
 import re
 import struct
@@ -367,6 +368,25 @@ def test_the_cache_is_the_same_byte_for_byte(calibrated, tmp_path, script):
     name = f"{BUNDLED.name}_48.calibration"
     assert (tmp_path / name).read_bytes() == (calibrated / name).read_bytes()
     assert load_engine(tmp_path / "int8.engine", "padded").card.precision == ["int8", "fp32"]
+
+
+def test_blank_text_costs_its_own_questions_only(tmp_path, script):
+    """The cache is of the questions that are left, and fits the same command again."""
+    content = json.loads(SQUAD.read_text(encoding="utf-8"))
+    first, second, third = content["data"][0]["paragraphs"][0]["qas"]
+    first["question"], third["question"] = " ", "\n"
+    data = tmp_path / "blank.json"
+    data.write_text(json.dumps(content), encoding="utf-8")
+    blank = f"Note: 2 of 8 questions of {data} are left out: they or their passages are blank"
+    for said in ("Calibrating on 6 windows", "Ranges: calibration cache"):
+        result = script("builder.py", *builder_flags(tmp_path, "-j", data, "-n", 7))
+        assert result.code == 0 and said in result.err and blank in result.err, result
+    content["data"][0]["paragraphs"][0]["context"] = ""
+    content["data"] = content["data"][:1]
+    content["data"][0]["paragraphs"] = content["data"][0]["paragraphs"][:1]
+    data.write_text(json.dumps(content), encoding="utf-8")
+    result = script("builder.py", *builder_flags(tmp_path, "-j", data))
+    assert result.code == 1 and "no question of the calibration data has any text" in result.error
 
 
 def test_the_cache_is_used_by_both_builders(calibrated, tmp_path, script, rng):

@@ -421,7 +421,7 @@ def test_a_test_set_has_no_answers(tmp_path):
         (squad(context=None), r"data\[0\].paragraphs\[0\].context is missing"),
         (squad(context=5), "context is not text"),
         (squad(qas="x"), "qas is not a list"),
-        (squad(id=7), r"qas\[0\].id is not text"),
+        (squad(id=7.5), r"qas\[0\].id is not text"),
         (squad(id="2"), r"qas\[1\]: the id '2' is there twice"),
         (squad(question=None), "question is missing"),
         (squad(question="\ud800"), "question has half of a surrogate pair"),

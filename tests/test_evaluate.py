@@ -2,14 +2,18 @@
 
 import importlib.util
 import json
+import os
 import random
 import subprocess
 import sys
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from helpers.precision_recall import histogram, precision_recall, write_pictures
 from helpers.squad import SquadExample, exact_match, normalise_answer, token_f1
 
 ROOT = Path(__file__).parent.parent
@@ -196,6 +200,145 @@ def test_v2_best_threshold_is_the_best_of_all_thresholds(draw, rng):
         assert metrics[f"best_{name}"] == pytest.approx(max(by_threshold.values()))
         if metrics[f"best_{name}_thresh"] != 0.0:  # 0.0: nothing answered is best
             assert by_threshold[metrics[f"best_{name}_thresh"]] == pytest.approx(metrics[f"best_{name}"])
+
+
+PICTURES = ["na_prob_hist_hasAns.png", "na_prob_hist_noAns.png", "pr_exact.png", "pr_f1.png", "pr_oracle.png"]
+
+
+def test_v2_average_precision_by_hand(write, tmp_path):
+    # By no-answer score: b2 (right); b3 (unanswerable) and b1 (F1 2/3) tie, and the later one's point counts; b4.
+    no_answer = write("n.json", {"other": -5, "b1": 0.5, "b2": -1.0, "b3": 0.5, "b4": 9})
+    arguments = V2, V2_DATA, write("p.json", V2_PREDICTIONS), "--na-prob-file", no_answer
+    done = run(*arguments, "-p", tmp_path / "new" / "pictures", "-o", tmp_path / "out.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics = json.loads(done.stdout)
+    average_precisions = {
+        "pr_exact_ap": 100 * (1 / 1 * 1 / 2),  # (precision 1/1, recall 1/2), (1/3, 1/2), (1/4, 1/2)
+        "pr_f1_ap": 100 * (1 / 1 * 1 / 2 + (5 / 3) / 3 * (5 / 6 - 1 / 2)),  # the second has precision 5/9, recall 5/6
+        "pr_oracle_ap": 100 * (1 / 1 * 1 / 2 + 2 / 3 * (1 - 1 / 2)),  # (1/1, 1/2), (2/3, 1), (2/4, 1)
+    }
+    assert {key: metrics[key] for key in average_precisions} == pytest.approx(average_precisions, rel=1e-14)
+    assert json.loads((tmp_path / "out.json").read_text()) == metrics
+    assert list(metrics)[-7:] == [*list(json.loads(run(*arguments).stdout))[-4:], *average_precisions]
+    pictures = sorted((tmp_path / "new" / "pictures").iterdir())
+    assert [path.name for path in pictures] == PICTURES
+    assert len({path.read_bytes() for path in pictures}) == 5
+    for path in pictures:
+        assert path.read_bytes().startswith(b"\x89PNG") and path.read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+@pytest.mark.parametrize("draw", range(20))
+def test_average_precision_is_the_sum_over_all_thresholds(draw, rng):
+    """Precision and recall of each threshold on their own: of what is answered at it, with ties all or none."""
+    count = int(rng.integers(1, 40))
+    ids = [str(number) for number in range(count)]
+    answerable = dict(zip(ids, (rng.random(count) < 0.6).tolist()))
+    answerable[ids[0]] = True
+    scores = dict(zip(ids, rng.choice([0, 0.25, 0.4, 1], count).tolist()))
+    no_answer = {key: int(rng.integers(-6, 6)) / 4 for key in [*rng.permutation(ids).tolist(), "elsewhere"]}
+    expected, recall_before = Fraction(0), Fraction(0)
+    for threshold in sorted({no_answer[key] for key in ids}):
+        given = [key for key in ids if no_answer[key] <= threshold]
+        right = sum(Fraction(scores[key]) for key in given if answerable[key])
+        recall = right / sum(answerable.values())
+        expected += right / len(given) * (recall - recall_before)
+        recall_before = recall
+    curve = precision_recall(scores, answerable, no_answer)
+    assert curve.average_precision == pytest.approx(float(100 * expected), rel=1e-12)
+    assert len(curve.precisions) == len(curve.recalls) == 1 + len({no_answer[key] for key in ids})
+    assert (curve.precisions[0], curve.recalls[0]) == (1, 0)
+    assert curve.recalls[-1] == pytest.approx(float(recall_before))
+
+
+def test_a_histogram_counts_every_score_once(rng):
+    scores = rng.normal(size=500).tolist()
+    span = min(scores), max(scores)
+    counts, _ = np.histogram(scores, 20, span)
+    assert histogram(scores, span) == pytest.approx(counts / 500)
+    assert histogram([0, 0.049, 0.05, 0.5, 1.0], (0, 1)) == [0.4, 0.2, *[0] * 8, 0.2, *[0] * 8, 0.2]
+
+
+def _span_of_histograms(folder, no_answer, monkeypatch) -> set:
+    """What the axes of both histograms cover."""
+    seen = set()
+
+    def spy(scores, span):
+        seen.add(span)
+        return histogram(scores, span)
+
+    monkeypatch.setattr("helpers.precision_recall.histogram", spy)
+    ids = [str(number) for number in range(len(no_answer))]
+    answerable = {key: number % 2 == 0 for number, key in enumerate(ids)}
+    zeros = dict.fromkeys(ids, 0.0)
+    write_pictures(folder, zeros, zeros, answerable, dict(zip(ids, no_answer)))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "no_answer, span",
+    [
+        ([0.25, 1], (0, 1)),
+        ([-3.5, 0.5, 8], (-3.5, 8)),  # null odds
+        ([0.5, 1.5], (0.5, 1.5)),
+        ([7, 7], (6.5, 7.5)),
+        ([10**299, 10**299], (0.999e299, 1.001e299)),
+    ],
+)
+def test_histograms_cover_all_scores(tmp_path, no_answer, span, monkeypatch):
+    (seen,) = _span_of_histograms(tmp_path, no_answer, monkeypatch)
+    assert seen == pytest.approx(span)
+
+
+def test_questions_of_one_kind_have_no_pictures_of_the_other(write, tmp_path):
+    data = json.loads(V2_DATA.read_text(encoding="utf-8"))
+    for paragraph in (paragraph for article in data["data"] for paragraph in article["paragraphs"]):
+        paragraph["qas"] = [question for question in paragraph["qas"] if question["is_impossible"]]
+    no_answer = write("n.json", {"b3": 0.25, "b4": 0.5})
+    done = run(V2, write("d.json", data), write("p.json", V2_PREDICTIONS), "-n", no_answer, "-p", tmp_path / "p")
+    assert (done.returncode, done.stderr) == (0, "") and "_ap" not in done.stdout
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["na_prob_hist_noAns.png"]
+
+
+def test_pictures_that_cannot_be_drawn(write, tmp_path):
+    predictions, ids = write("p.json", V2_PREDICTIONS), ("b1", "b2", "b3", "b4")
+    no_answer = write("n.json", dict.fromkeys(ids, 0.5))
+    (tmp_path / "file").write_text("")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "pr_f1.png").symlink_to(no_answer)
+    far = write("far.json", dict(zip(ids, (1e308, -1e308, 0, 0))))
+    cases = [
+        (("-p", tmp_path / "new"), 2, "--na-prob-file"),
+        (("-n", no_answer, "-p", tmp_path / "file"), 1, "can't create the folder"),
+        (("-n", no_answer, "-p", tmp_path / "file" / "below"), 1, "can't create the folder"),
+        (("-n", no_answer, "-p", taken), 1, "pr_f1.png would replace an input"),
+        (
+            ("-n", no_answer, "-p", tmp_path / "o", "-o", tmp_path / "o" / "pr_exact.png"),
+            1,
+            "would replace the file of",
+        ),
+        (("-n", far, "-p", tmp_path / "far"), 1, "from -1e+308 to 1e+308 are too large"),
+        (("-n", write("huge.json", dict.fromkeys(ids, 10**400)), "-p", tmp_path / "far"), 1, "not a finite number"),
+    ]
+    for flags, code, message in cases:
+        done = run(V2, V2_DATA, predictions, *flags)
+        assert (done.returncode, done.stdout) == (code, "") and message in done.stderr, done
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "new").exists() and not list((tmp_path / "far").iterdir())
+    assert [path.name for path in taken.iterdir()] == ["pr_f1.png"]
+    assert json.loads(no_answer.read_text()) == dict.fromkeys(ids, 0.5)
+
+
+def test_matplotlib_is_imported_for_pictures_only(write, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('hidden')")
+    no_answer = write("n.json", dict.fromkeys(("b1", "b2", "b3", "b4"), 0.5))
+    command = [sys.executable, V2, V2_DATA, write("p.json", V2_PREDICTIONS), "--na-prob-file", no_answer]
+    hidden = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=hidden)
+    assert done.returncode == 0 and "best_f1" in done.stdout, done
+    done = subprocess.run([*command, "-p", tmp_path / "p"], capture_output=True, text=True, env=hidden)
+    assert done.returncode == 1 and "--out-image-dir needs the package matplotlib" in done.stderr, done
+    assert done.stdout == "" and not list((tmp_path / "p").iterdir())
 
 
 @pytest.mark.parametrize("script, data", [(V1, V1_DATA), (V2, V2_DATA)])

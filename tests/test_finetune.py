@@ -263,6 +263,78 @@ def test_a_wrong_answer_start_is_mended_and_a_missing_answer_left_out(tiny):
     assert first.end and second.end and (impossible.start, impossible.end) == (0, 0)
 
 
+@pytest.mark.parametrize("kind", ["question", "passage", "both"])
+@pytest.mark.parametrize("blank", ["", " \n", "\u200b\u0000"])  # the last has no letters that BERT reads
+def test_blank_text_costs_its_own_questions_only(tiny, kind, blank):
+    folder, data = tiny
+    content = json.loads(data.read_text())
+    first, second = content["data"][0]["paragraphs"][:2]
+    count = 0
+    if kind != "passage":
+        first["qas"][0]["question"], first["qas"][1]["question"] = blank, blank
+        first["qas"][1] |= {"is_impossible": True}
+        count += 2
+    if kind != "question":
+        second["context"] = blank
+        second["qas"][0] |= {"is_impossible": True}
+        count += 4
+    data.write_text(json.dumps(content))
+    (found, left_out), _, parsed = _windows(tiny, sequence_length=60)
+    assert left_out == count and len(found) == len(parsed.examples) - count
+
+
+def test_training_notes_how_many_questions_are_blank(tiny, finetune, tmp_path):
+    folder, data = tiny
+    content = json.loads(data.read_text())
+    content["data"][0]["paragraphs"][0]["qas"][0]["question"] = " "
+    data.write_text(json.dumps(content))
+    result = run_of(finetune, folder, data, tmp_path / "out", "--epochs", 1)
+    assert result.code == 0 and "1 of 24 questions are left out: they are blank, or" in result.err, result
+
+
+def _span(tiny, passage, *answers) -> tuple[int, int] | None:
+    """The characters of `passage` that the label marks, for (answer, start) pairs."""
+    from helpers.squad import SquadExample
+
+    folder, _ = tiny
+    tokens = ModelFolder.open(folder).tokenizer().encode(passage)
+    texts, starts = zip(*answers)
+    span = windows._answer_tokens(SquadExample("1", "q", passage, 0, texts, starts), tokens)
+    return span and (int(tokens.offsets[span[0], 0]), int(tokens.offsets[span[1], 1]))
+
+
+def test_a_label_takes_the_occurrence_nearest_to_answer_start(tiny):
+    passage = "the cat sat, a red cat ran past the old cat."  # "cat" at 4, 19 and 40
+    expected = {-7: 4, 0: 4, 4: 4, 5: 4, 11: 4, 12: 19, 18: 19, 20: 19, 29: 19, 30: 40, 41: 40, 999: 40, 10**30: 40}
+    expected |= {None: 4}
+    for start, place in expected.items():
+        assert _span(tiny, passage, ("cat", start)) == (place, place + 3), start
+    assert _span(tiny, "red cat, red cat", ("red cat", 5)) == (9, 16)
+    assert _span(tiny, "cat x cat", ("cat", 3)) == (0, 3)  # as near on both sides: the earlier
+    assert _span(tiny, passage, ("dog", 4)) is None and _span(tiny, passage, (" ", 3)) is None
+
+
+def test_a_label_of_mrqa_may_differ_in_letter_case(tiny):
+    """Its answers are found by their normalised text; one whose place is known goes before those that are not."""
+    passage = "the Cat sat, a Red cat."
+    assert _span(tiny, passage, ("cat", 4)) == (4, 7)
+    assert _span(tiny, passage, ("red", 5)) is None
+    assert _span(tiny, passage, ("the", None), ("Red", 15)) == (15, 18)
+    assert _span(tiny, passage, ("cat", None)) == (19, 22)
+
+
+def test_labels_take_linear_time(tiny):
+    """Passages of 2 million letters, of the kinds that make plain searches compare half of it at every place."""
+    import time
+
+    half = "a" * 1_000_000
+    begin = time.perf_counter()
+    for text in ("b" + half, half + "b", half[:500_000] + "b" + half[500_000:]):
+        for place in (0, 1_000_000, 2_000_000):
+            assert windows._nearest(half * 2, text, place) == -1
+    assert time.perf_counter() - begin < 10
+
+
 def test_batches_hold_every_window_once_and_depend_on_seed_and_epoch_alone(tiny):
     (found, _), _, _ = _windows(tiny)
 

@@ -178,7 +178,8 @@ def _read_windows(args, model: ModelFolder, cut: AnswerOptions) -> list[Training
     data = read_squad(args.squad_json)
     windows, left_out = training_windows(data, model.tokenizer(), cut)
     if left_out:
-        cli.note(f"Note: {left_out} of {len(data.examples)} questions are left out: their passage lacks the answer")
+        why = "they are blank, or their passage lacks the answer"
+        cli.note(f"Note: {left_out} of {len(data.examples)} questions are left out: {why}")
     return windows
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.answer_options import AnswerOptions
-from helpers.data_processing import Feature, make_features, require_tokens
+from helpers.data_processing import Feature, make_features
 from helpers.errors import DemoBertError
 from helpers.squad import SquadData, SquadExample
 from helpers.tokenization import TokenizedText, Tokenizer
@@ -28,7 +28,7 @@ class TrainingWindow:
 
 
 def training_windows(data: SquadData, tokenizer: Tokenizer, options: AnswerOptions) -> tuple[list[TrainingWindow], int]:
-    """The windows of all questions, and the number of questions left out because no answer of theirs can be located.
+    """The windows of all questions, and how many are left out: blank ones, and those whose answer can't be located.
 
     Raises DemoBertError if no question is left.
     """
@@ -39,13 +39,17 @@ def training_windows(data: SquadData, tokenizer: Tokenizer, options: AnswerOptio
     for example, question in zip(data.examples, questions, strict=True):
         passage = passages[example.paragraph]
         span = (-1, -1) if example.is_impossible else _answer_tokens(example, passage)
-        if span is None:
+        if span is None or _is_blank(question) or _is_blank(passage):
             left_out += 1
             continue
         windows += [_window(feature, *span) for feature in _features(example, question, passage, tokenizer, options)]
     if not windows:
         raise DemoBertError("no question of the training data has an answer that its passage contains")
     return windows, left_out
+
+
+def _is_blank(tokenized: TokenizedText) -> bool:
+    return not len(tokenized) or not tokenized.text.strip()
 
 
 def _features(
@@ -56,18 +60,17 @@ def _features(
     options: AnswerOptions,
 ) -> list[Feature]:
     try:
-        tokens = require_tokens(question, "question"), require_tokens(passage, "passage")
         lengths = options.sequence_length, options.max_query_length, options.doc_stride
-        return make_features(*tokens, tokenizer, *lengths)
+        return make_features(question, passage, tokenizer, *lengths)
     except DemoBertError as error:
         raise type(error)(f"question {example.question_id!r}: {error}") from None
 
 
 def _answer_tokens(example: SquadExample, passage: TokenizedText) -> tuple[int, int] | None:
-    """The first and last token of the first gold answer that stands where the file says, or anywhere; None: nowhere."""
-    for text, start in zip(example.answers, example.answer_starts, strict=True):
-        if start is None or start < 0 or not passage.text.startswith(text, start):
-            start = passage.text.find(text)
+    """The first and last token of the first gold answer that the passage has, those with a start first; None: of none."""
+    answers = zip(example.answers, example.answer_starts, strict=True)
+    for text, place in sorted(answers, key=lambda answer: answer[1] is None):
+        start = passage.text.find(text) if place is None else _nearest(passage.text, text, place)
         if not text.strip() or start < 0:
             continue
         first = int(np.searchsorted(passage.offsets[:, 1], start, side="right"))
@@ -75,6 +78,22 @@ def _answer_tokens(example: SquadExample, passage: TokenizedText) -> tuple[int, 
         if first <= last:
             return first, last
     return None
+
+
+def _nearest(passage: str, text: str, place: int) -> int:
+    """Where `text` begins in `passage`, as near to `place` as it does, the first of two as near; -1: nowhere."""
+    place = min(max(place, 0), len(passage))
+    # Other letter case at the place itself: MRQA's answers are found by their normalised text.
+    if passage[place : place + len(text)].lower() == text.lower():
+        return place
+    after = passage.find(text, place)
+    # The last occurrence before is the first one of both mirrored: unlike rfind, find takes linear time at worst.
+    head = passage[: place + len(text)]
+    mirrored = head[::-1].find(text[::-1])
+    before = len(head) - len(text) - mirrored
+    if mirrored < 0 or 0 <= after < 2 * place - before:
+        return after
+    return before
 
 
 def _window(feature: Feature, first: int, last: int) -> TrainingWindow:
