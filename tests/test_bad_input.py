@@ -688,7 +688,7 @@ def test_inference_arguments(script, engine, flags, message):
 @pytest.mark.parametrize("flag", ["-p", "-pf", "-q", "-qf"])
 def test_a_squad_file_excludes_other_text(script, engine, flag):
     result = script("inference.py", "-e", engine, "-sq", "x", flag, "y")
-    assert result.code == 2 and "leave out" in result.error
+    assert result.code == 2 and "leave it out" in result.error
 
 
 @pytest.mark.parametrize(
