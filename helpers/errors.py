@@ -46,12 +46,15 @@ def not_installed(module: str | None) -> str | None:
 
 
 def _requirement(module: str) -> str:
-    """What `pip install` takes: a requirements file that names the package, requirements.txt before others, or its name."""
+    """What `pip install` takes: a requirements file that names the package, requirements.txt before others, or its name.
+
+    What stands in no file is needed by a package that does; its name may be another than its module's.
+    """
     for file in sorted(ROOT.glob("requirements*.txt"), reverse=True):  # "." comes after "-", and the tests' file late
         names = re.findall(r"^[\w.-]+", file.read_text(encoding="utf-8"), re.MULTILINE)
         if any(re.sub(r"[-_.]+", "_", name).lower() == module.lower() for name in names):
             return f"-r {file.name}"
-    return module
+    return f"{module}, if that is the package's name"
 
 
 def one_line(text, limit: int | None = None) -> str:
