@@ -2,8 +2,7 @@
 """Build a packed engine: it computes the tokens of its sequences, end to end, and no padding."""
 
 from helpers import cli
-from helpers.builder_flags import add_build_arguments
-from helpers.building import build_engine
+from helpers.builder_flags import add_build_arguments, check_build_arguments
 
 
 def parse(arguments):
@@ -13,7 +12,11 @@ def parse(arguments):
 
 
 def main(arguments) -> None:
-    build_engine(parse(arguments))
+    args = parse(arguments)
+    check_build_arguments(args)
+    from helpers.building import build_engine
+
+    build_engine(args)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,6 @@
 """Time an engine: latency percentiles and sentences per second for each batch size."""
 
 from helpers import cli
-from helpers.backends import load_engine
-from helpers.benchmark import (
-    asked_batch_sizes,
-    check_benchmark_outputs,
-    default_sequence_length,
-    random_batch,
-    time_batches,
-)
 
 
 def parse(arguments):
@@ -22,13 +14,16 @@ def parse(arguments):
 
 def main(arguments) -> None:
     args = parse(arguments)
-    check_benchmark_outputs(args)
+    from helpers import benchmark
+    from helpers.backends import load_engine
+
+    benchmark.check_benchmark_outputs(args)
     engine = load_engine(args.engine, "padded", say=cli.note)
     cli.note(engine.describe())
-    length = default_sequence_length(args, engine.card)
-    sizes = asked_batch_sizes(args, engine.card)
-    batches = [random_batch(engine.card, size, length, args.random_seed) for size in sizes]
-    time_batches(args, engine, batches, length)
+    length = benchmark.default_sequence_length(args, engine.card)
+    sizes = benchmark.asked_batch_sizes(args, engine.card)
+    batches = [benchmark.random_batch(engine.card, size, length, args.random_seed) for size in sizes]
+    benchmark.time_batches(args, engine, batches, length)
 
 
 if __name__ == "__main__":

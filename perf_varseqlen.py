@@ -2,18 +2,6 @@
 """Time a packed engine: latency percentiles, sentences and tokens per second for each batch size."""
 
 from helpers import cli
-from helpers.answer_options import AnswerOptions
-from helpers.answerer import Answerer, engine_tokenizer
-from helpers.backends import load_engine
-from helpers.benchmark import (
-    asked_batch_sizes,
-    check_benchmark_outputs,
-    default_sequence_length,
-    random_packed_batch,
-    spread_lengths,
-    time_batches,
-)
-from helpers.squad import read_squad
 
 
 def parse(arguments):
@@ -34,21 +22,29 @@ def parse(arguments):
 
 def main(arguments) -> None:
     args = parse(arguments)
-    check_benchmark_outputs(args)
+    from helpers import benchmark
+    from helpers.answer_options import AnswerOptions
+    from helpers.answerer import Answerer, engine_tokenizer
+    from helpers.backends import load_engine
+    from helpers.squad import read_squad
+
+    benchmark.check_benchmark_outputs(args)
     data = read_squad(args.lengths_from) if args.lengths_from else None
     engine = load_engine(args.engine, "packed", say=cli.note)
     cli.note(engine.describe())
-    card, seed, sizes = engine.card, args.random_seed, asked_batch_sizes(args, engine.card)
+    card, seed, sizes = engine.card, args.random_seed, benchmark.asked_batch_sizes(args, engine.card)
     if data is None:
-        length = default_sequence_length(args, card)
+        length = benchmark.default_sequence_length(args, card)
         windows = [length]
     else:
         options = AnswerOptions(sequence_length=args.sequence_length)
         answerer = Answerer(engine, engine_tokenizer(args.engine, card, args.vocab_file, say=cli.note), options)
         length, windows = answerer.options.sequence_length, answerer.window_lengths(data)
         cli.note(f"{len(windows)} windows of at most {length} tokens, {sum(windows) / len(windows):.0f} on average")
-    batches = [random_packed_batch(card, spread_lengths(windows, size, seed), seed) for size in sizes]
-    time_batches(args, engine, batches, length)
+    batches = [
+        benchmark.random_packed_batch(card, benchmark.spread_lengths(windows, size, seed), seed) for size in sizes
+    ]
+    benchmark.time_batches(args, engine, batches, length)
 
 
 if __name__ == "__main__":

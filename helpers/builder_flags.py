@@ -2,14 +2,15 @@
 
 import argparse
 
-from helpers import calibrator, cli
-from helpers.backends import BACKENDS
-from helpers.backends.base import DEFAULT_WORKSPACE_MIB, BuildOptions
-from helpers.bert_config import BertConfig
+from helpers import cli
+from helpers.build_options import (
+    BACKENDS,
+    CALIBRATION_METHODS,
+    DEFAULT_CALIBRATION_SAMPLES,
+    DEFAULT_WORKSPACE_MIB,
+    BuildOptions,
+)
 from helpers.errors import UsageError
-
-#: Calibration samples where the arguments name no number.
-DEFAULT_CALIBRATION_SAMPLES = 100
 
 #: The flags of those fields of BuildOptions that are called otherwise.
 _FLAG_OF_OPTION = {
@@ -185,12 +186,20 @@ def _add_calibration(group) -> None:
     group.add_argument("-n", "--calib-num", type=cli.positive_int, metavar="N", help=samples)
     cache = "calibration cache (default: beside the engine, named from the model and the length)"
     group.add_argument("-p", "--calib-path", metavar="FILE", help=cache)
-    method = f"how a range is chosen from the values seen (default: {calibrator.METHODS[0]})"
-    group.add_argument("--calib-method", choices=calibrator.METHODS, help=method)
+    method = f"how a range is chosen from the values seen (default: {CALIBRATION_METHODS[0]})"
+    group.add_argument("--calib-method", choices=CALIBRATION_METHODS, help=method)
 
 
-def check_one_checkpoint(args) -> None:
-    """Raises UsageError unless the arguments name just one checkpoint."""
+def check_build_arguments(args) -> None:
+    """Raises UsageError where the arguments contradict each other, whatever the model: no package is needed to say so."""
+    _check_one_checkpoint(args)
+    _one_of(args, "fp16", "bf16")
+    _one_of(args, "int8", "fp8")
+    if args.layout == "packed":
+        _check_packed(args)
+
+
+def _check_one_checkpoint(args) -> None:
     kinds = {"-m": args.ckpt, "-x": args.onnx, "-pt": args.pytorch}
     if args.layout == "packed":
         kinds["--pickle"] = args.pickle
@@ -201,8 +210,10 @@ def check_one_checkpoint(args) -> None:
         raise UsageError(f"name one checkpoint with {', '.join(others)} or {last}{instead}")
 
 
-def _check_packed_int8(args) -> None:
-    """Raises UsageError where -il or --megatron lack what they need."""
+def _check_packed(args) -> None:
+    """Raises UsageError for several lengths, and where -il or --megatron lack what they need."""
+    if len(set(args.sequence_length or ())) > 1:
+        raise UsageError("a packed engine serves all lengths up to one: give -s once, the longest")
     if args.interleaved and not args.int8:
         raise UsageError("--interleaved is a layout of int8 plugins: add --int8, or leave it out")
     if args.megatron and not (args.int8 and args.pickle):
@@ -211,16 +222,11 @@ def _check_packed_int8(args) -> None:
         raise UsageError("--megatron in a plugin network needs --interleaved")
 
 
-def build_options(args, config: BertConfig) -> BuildOptions:
-    """The backend's part of the arguments. Raises UsageError where they contradict the model or each other."""
+def build_options(args, positions: int) -> BuildOptions:
+    """The backend's part of the arguments, which were checked. Raises UsageError for more tokens than the model has positions."""
     lengths = tuple(sorted(set(args.sequence_length or [128])))
-    if lengths[-1] > config.max_position_embeddings:
-        raise UsageError(
-            f"-s {lengths[-1]} is over the model's max_position_embeddings, {config.max_position_embeddings}"
-        )
-    if args.layout == "packed" and len(lengths) > 1:
-        raise UsageError("a packed engine serves all lengths up to one: give -s once, the longest")
-    _check_packed_int8(args)
+    if lengths[-1] > positions:
+        raise UsageError(f"-s {lengths[-1]} is over the model's max_position_embeddings, {positions}")
     return BuildOptions(
         batch_sizes=tuple(sorted(set(args.batch_size or [1]))),
         sequence_lengths=lengths,

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from helpers import cli
 from helpers.backends import backend_module, choose_backend, write_engine
-from helpers.backends.base import BuildOptions, Prepared
+from helpers.backends.base import Prepared
 from helpers.bert_config import BertConfig
+from helpers.build_options import DEFAULT_CALIBRATION_SAMPLES, BuildOptions
 from helpers.builder_flags import (
-    DEFAULT_CALIBRATION_SAMPLES,
     build_options,
     calibration_flags,
-    check_one_checkpoint,
     no_effect,
     notes_on_unused_flags,
 )
@@ -25,20 +24,19 @@ from helpers.weights.pytorch_checkpoint import only_file
 
 
 def build_engine(args) -> None:
-    """Build the engine that the arguments describe, write it with card and tokenizer, say what came out. Raises DemoBertError."""
+    """Build the engine that the arguments, once checked, describe; write it with card and tokenizer. Raises DemoBertError."""
     card, tokenizer = EngineCard.path_for(args.output), EngineCard.tokenizer_path_for(args.output)
     # A cache that is yet to be written must not be replaced by the engine, either.
     caches = [_calibration_cache(args)] if args.int8 or args.fp8 else []
     outputs = {"--output": args.output, "the engine's card": card, "the engine's tokenizer": tokenizer}
     check_outputs(outputs, _inputs(args) + caches)
-    check_one_checkpoint(args)
     lower_case = True if args.uncased else False if args.cased else None
     folder = folder_of(args.config_dir, args.pytorch)
     # A configuration of its own may be that of the model before it was fine-tuned.
     answers_questions = bool(args.pytorch or args.onnx) and is_folder_of(folder, args.pytorch or args.onnx)
     tensorflow = args.ckpt is not None
     model = ModelFolder.open(folder, args.vocab_file, cli.note, lower_case, tensorflow, answers_questions)
-    options = build_options(args, model.config)
+    options = build_options(args, model.config.max_position_embeddings)
     backend, prepared = prepare_backend(args.backend, model.config, options)
     notes_on_unused_flags(args, options, backend_module(backend).IGNORED_OPTIONS)
     weights = _read_weights(args, model.config)

@@ -20,9 +20,6 @@ from helpers.squad import SquadExample
 from helpers.tokenization import Tokenizer
 from helpers.weights import BertWeights
 
-#: How a range is chosen from a tensor's histogram; the first is the default.
-METHODS = ("percentile", "entropy", "max")
-
 #: The share of values that method "percentile" keeps unclipped.
 PERCENTILE = 0.99999
 
@@ -68,7 +65,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=BINS)
 
     def amax(self, method: str) -> float:
-        """The range by one of METHODS; never above the largest value seen."""
+        """The range by one of CALIBRATION_METHODS; never above the largest value seen."""
         if method == "max" or self.largest == 0.0:
             return self.largest
         kept = self._percentile_bins() if method == "percentile" else self._entropy_bins()
@@ -127,7 +124,7 @@ class RangeRecorder:
             self._channels[name] = np.maximum(self._channels.get(name, 0), largest)
 
     def ranges(self, method: str) -> dict[str, float | np.ndarray]:
-        """Every activation's range (`quantization.range_names`) by one of METHODS, and those by channel, float32 [E].
+        """Every activation's range (`quantization.range_names`) by one of CALIBRATION_METHODS, and those by channel, float32 [E].
 
         Those are always the largest values; 0 where the whole tensor's range is. Raises DemoBertError where a range
         would be far too large.

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from helpers.errors import ERROR_LENGTH, DemoBertError, one_line
+from helpers.errors import ERROR_LENGTH, DemoBertError, not_installed, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,14 +101,21 @@ def run(main) -> None:
     except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except DemoBertError as error:
+    except (DemoBertError, ModuleNotFoundError, MemoryError) as error:
+        line = _line_of(error)
+        if line is None:
+            raise
         if verbose:
             traceback.print_exc()
-        note(f"{program}: error: {one_line(error, ERROR_LENGTH)}")
-        code = error.exit_code
-    except MemoryError:
-        if verbose:
-            traceback.print_exc()
-        note(f"{program}: error: not enough memory for this model, batch size and sequence length")
-        code = 1
+        note(f"{program}: error: {line}")
+        code = getattr(error, "exit_code", 1)
     sys.exit(code or 0)
+
+
+def _line_of(error: Exception) -> str | None:
+    """What the user is told of an error; None: it is a bug of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        return not_installed(error.name)
+    if isinstance(error, MemoryError):
+        return "not enough memory for this model, batch size and sequence length"
+    return one_line(error, ERROR_LENGTH)

@@ -1,6 +1,11 @@
 """Mistakes that the user can mend. `cli.run` prints them in one line; anything else is a bug of ours."""
 
+import re
+import sys
 import unicodedata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 
 #: Characters of an error, at most: names in it come from files, and may be as long as they like.
 ERROR_LENGTH = 1500
@@ -24,6 +29,33 @@ def missing_package(package: str, install: str, why: str) -> DemoBertError:
     `package` is the import name, `install` what follows `pip install`, `why` the thing that needs it.
     """
     return DemoBertError(f"{why} needs the package {package}, which is not installed: pip install {install}")
+
+
+def not_installed(module: str | None) -> str | None:
+    """What to say of a module that Python did not find; None where installing a package would not help.
+
+    A package whose name is not that of its module has to be asked for with `missing_package`.
+    """
+    ours = module is None or (ROOT / module.partition(".")[0]).is_dir() or (ROOT / f"{module}.py").exists()
+    # Of a name with a dot the package is there: it is another release than the one that was written for.
+    if ours or "." in module or module in sys.stdlib_module_names:
+        return None
+    environment = ROOT / ".venv"
+    outside = environment.is_dir() and Path(sys.prefix).resolve() != environment.resolve()
+    activate = "activate the environment (source .venv/bin/activate), or " if outside else ""
+    return f"the package {module} is not installed for {sys.executable}: {activate}pip install {_requirement(module)}"
+
+
+def _requirement(module: str) -> str:
+    """What `pip install` takes: a requirements file that names the package, requirements.txt before others, or its name.
+
+    What stands in no file is needed by a package that does; its name may be another than its module's.
+    """
+    for file in sorted(ROOT.glob("requirements*.txt"), reverse=True):  # "." comes after "-", and the tests' file late
+        names = re.findall(r"^[\w.-]+", file.read_text(encoding="utf-8"), re.MULTILINE)
+        if any(re.sub(r"[-_.]+", "_", name).lower() == module.lower() for name in names):
+            return f"-r {file.name}"
+    return f"{module}, if that is the package's name"
 
 
 def one_line(text, limit: int | None = None) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from helpers import calibrator, cli, quantization
+from helpers.build_options import CALIBRATION_METHODS
 from helpers.calibration_cache import Fingerprint, data_fingerprint, model_fingerprint, read_cache, write_cache
 from helpers.errors import DemoBertError
 from helpers.files import check_outputs
@@ -28,7 +29,7 @@ class CalibrationOptions:
     length           of the longest window, in tokens
     data             SQuAD-format text; None: DEFAULT_DATA
     samples          windows; None: `default_samples`, or as many as the cache is of
-    method           one of calibrator.METHODS; None: the first, or that of the cache
+    method           one of CALIBRATION_METHODS; None: the first, or that of the cache
     pre_normalised   Megatron's residual
     """
 
@@ -129,7 +130,7 @@ def _calibrate(
     check_outputs({"--calib-path": options.cache}, [options.text])
     cli.note(f"Calibrating on {min(samples, len(examples))} windows of {options.text}")
     batches = calibrator.calibration_batches(examples, tokenizer, options.length, samples)
-    done = replace(wanted, samples=len(batches), method=options.method or calibrator.METHODS[0])
+    done = replace(wanted, samples=len(batches), method=options.method or CALIBRATION_METHODS[0])
     with tqdm(total=len(batches), unit="window", disable=None) as progress:
         ranges = calibrator.calibrate(weights, options.pre_normalised, batches, done.method, progress.update)
     write_cache(options.cache, done, ranges)

@@ -13,7 +13,7 @@ import numpy as np
 
 from helpers import tokenizer_json
 from helpers.bert_config import BertConfig
-from helpers.errors import DemoBertError, UsageError, missing_package, one_line
+from helpers.errors import DemoBertError, UsageError, one_line
 from helpers.families import FAMILIES
 from helpers.files import read_limited, require_file
 from helpers.tokenizer_json import components
@@ -200,10 +200,8 @@ def _of(merge: list) -> tuple:
 
 def backend(data: bytes):
     """The library's tokenizer of a canonical tokenizer.json. Raises DemoBertError."""
-    try:
-        from tokenizers import Tokenizer as Backend
-    except ImportError as error:
-        raise missing_package("tokenizers", "tokenizers", "reading text") from error
+    from tokenizers import Tokenizer as Backend
+
     return in_library(Backend.from_str, data.decode("utf-8"))
 
 

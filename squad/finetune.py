@@ -7,7 +7,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import cli
-from helpers.errors import missing_package
 
 
 def parse(arguments):
@@ -112,10 +111,8 @@ def parse(arguments):
 
 def main(arguments) -> None:
     args = parse(arguments)
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise missing_package("torch", "-r requirements-finetune.txt", "fine-tuning") from error
+    import torch  # noqa: F401, first: the requirements file that has it brings all the rest
+
     from helpers.finetuning.run import finetune
 
     finetune(args)

@@ -13,11 +13,11 @@ import pytest
 
 from helpers import calibration_cache, calibrator, quantization
 from helpers.backends import backend_module, load_engine
-from helpers.backends.base import BuildOptions
 from helpers.backends.openvino.engine import LAYERS, compile_network, half_precision, int8_overflows
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder
 from helpers.ranges import CalibrationOptions, calibrated_ranges, trained_ranges

@@ -9,9 +9,9 @@ import pytest
 
 from helpers import calibrator
 from helpers.backends import backend_module, load_engine
-from helpers.backends.base import BuildOptions
 from helpers.batching import packed_batch, padded_batch
 from helpers.bert_config import BertConfig
+from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError
 from helpers.weights import BertWeights, load_weights
 from helpers.weights.canonical import expected_shapes

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.answer_options import AnswerOptions
-from helpers.answerer import Answerer
-from helpers.asking import engine_tokenizer
+from helpers.answerer import Answerer, engine_tokenizer
 from helpers.backends import load_engine
 from helpers.bert_config import BertConfig
 from tests.checkpoints import megatron_state, tensorflow_state, write_config, write_onnx, write_tensorflow

@@ -22,7 +22,7 @@ from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.weights import load_weights
 from scripts.gpu_checking import check as gpu_check
-from scripts.gpu_checking import torch_models, transfer
+from scripts.gpu_checking import model_check, torch_models, transfer
 from scripts.gpu_checking.comparison import TOLERANCE, as_json, compare, comparison_table, latency_table, tolerance_for
 from scripts.gpu_checking.engine_process import EngineProcess, captured
 from tests import checkpoints
@@ -31,8 +31,8 @@ from tests.conftest import BUNDLED, ROOT
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 
 
-def check(*arguments, capability=(8, 6)) -> gpu_check.Check:
-    return gpu_check.Check(gpu_check.parse([str(word) for word in arguments]), SQUAD, capability, dict(os.environ))
+def check(*arguments, capability=(8, 6)) -> model_check.Check:
+    return model_check.Check(gpu_check.parse([str(word) for word in arguments]), SQUAD, capability, dict(os.environ))
 
 
 # Transfer to the GPU machine
@@ -338,7 +338,7 @@ def test_pytorch_s_logits_are_the_model_s(monkeypatch, rng):
 
 def test_windows_are_the_file_s_first(rng):
     args = gpu_check.parse(["--windows", "5", "-b", "2", "-s", "64"])
-    batches = gpu_check.windows(SQUAD, args)
+    batches = model_check.windows(SQUAD, args)
     assert [batch.input_ids.shape for batch in batches] == [(2, 64), (2, 64), (1, 64)]
     assert all((batch.input_ids[:, 0] == 101).all() and batch.input_mask[:, 0].all() for batch in batches)
 

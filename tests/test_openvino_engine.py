@@ -8,10 +8,10 @@ import openvino as ov
 import pytest
 
 from helpers.backends import backend_module, load_engine
-from helpers.backends.base import BuildOptions
 from helpers.backends.openvino.engine import check_options, half_precision, int8_overflows
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
+from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import Quantization
 from helpers.weights import load_weights

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from helpers.answer_options import AnswerOptions
 from helpers.answerer import Answerer
 from helpers.backends import backend_module, load_engine
-from helpers.backends.base import BuildOptions
 from helpers.backends.openvino import engine as openvino_engine
 from helpers.batching import PackedBatch, PaddedBatch, packed_batch, packed_groups, padded_batch
 from helpers.benchmark import random_packed_batch, spread_lengths
 from helpers.bert_config import BertConfig
+from helpers.build_options import BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.backends import BACKENDS
+from helpers.build_options import BACKENDS
 from tests.conftest import ROOT
 from tests.test_shell_scripts import lint
 

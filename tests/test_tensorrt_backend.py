@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from helpers.backends import tensorrt, tensorrt_rtx
-from helpers.backends.base import BuildOptions
 from helpers.backends.tensorrt import engine, gpu, module, plan_builder
 from helpers.backends.tensorrt.bert_plugins import find_plugins
 from helpers.backends.tensorrt.native_layers import bfloat16_bits
 from helpers.backends.tensorrt.plan_builder import Profile
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
+from helpers.build_options import BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from helpers.backends import backend_module, load_engine, write_engine
-from helpers.backends.base import BuildOptions
 from helpers.backends.tensorrt import bert_plugins, native_layers, plugin_layers
 from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import load_weights
 from tests.checkpoints import bert_weights, own_quantization

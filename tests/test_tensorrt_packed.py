@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from helpers.backends import backend_module, load_engine
-from helpers.backends.base import BuildOptions
 from helpers.backends.tensorrt import bert_plugins, native_packed, plan_builder, plugin_layers
 from helpers.backends.tensorrt.native_packed import PackedNativeLayers
 from helpers.backends.tensorrt.plan_builder import Profile
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.build_options import BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from tests.reference_bert import random_inputs, reference_logits

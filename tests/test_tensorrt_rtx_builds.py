@@ -12,11 +12,11 @@ import pytest
 
 from helpers import quantization
 from helpers.backends import tensorrt_rtx
-from helpers.backends.base import BuildOptions
 from helpers.backends.tensorrt import engine, module, plan_builder
 from helpers.backends.tensorrt.native_layers import PaddedNativeLayers
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import BertWeights, load_weights
 from helpers.weights.canonical import expected_shapes

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,13 +110,6 @@ def test_a_batch_equals_one_by_one():
 def test_text_that_is_not_utf8_is_one_error(text):
     with pytest.raises(DemoBertError, match="^the question is not valid UTF-8"):
         tokenizers(True)[0].encode(text, "question")
-
-
-def test_without_the_package_the_error_names_it(monkeypatch):
-    values = tokenizers(True)[0].values
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(DemoBertError, match="pip install tokenizers"):
-        Tokenizer(values)
 
 
 def write(tmp_path, content):

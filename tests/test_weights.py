@@ -594,16 +594,7 @@ def test_tensorflow_checkpoint_with_a_file_missing(tmp_path, part):
     assert "model.ckpt" in error_of(tensorflow=prefix)
 
 
-@pytest.mark.parametrize(
-    "package,kind",
-    [
-        ("torch", "pt"),
-        ("tensorflow", "tensorflow"),
-        ("onnx", "onnx"),
-        ("safetensors", "safetensors"),
-        ("ml_dtypes", "safetensors"),
-    ],
-)
+@pytest.mark.parametrize("package,kind", [("torch", "pt"), ("tensorflow", "tensorflow")])
 def test_packages_that_are_not_installed(tmp_path, monkeypatch, package, kind):
     checkpoint = write_as(kind, tmp_path, TENSORS)
     monkeypatch.setitem(sys.modules, package, None)

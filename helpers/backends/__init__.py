@@ -13,15 +13,13 @@ import hashlib
 import importlib
 from pathlib import Path
 
-from helpers.backends.base import BuildOptions, BuiltEngine, Engine
+from helpers.backends.base import BuiltEngine, Engine
 from helpers.bert_config import BertConfig
+from helpers.build_options import BACKENDS, BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 from helpers.files import require_file, sha256_of, write_together
 from helpers.tokenization import Tokenizer
-
-#: The backends' names, on the command line and in engine cards; each is a module of this package.
-BACKENDS = ("openvino", "tensorrt", "tensorrt_rtx")
 
 
 def backend_module(name: str):

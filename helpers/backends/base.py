@@ -9,50 +9,11 @@ import numpy as np
 
 from helpers.batching import BATCH_OF_LAYOUT, Batch, PackedBatch
 from helpers.bert_config import BertConfig
+from helpers.build_options import BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import Quantization
 from helpers.weights import BertWeights
-
-#: TensorRT's scratch memory in MiB where nothing else is asked for: upstream's default.
-DEFAULT_WORKSPACE_MIB = 2500
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What builder.py was asked for, as far as it concerns a backend. Sizes are ascending, without repeats.
-
-    precision       "fp32", "fp16" or "bf16": what is not quantized
-    quantize        "int8", "fp8", or None
-    workspace_mib   None: DEFAULT_WORKSPACE_MIB
-    """
-
-    batch_sizes: tuple = (1,)
-    sequence_lengths: tuple = (128,)
-    layout: str = "padded"
-    precision: str = "fp32"
-    quantize: str | None = None
-    strict: bool = False
-    workspace_mib: int | None = None
-    sparse: bool = False
-    timing_cache: str | None = None
-    distributive_independence: bool = False
-    force_int8_skipln: bool = False
-    force_int8_multihead: bool = False
-    plugin_version: str | None = None
-    network: str = "auto"
-    verbose: bool = False
-    compute_capabilities: tuple = ()
-    interleaved: bool = False
-    megatron: bool = False
-
-    @property
-    def max_batch_size(self) -> int:
-        return self.batch_sizes[-1]
-
-    @property
-    def max_sequence_length(self) -> int:
-        return self.sequence_lengths[-1]
 
 
 @dataclass(frozen=True)

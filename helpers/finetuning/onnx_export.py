@@ -12,7 +12,7 @@ import numpy as np
 from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
-from helpers.errors import DemoBertError, missing_package
+from helpers.errors import DemoBertError
 from helpers.files import atomic_write
 from helpers.network_layers import NetworkLayers, Normalised
 from helpers.weights.pytorch_names import pytorch_name
@@ -29,10 +29,6 @@ def write_onnx(path: Path, config: BertConfig, weights: dict[str, np.ndarray], r
     Inputs input_ids, attention_mask, token_type_ids, int64 [B, S]; outputs start_logits, end_logits, float32 [B, S].
     `weights` and `ranges` are canonical, float32. Raises DemoBertError if the model is over ONNX's 2 GiB.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise missing_package("onnx", "-r requirements-finetune.txt", "writing an ONNX model") from error
     layers = _OnnxLayers(config, weights | ranges)
     build_bert(layers, config, _Names())
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.bert_config import BertConfig
-from helpers.errors import DemoBertError, missing_package, one_line
+from helpers.errors import DemoBertError, one_line
 from helpers.files import require_file
 from helpers.weights.canonical import StoredCheckpoint, StoredTensor, name_of_weights
 from helpers.weights.paths import file_inside
@@ -70,12 +70,10 @@ def _refuse_dynamic_int8(graph: "_Graph") -> None:
 
 
 def _parse(path: Path):
-    try:
-        import ml_dtypes  # noqa: F401, registers bfloat16 with numpy
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError as error:
-        raise missing_package("onnx", "onnx ml_dtypes", "reading an ONNX model") from error
+    import ml_dtypes  # noqa: F401, registers bfloat16 with numpy
+    import onnx
+    from google.protobuf.message import DecodeError
+
     if path.stat().st_size > _MAX_MODEL_BYTES:
         raise DemoBertError(f"{path} is over 2 GiB, more than an ONNX file can have: keep its weights as external data")
     try:

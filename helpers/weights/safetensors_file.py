@@ -1,6 +1,6 @@
 """Reading .safetensors, bfloat16 included; the safetensors package checks the header."""
 
-from helpers.errors import DemoBertError, missing_package, one_line
+from helpers.errors import DemoBertError, one_line
 from helpers.files import require_file
 from helpers.weights.canonical import StoredTensor
 
@@ -8,11 +8,9 @@ from helpers.weights.canonical import StoredTensor
 def read_safetensors(path) -> dict[str, StoredTensor]:
     """Name → tensor of a .safetensors file; the data are read when a tensor is. Raises DemoBertError."""
     path = require_file(path, "checkpoint")
-    try:
-        import ml_dtypes  # noqa: F401, registers bfloat16 with numpy
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise missing_package(error.name, error.name, f"reading {path.name}") from error
+    import ml_dtypes  # noqa: F401, registers bfloat16 with numpy
+    from safetensors import SafetensorError, safe_open
+
     try:
         file = safe_open(path, framework="numpy")
         return {name: _stored(path, file, name) for name in file.keys()}

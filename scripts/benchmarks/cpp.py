@@ -10,32 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from helpers import cli
 from helpers.errors import DemoBertError
 from helpers.infer_c_engine import BUILD_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def parse(arguments):
-    parser = cli.Parser(
-        "Time build/perf and perf.py on a padded engine, in turn, and print the medians and their ratio."
-    )
-    cli.add_engine(parser)
-    parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="how often each of them is run")
-    parser.add_argument("-b", "--batch-size", type=cli.positive_int, default=1, metavar="N", help="batch size")
-    parser.add_argument(
-        "-s", "--sequence-length", type=cli.positive_int, default=128, metavar="N", help="tokens of a row"
-    )
-    parser.add_argument(
-        "-i", "--iterations", type=cli.positive_int, default=100, metavar="N", help="runs in each round"
-    )
-    cli.add_verbose(parser)
-    return parser.parse_args(arguments)
-
-
-def main(arguments) -> None:
-    args = parse(arguments)
+def benchmark(args) -> None:
+    """What scripts/benchmark_cpp.py was asked for. Raises DemoBertError."""
     commands = {"perf.py": [sys.executable, str(ROOT / "perf.py")], "build/perf": [str(BUILD_FOLDER / "perf")]}
     medians = {name: [] for name in commands}
     for round_ in range(args.rounds):

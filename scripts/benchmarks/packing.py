@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import cli
 from helpers.answer_options import AnswerOptions
 from helpers.answerer import Answerer
 from helpers.backends import load_engine
@@ -25,26 +24,9 @@ from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.throughput import answer_with_engine, mean_f1
 from scripts.benchmarks.turns import turns
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def parse(arguments):
-    parser = cli.Parser("Packed against filled and length-sorted padded batches, on the CPU.")
-    bundled = ROOT / "models" / "bundled" / "bert_mini_squad11"
-    parser.add_argument("--model", default=bundled, metavar="DIR", help="model folder")
-    parser.add_argument("--squad", required=True, metavar="FILE", help="SQuAD v1.1 file")
-    parser.add_argument("--every", type=cli.positive_int, default=1, metavar="N", help="take every N-th question only")
-    number = {"type": cli.positive_int, "metavar": "N"}
-    parser.add_argument("-s", "--sequence-length", **number, default=384, help="longest window")
-    parser.add_argument("-b", "--batch-size", **number, action="append", help="repeatable (default: 1 and 8)")
-    parser.add_argument("-f", "--fp16", action="store_true", help="the CPU's half precision (default: fp32)")
-    parser.add_argument("--rounds", type=cli.positive_int, default=5, metavar="N", help="rounds to take the median of")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    return parser.parse_args(arguments)
-
-
-def main(arguments) -> None:
-    args = parse(arguments)
+def benchmark(args) -> None:
+    """What scripts/benchmark_packing.py was asked for. Raises DemoBertError."""
     if args.json:
         check_writable(args.json, "--json")
     data = read_squad(args.squad)

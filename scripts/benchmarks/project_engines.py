@@ -10,8 +10,8 @@ import numpy as np
 
 from helpers import calibrator
 from helpers.backends import backend_module, load_engine, write_engine
-from helpers.backends.base import BuildOptions
 from helpers.batching import PaddedBatch
+from helpers.build_options import CALIBRATION_METHODS, BuildOptions
 from helpers.building import build_folder
 from helpers.model_folder import ModelFolder
 from helpers.quantization import Quantization
@@ -45,7 +45,7 @@ class EngineBuilder:
     @cached_property
     def quantization(self) -> Quantization:
         """The ranges that calibration finds by builder.py's default method."""
-        ranges = calibrator.calibrate(self.weights, False, self.calibration, calibrator.METHODS[0])
+        ranges = calibrator.calibrate(self.weights, False, self.calibration, CALIBRATION_METHODS[0])
         ranges = {name: np.float32(amax) for name, amax in ranges.items()}
         return Quantization("int8", ranges, "the benchmark's calibration")
 

@@ -6,11 +6,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from helpers.bert_config import BertConfig
-from helpers.weights.canonical import expected_shapes
-from helpers.weights.pytorch_names import pytorch_name
 
 #: Google's two published sizes (arXiv:1810.04805, section 3), uncased.
 RANDOM_SIZES = {
@@ -47,8 +43,13 @@ def write_random_model(folder, config: BertConfig, vocab_file=None, seed: int = 
     return folder
 
 
-def random_state(config: BertConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def random_state(config: BertConfig, seed: int = 0) -> dict:
     """Float32 tensors under Hugging Face's names: kernels and embeddings N(0, 0.02²), biases 0, gammas 1."""
+    import numpy as np
+
+    from helpers.weights.canonical import expected_shapes
+    from helpers.weights.pytorch_names import pytorch_name
+
     generator = np.random.default_rng(seed)
     state = {}
     for name, shape in expected_shapes(config).items():

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from helpers.errors import missing_package
-
 #: First bytes of the CPU plugin's blobs since OpenVINO 2026.
 _BLOB_MAGIC = b"RR_UPCVO"
 
@@ -45,10 +43,6 @@ def recognises(path: Path) -> bool:
 
 
 def _engine_module():
-    try:
-        from helpers.backends.openvino import engine
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise
-        raise missing_package("openvino", "openvino", "the openvino backend") from error
+    from helpers.backends.openvino import engine
+
     return engine

@@ -9,11 +9,12 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.passes import ConstantFolding, Manager
 
-from helpers.backends.base import BuildOptions, BuiltEngine, Engine, Prepared
+from helpers.backends.base import BuiltEngine, Engine, Prepared
 from helpers.backends.openvino.layers import PackedLayers, PaddedLayers
 from helpers.batching import INPUT_NAMES, Batch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.build_options import BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import LARGEST, Quantization

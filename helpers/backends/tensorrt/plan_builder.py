@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from helpers.backends.base import DEFAULT_WORKSPACE_MIB, BuildOptions, BuiltEngine, Prepared
+from helpers.backends.base import BuiltEngine, Prepared
 from helpers.backends.tensorrt.bert_plugins import (
     INTERLEAVED_VERSIONS,
     MAX_PACKED_HEAD_SIZE,
@@ -32,6 +32,7 @@ from helpers.backends.tensorrt.plugin_layers import (
 from helpers.batching import INPUT_NAMES
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
+from helpers.build_options import DEFAULT_WORKSPACE_MIB, BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.files import atomic_write, check_writable
 from helpers.quantization import Quantization
