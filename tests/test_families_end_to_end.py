@@ -160,7 +160,7 @@ def test_fine_tuning_for_int8_ends_in_a_folder_of_the_family(model_type, model_f
         engine = tmp_path / "qat.engine"
         result = script("builder.py", *flags, "-o", engine, "-s", 120, "--int8")
         assert result.code == 0 and "quantization-aware training" in result.err, result
-        assert answerer(engine, "padded").ask(PASSAGE, QUESTION).answers
+        assert answerer(engine, "padded").ask(PASSAGE, QUESTION).text
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "albert"])
