@@ -16,6 +16,7 @@ from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError, one_line
 from helpers.families import FAMILIES
 from helpers.files import read_limited, require_file
+from helpers.long_texts import LONGEST_WHOLE_TEXT, Encoded, encode_in_pieces
 from helpers.tokenizer_json import components
 
 #: How many texts are encoded at once: bounds the memory that the encodings of a whole SQuAD file take.
@@ -152,12 +153,23 @@ class Tokenizer:
         """Many texts at once, on all cores."""
         for text in texts:
             check_text(text, what)
-        encoded = []
-        for first in range(0, len(texts), _ENCODE_AT_ONCE):
-            some = texts[first : first + _ENCODE_AT_ONCE]
-            encodings = in_library(self._backend.encode_batch, some, add_special_tokens=False)
-            encoded += [_tokenized(text, encoding) for text, encoding in zip(some, encodings)]
-        return encoded
+        tokenized = {index: self._long(text) for index, text in enumerate(texts) if len(text) > LONGEST_WHOLE_TEXT}
+        others = [index for index in range(len(texts)) if index not in tokenized]
+        for first in range(0, len(others), _ENCODE_AT_ONCE):
+            some = others[first : first + _ENCODE_AT_ONCE]
+            encoded = self._encoded([texts[index] for index in some])
+            tokenized |= {index: _tokenized(texts[index], *one) for index, one in zip(some, encoded)}
+        return [tokenized[index] for index in range(len(texts))]
+
+    def _encoded(self, texts: Sequence[str]) -> list[Encoded]:
+        encodings = in_library(self._backend.encode_batch, texts, add_special_tokens=False)
+        return [
+            (np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+            for encoding in encodings
+        ]
+
+    def _long(self, text: str) -> TokenizedText:
+        return _tokenized(text, *(encode_in_pieces(text, self._encoded) or self._encoded([text])[0]))
 
 
 #: These leave no space in what the model sees.
@@ -304,8 +316,6 @@ def check_text(text: str, what: str) -> None:
         raise DemoBertError(f"the {what} is not valid UTF-8 (at character {error.start + 1})") from None
 
 
-def _tokenized(text: str, encoding) -> TokenizedText:
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+def _tokenized(text: str, ids: np.ndarray, offsets: np.ndarray) -> TokenizedText:
     # A guard: answers are slices of the text, so offsets must not go back whatever the normaliser moved.
-    offsets = np.minimum(np.maximum.accumulate(offsets, axis=0), len(text))
-    return TokenizedText(text, np.array(encoding.ids, dtype=np.int32), offsets)
+    return TokenizedText(text, ids, np.minimum(np.maximum.accumulate(offsets, axis=0), len(text)))
