@@ -100,13 +100,13 @@ def test_questions_are_spread_evenly():
 def test_strides_are_held_against_the_first(tmp_path, capsys):
     """A document of some windows, answered by inference.py itself."""
     figures = tmp_path / "figures.json"
-    flags = ["--squad", SQUAD, "--tokens", 100, "--doc-stride", 40, "--doc-stride", 384, "--questions", 4]
+    flags = ["--squad", SQUAD, "--tokens", 100, "--doc-stride", 16, "--doc-stride", 384, "--questions", 4]
     engine = tmp_path / "short.engine"
     build_engine_file(BUNDLED, engine, "padded", 8, 64, half=False)
     stride.main([*map(str, flags), "-e", str(engine), "--json", str(figures)])
     (table,) = json.loads(figures.read_text())["tables"]
     first, second = table["rows"]
-    assert (table["documents"], table["questions"], first["stride"], second["stride"]) == (1, 4, 40, 384)
+    assert (table["documents"], table["questions"], first["stride"], second["stride"]) == (1, 4, 16, 384)
     assert first["windows"] > second["windows"] > 4
     assert first["tokens_computed_per_token"] > second["tokens_computed_per_token"] > 1
     assert first["f1_less_first"] == first["standard_error"] == 0
