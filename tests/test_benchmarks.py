@@ -1,6 +1,7 @@
 """scripts/benchmarks, but for the grid: entry points, turns, tables, Hugging Face's recipe. Nothing is timed."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 
 from helpers.squad import read_squad
-from scripts.benchmarks import hugging_face, latency, packing, throughput
+from scripts.benchmarks import hugging_face, latency, packing, stride, throughput
+from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.turns import turns
 from tests.conftest import BUNDLED, ROOT
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 
 
-@pytest.mark.parametrize("name", ["benchmark_peers", "benchmark_packing", "benchmark_cpp"])
+@pytest.mark.parametrize("name", ["benchmark_peers", "benchmark_packing", "benchmark_stride", "benchmark_cpp"])
 def test_commands_are_run_by_their_paths_from_anywhere(name, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "-h"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -68,6 +70,62 @@ def test_packing_is_held_to_the_best_that_is_filled(capsys):
     rows = packing.print_table(seconds, dict.fromkeys(seconds, 80.0), 10, 1000)
     assert [row["times_filled"] for row in rows] == [0.5, 1, 4]
     assert "| packed, -b 1   |       20.00 |     2000 | 80.00 |     4.00 |" in capsys.readouterr().out
+
+
+def test_joined_paragraphs_keep_each_answer_at_its_place(rng, tmp_path):
+    data = read_squad(SQUAD)
+    passages = {example.paragraph: example.passage for example in data.examples}
+    lengths = {paragraph: int(rng.integers(1, 100)) for paragraph in passages}
+    for tokens in (0, int(rng.integers(1, sum(lengths.values()) + 50))):
+        documents = stride.joined(data, lengths, tokens)
+        stride.write_squad(tmp_path / "documents.json", documents)
+        documents = read_squad(tmp_path / "documents.json")
+        assert [example.question_id for example in documents.examples] == [e.question_id for e in data.examples]
+        for example, before in zip(documents.examples, data.examples):
+            assert before.passage in example.passage and example.answers == before.answers
+            for text, start in zip(example.answers, example.answer_starts):
+                assert example.passage[start : start + len(text)] == text
+        texts = list({example.paragraph: example.passage for example in documents.examples}.values())
+        assert "\n\n".join(texts) == "\n\n".join(passages.values())
+        sizes = [sum(lengths[part] for part in passages if passages[part] in text) for text in texts]
+        assert len(texts) == len(passages) if tokens == 0 else len(texts) == 1 or min(sizes) >= tokens
+
+
+def test_questions_are_spread_evenly():
+    data = read_squad(SQUAD)
+    assert stride.spread(data, None) == stride.spread(data, 1000) == data
+    assert stride.spread(data, 2).examples == [data.examples[0], data.examples[len(data.examples) // 2]]
+
+
+def test_strides_are_held_against_the_first(tmp_path, capsys):
+    """A document of some windows, answered by inference.py itself."""
+    figures = tmp_path / "figures.json"
+    flags = ["--squad", SQUAD, "--tokens", 100, "--doc-stride", 16, "--doc-stride", 384, "--questions", 4]
+    engine = tmp_path / "short.engine"
+    build_engine_file(BUNDLED, engine, "padded", 8, 64, half=False)
+    stride.main([*map(str, flags), "-e", str(engine), "--json", str(figures)])
+    (table,) = json.loads(figures.read_text())["tables"]
+    first, second = table["rows"]
+    assert (table["documents"], table["questions"], first["stride"], second["stride"]) == (1, 4, 16, 384)
+    assert first["windows"] > second["windows"] > 4
+    assert first["tokens_computed_per_token"] > second["tokens_computed_per_token"] > 1
+    assert first["f1_less_first"] == first["standard_error"] == 0
+    assert second["f1_less_first"] == pytest.approx(second["f1"] - first["f1"])
+    printed = capsys.readouterr().out
+    assert "4 questions, 1 documents of 118 tokens on average" in printed and "|    384 |" in printed
+
+
+def test_a_difference_has_its_standard_error():
+    mean, error = stride.difference([1.0, 0.5, 0.0, 0.5], [0.0, 0.5, 0.0, 0.5])
+    assert mean == 25 and error == pytest.approx(25)
+    assert stride.difference([1.0], [0.0]) == (100, 0)
+
+
+def test_strides_need_gold_answers_and_an_engine(tmp_path, script):
+    result = script("scripts.benchmark_stride", "--squad", ROOT / "tests" / "data" / "squad_v2.0.json")
+    assert "has no gold answer: give a SQuAD v1.1 file" in result.error and result.code == 1
+    result = script("scripts.benchmark_stride", "--squad", SQUAD, "-e", tmp_path / "none.engine")
+    assert "engine card not found" in result.error and result.code == 1
 
 
 def test_f1_is_squad_s():
