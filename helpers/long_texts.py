@@ -37,6 +37,7 @@ def encode_in_pieces(text: str, encode: Callable[[Sequence[str]], list[Encoded]]
             return None
         before = ids, offsets
         own = slice(*np.searchsorted(offsets[:, 0], (start, end)))
+        own = slice(own.start, None) if end == len(text) else own  # a token of white space may begin at the very end
         parts.append((ids[own].copy(), offsets[own].copy()))
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([offsets for _, offsets in parts])
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import long_texts, tokenization
 from helpers.data_processing import make_features
 from helpers.tokenization import Tokenizer
 from helpers.tokenizer_files import ReadingOptions, find_tokenizer
@@ -271,6 +272,35 @@ def test_ids_and_offsets_are_hugging_face_s(name, rng):
 def test_pairs_are_put_together_as_hugging_face_does(name, rng):
     got, reference = pair_of(name)
     assert_same_pair(got, reference, "What is TensorRT?", "TensorRT is a platform. " + random_text(rng))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_long_texts_have_the_tokens_of_the_whole(name, rng, monkeypatch):
+    """In pieces, which the library never sees as one text; hard texts may be cut or refuse to be."""
+    tokenizer, reference = pair_of(name)
+    monkeypatch.setattr(tokenization, "LONGEST_WHOLE_TEXT", 2000)
+    monkeypatch.setattr(long_texts, "_PIECE", int(rng.integers(700, 1500)))
+    monkeypatch.setattr(long_texts, "_CONTEXT", 400)
+    words = [word for text in folders.corpus() for word in text.split()]
+    plain = " ".join(rng.choice(words, 3000))
+    hard = " ".join([*rng.permutation([*HARD_TEXTS, *words[:300]] * 2), *(random_text(rng) for _ in range(50))])
+    assert long_texts.encode_in_pieces(plain, tokenizer._encoded) is not None
+    assert_same_tokens(tokenizer, reference, [plain, "short", hard])
+
+
+def test_pieces_that_disagree_are_not_put_together(rng, monkeypatch):
+    """A tokenizer whose tokens depend on all of the text."""
+    monkeypatch.setattr(long_texts, "_PIECE", 1500)
+
+    def encode(texts):
+        ends = [np.cumsum([len(word) + 1 for word in text.split(" ")]) - 1 for text in texts]
+        return [
+            (np.full(len(end), len(text), np.int32), np.stack([end, end], axis=1)) for text, end in zip(texts, ends)
+        ]
+
+    text = " ".join(["word"] * 2000)
+    assert long_texts.encode_in_pieces(text, encode) is None
+    assert long_texts.encode_in_pieces("字" * 10_000, encode) is None  # there is no place to cut it
 
 
 @pytest.mark.parametrize("name", FOLDERS)
