@@ -2,7 +2,7 @@
 
 The documents are README.md and docs/*.md, in this order; what a document's commands need, README.md's have made.
 
-A ```bash block is run unless a comment right above it says that it is not:
+A ```python block is run after all others. A ```bash block is run unless a comment right above it says that it is not:
 
     <!-- gpu -->        it needs a GPU, or TensorRT
     <!-- network -->    it installs or downloads
@@ -203,6 +203,10 @@ def test_cpu_commands_run(copy):
     for block in BLOCKS:
         if block.mark is None:
             script += [f"echo '=== {block}' >&2", block.text]
+    for content in DOCUMENTS.values():
+        script += [
+            f"python3 -c {shlex.quote(text)}" for text in re.findall(r"^```python\n(.*?)^```", content, re.M | re.S)
+        ]
     path = f"{copy.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "VIRTUAL_ENV": sys.prefix}
     result = subprocess.run(
