@@ -1,6 +1,7 @@
 """Reading and writing files: text as UTF-8, JSON with clear errors, outputs whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -191,6 +192,13 @@ def _file_beside(path: Path, mode: str = "wb"):
     except BaseException:
         _remove(temporary)
         raise
+
+
+def remove_temporaries(path) -> None:
+    """Remove what writers of `path` that were killed have left beside it. There must be no other writer of it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        _remove(temporary)
 
 
 def _remove(path) -> None:

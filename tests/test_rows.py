@@ -353,6 +353,6 @@ def test_the_estimate_of_how_many_there_are(tmp_path):
 
 def test_what_is_no_text_is_replaced():
     """A question that is not Unicode stands in the output beside its error."""
-    (row,) = [row for row in map(lambda line: rows_module._json_row(line, 1), [b'{"question": "\\ud800"}'])]
+    row = rows_module._json_row(b'{"question": "\\ud800"}', 1)
     for form in (JsonLines(), CsvLines(False, 1)):
         assert "?" in form.line(row, row.error).decode("utf-8")
