@@ -196,7 +196,7 @@ def _given_text(words, path, what: str) -> str | None:
     if path == "-":
         return read_stream(sys.stdin.buffer, what)
     if path is not None:
-        return read_text(path, f"{what} file")
+        return read_text(path, f"{what} file", newline="")  # answers' places count each character of it
     return None if words is None else " ".join(words)
 
 
