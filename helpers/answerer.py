@@ -264,7 +264,7 @@ class Answerer:
         """The rows' texts as tokens, those of a passage once, ready to be cut into windows."""
         rows = [_checked(row) for row in rows]
         sound = [row for row in rows if not isinstance(row, DemoBertError)]
-        passages = self._passages(list(dict.fromkeys(passage for passage, _ in sound)))
+        passages = self._passages([passage for passage, _ in sound])
         texts = list(dict.fromkeys(question for _, question in sound))
         questions = dict(zip(texts, self.tokenizer.encode_batch(texts, "question")))
         return _Chunk(
@@ -278,7 +278,7 @@ class Answerer:
         """Text → tokens. The last one is kept: the next questions are often about it."""
         last = self._last_passage
         known = {last.text: last} if last and last.text in texts else {}
-        new = [text for text in texts if text not in known]
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         known |= zip(new, self.tokenizer.encode_batch(new, "passage"))
         if texts:
             self._last_passage = known[texts[-1]]

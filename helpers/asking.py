@@ -21,7 +21,7 @@ from helpers.backends.base import Engine
 from helpers.data_processing import Answer
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError, harmless
-from helpers.files import atomic_write, check_outputs, read_stream, read_text, sha256_of, write_json
+from helpers.files import atomic_write, check_outputs, read_stream, read_text, remove_temporaries, sha256_of, write_json
 from helpers.inference_flags import DEFAULT_PREDICTIONS
 from helpers.journal import Journal, Stdout
 from helpers.rows import CsvLines, JsonLines, QuestionRow, RowsFile, json_line
@@ -148,8 +148,8 @@ def _for_a_screen(text: str) -> str:
     size = shutil.get_terminal_size()
     room = max(size.columns * size.lines, 200)
     if len(text) > room:
-        left_out = len(text) - room
-        text = f"{text[: room // 2]} … ({left_out} characters) … {text[len(text) - room // 2 :]}"
+        half = room // 2
+        text = f"{text[:half]} … ({len(text) - 2 * half} characters) … {text[-half:]}"
     return harmless(text)
 
 
@@ -196,7 +196,7 @@ def _given_text(words, path, what: str) -> str | None:
     if path == "-":
         return read_stream(sys.stdin.buffer, what)
     if path is not None:
-        return read_text(path, f"{what} file")
+        return read_text(path, f"{what} file", newline="")  # answers' places count each character of it
     return None if words is None else " ".join(words)
 
 
@@ -216,7 +216,9 @@ def answer_rows(args, answerer: Answerer) -> int:
     facts = _facts(args, answerer) | {"output": [type(form).__name__, rows.has_ids, top_k]}
     with Stdout() if output == "-" else Journal(output, facts, args.fresh) as journal:
         if journal.published:
-            cli.note(f"{output} was whole when the last run was killed")
+            _ReadRows(rows, answerer).skip(journal)
+            journal.discard()
+            cli.note(f"{output} was whole when the last run was killed, {journal.failed} failed")
             return int(journal.failed > 0)
         if journal.is_empty:
             journal.append(form.header, 0, 0, "")
@@ -234,8 +236,8 @@ def answer_squad_file(args, answerer: Answerer) -> int:
     with Journal(args.output_prediction_file, _facts(args, answerer), args.fresh) as journal:
         summary = _fill(journal, answerer, rows, None, JsonLines().line, lambda read: len(data.examples))
         _write_predictions(args, [json.loads(line) for line in journal.lines()])
+        failed = f", {journal.failed} failed" if journal.failed else ""
         journal.discard()
-    failed = f", {journal.failed} failed" if journal.failed else ""
     print(f"{summary}{failed}: {args.output_prediction_file}")
     return 0
 
@@ -245,6 +247,8 @@ def _write_predictions(args, results: list[dict]) -> None:
     for result in results:
         if "error" in result:
             cli.note(f'Note: question {cli.one_line(result["id"])} is predicted "": {result["error"]}')
+    for path in filter(None, (args.output_prediction_file, args.n_best_output, args.null_odds_output)):
+        remove_temporaries(path)
     write_json(args.output_prediction_file, {result["id"]: result.get("answer", "") for result in results})
     if args.n_best_output:
         write_json(args.n_best_output, {result["id"]: result.get("n_best", []) for result in results})
@@ -293,13 +297,13 @@ class _ReadRows:
 
     def skip(self, journal) -> None:
         """Leave out those that the journal holds. Raises DemoBertError where they are others."""
-        for row in islice(self._rows, journal.entries):
+        for row in islice(self._rows, None if journal.published else journal.entries):
             self._take(row)
-        if journal.entries and self._digest.hexdigest() != journal.digest:
+        if self.count != journal.entries or (journal.entries and self._digest.hexdigest() != journal.digest):
             raise DemoBertError(
                 f"{journal.path} was begun with other questions: --fresh throws it away and begins again"
             )
-        if journal.entries:
+        if journal.entries and not journal.published:
             cli.note(f"{journal.path}: going on after question {journal.entries} (--fresh begins again)")
         self.count = 0
 

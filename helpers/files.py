@@ -1,6 +1,7 @@
 """Reading and writing files: text as UTF-8, JSON with clear errors, outputs whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -40,16 +41,17 @@ def require_file(path, what: str) -> Path:
     return path
 
 
-def read_text(path, what: str, limit: int | None = None) -> str:
+def read_text(path, what: str, limit: int | None = None, newline: str | None = None) -> str:
     """The text of a UTF-8 file, with or without a byte order mark. Raises DemoBertError.
 
-    `limit` is of its bytes; None: MAX_TEXT_BYTES.
+    `limit` is of its bytes; None: MAX_TEXT_BYTES. `newline` is open's: "" leaves line ends as they are.
     """
     path, limit = require_file(path, what), MAX_TEXT_BYTES if limit is None else limit
     if path.stat().st_size > limit:
         raise DemoBertError(f"{what} is larger than {limit >> 20} MiB: {path}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise DemoBertError(f"{what} is not UTF-8 text (byte {error.start}): {path}") from error
     except OSError as error:
@@ -191,6 +193,13 @@ def _file_beside(path: Path, mode: str = "wb"):
     except BaseException:
         _remove(temporary)
         raise
+
+
+def remove_temporaries(path) -> None:
+    """Remove what writers of `path` that were killed have left beside it. There must be no other writer of it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        _remove(temporary)
 
 
 def _remove(path) -> None:

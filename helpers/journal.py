@@ -3,6 +3,7 @@
 `<output>.partial` holds what is done, `<output>.partial.json` how much of it counts, and of which command it is.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ class Journal:
 
     entries     how many entries count, `failed` of them without an answer
     digest      what the caller has made of the input up to there
-    published   a run that was killed at its very end has written the output
+    published   a run that was killed at its very end has written the output: `discard` is all that is left to do
 
     An entry counts when `append` has returned; what a kill has left of later ones is cut away. Raises DemoBertError where
     another process writes it, where it is another command's (unless `fresh` throws it away), or damaged.
@@ -38,17 +39,16 @@ class Journal:
         self._facts = json.loads(json.dumps(facts))
         self.entries, self.failed, self.digest = 0, 0, ""
         self._bytes, self._is_whole, self.published = 0, False, False
-        known = self._state_path.exists()
-        if not known and self.path.exists() and self.path.stat().st_size:
-            raise DemoBertError(f"{self.path} is in the way, and not of this tool: name another output, or remove it")
         was_there = self.path.exists()
+        if was_there and self.path.stat().st_size and not self._state_path.exists():
+            raise DemoBertError(f"{self.path} is in the way, and not of this tool: name another output, or remove it")
         try:
             self._file = open(self.path, "ab")  # noqa: SIM115 (as long as this is)
         except OSError as error:
             raise DemoBertError(f"can't write {self.path}: {error.strerror}") from error
         try:
             self._lock()
-            if known and not fresh:
+            if self._state_path.exists() and not fresh:
                 self._go_on(was_there)
             self._cut()
         except BaseException:
@@ -64,7 +64,8 @@ class Journal:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what did not go to a full disk does not go there now
+            self._file.close()
 
     @property
     def is_empty(self) -> bool:
@@ -98,9 +99,10 @@ class Journal:
         self._state_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """The output has been written from it: it is needed no more."""
-        self.entries, self.failed, self._bytes = 0, 0, 0  # a kill between the next lines leaves an empty one
-        self._write_state()
+        """The output has been written: it is needed no more."""
+        if not self.published:
+            self.entries, self.failed, self._bytes = 0, 0, 0  # a kill between the next lines leaves an empty one
+            self._write_state()
         self.path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
 
@@ -109,17 +111,19 @@ class Journal:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
         except BlockingIOError:
-            raise DemoBertError(
-                f"another process is writing {self.output}: wait for it, or name another output"
-            ) from None
+            is_ours = False
         except OSError:  # a file system without locks
             return
+        if not is_ours:  # or it was, and has just made an output of what was opened here
+            raise DemoBertError(f"another process is writing {self.output}: wait for it, or name another output")
 
     def _go_on(self, was_there: bool) -> None:
         state = self._read_state()
         if state["facts"] != self._facts:
-            names = [name for name in self._facts if state["facts"].get(name) != self._facts[name]]
+            both = self._facts | state["facts"]
+            names = [name for name in both if state["facts"].get(name, self) != self._facts.get(name, self)]
             raise DemoBertError(
                 f"{self.path} is of another command (not the same: {', '.join(names)}): "
                 "--fresh throws it away and begins again"
@@ -128,13 +132,15 @@ class Journal:
         self._bytes = state["bytes"]
         self.published = state["whole"] and not was_there and self.output.exists()
         if self.published:
-            self.path.unlink(missing_ok=True)
-            self._state_path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)  # opening it has made it
         elif self._file.seek(0, os.SEEK_END) < self._bytes:
             raise DemoBertError(f"{self.path} is damaged: --fresh throws it away and begins again")
 
     def _read_state(self) -> dict:
-        state = read_json(self._state_path, "the state of a partial output", _MAX_STATE_BYTES)
+        try:
+            state = read_json(self._state_path, "the state of a partial output", _MAX_STATE_BYTES)
+        except DemoBertError as error:
+            raise DemoBertError(f"{error}: --fresh throws it away and begins again") from None
         kinds = {"facts": dict, "entries": int, "failed": int, "digest": str, "bytes": int, "whole": bool}
         sound = isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
         if not sound or min(state["entries"], state["failed"], state["bytes"]) < 0:

@@ -63,13 +63,13 @@ class RowsFile:
         return round(read * self._size / place) if place else None
 
     def _csv_rows(self, path: str, say) -> Iterator[QuestionRow]:
-        # surrogateescape: a row that is not UTF-8 is that row's fault, which the answerer finds.
-        text = _text_lines(self._file)
-        header, delimiter = _header(next(text, ""), path)
+        csv.field_size_limit(MAX_LINE_BYTES)
+        lines = _TextLines(self._file)
+        header, delimiter = _header(lines, path)
         if delimiter != ",":
             say(f"{path}: its fields are separated by {'tabs' if delimiter == chr(9) else delimiter}")
         self.has_ids = "id" in header
-        return _rows_of(csv.reader(text, delimiter=delimiter, strict=True), header)
+        return _rows_of(lines, delimiter, header)
 
 
 def open_binary(path):
@@ -80,8 +80,16 @@ def open_binary(path):
         raise DemoBertError(f"the table of questions can't be read: {path}: {error.strerror}") from error
 
 
-def _header(line: str, path: str) -> tuple[list[str], str]:
+def _header(lines: "_TextLines", path: str) -> tuple[list[str], str]:
     """A CSV file's columns and what separates them. Raises DemoBertError."""
+    try:
+        line = next(lines, "")
+        return _columns(line, path)
+    except csv.Error as error:  # a line that is too long, or the line ends of old Macs
+        raise DemoBertError(f"{path}: the first line is not CSV ({error})") from error
+
+
+def _columns(line: str, path: str) -> tuple[list[str], str]:
     if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise DemoBertError(f"{path} is UTF-16: save it as UTF-8")
     for delimiter in _DELIMITERS:
@@ -96,18 +104,18 @@ def _header(line: str, path: str) -> tuple[list[str], str]:
     return columns, delimiter
 
 
-def _rows_of(reader, columns: list[str]) -> Iterator[QuestionRow]:
+def _rows_of(lines: "_TextLines", delimiter: str, columns: list[str]) -> Iterator[QuestionRow]:
     """The rows below the header of a CSV file."""
-    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        first = reader.line_num + 2  # the header is line 1
+        first = lines.number + 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            lines = f"line {first}" if reader.line_num + 1 == first else f"lines {first} to {reader.line_num + 1}"
-            yield _fault(f"{lines}: not CSV ({error}): is a quote not closed, or not doubled?")
+            place = f"line {first}" if lines.number == first else f"lines {first} to {lines.number}"
+            yield _fault(f"{place}: not CSV ({error}): is a quote not closed, or not doubled?")
             continue
         if fields and len(fields) != len(columns):
             yield _fault(
@@ -166,15 +174,26 @@ def _lines(file) -> Iterator[tuple[int, bytes | None]]:
             yield number, line
 
 
-def _text_lines(file) -> Iterator[str]:
-    """The lines of a CSV file, blank ones too. Raises DemoBertError for one that is too long."""
-    first = True
-    while line := file.readline(MAX_LINE_BYTES + 1):
+class _TextLines:
+    """The lines of a CSV file, blank ones too, the last one's `number`. One that is too long is a csv.Error."""
+
+    def __init__(self, file):
+        self._file, self.number = file, 0
+
+    def __iter__(self) -> "_TextLines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
         if len(line) > MAX_LINE_BYTES:
-            raise DemoBertError(f"a line is longer than {MAX_LINE_BYTES >> 20} MiB: this is no table")
+            while line and not line.endswith(b"\n"):
+                line = self._file.readline(MAX_LINE_BYTES)
+            raise csv.Error(f"longer than {MAX_LINE_BYTES >> 20} MiB")
         # What is not UTF-8 is its row's fault, and found there.
-        yield (line.removeprefix(codecs.BOM_UTF8) if first else line).decode("utf-8", "surrogateescape")
-        first = False
+        return (line.removeprefix(codecs.BOM_UTF8) if self.number == 1 else line).decode("utf-8", "surrogateescape")
 
 
 class JsonLines:

@@ -1,7 +1,6 @@
 """The loop over an engine: a stand-in whose logits depend on the tokens alone, and the real model in torch."""
 
 import dataclasses
-import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +33,7 @@ def card(batch_size=4, sequence_length=64, config=CONFIG):
 class TokenEngine(Engine):
     """Logits are noise seeded by a row's tokens, NaN on the padding: which batch a row is in must not matter.
 
-    Several batches run at once, each in a thread of its own, and the memory of what it gave is used again.
+    Several batches run at once, each in a thread of its own, and the next result overwrites what one gave.
     """
 
     def __init__(self, engine_card, multiple=1):
@@ -42,6 +41,7 @@ class TokenEngine(Engine):
         self.multiple = multiple
         self.batches = []
         self.threads = ThreadPoolExecutor(self.parallel_runs)
+        self.given = np.zeros(1)
 
     def padded_length(self, length):
         return -(-length // self.multiple) * self.multiple
@@ -56,19 +56,25 @@ class TokenEngine(Engine):
     parallel_runs = 3
 
     def submit(self, batch):
-        return self.threads.submit(self._reused, batch)
-
-    def _reused(self, batch):
-        """The logits in memory that the next batches overwrite."""
-        output = self.run(batch)
-        threading.Timer(0.05, output.fill, [np.nan]).start()
-        return output
+        return Reused(self, self.threads.submit(self.run, batch))
 
     def timed_run(self, batch):
         return lambda: 1.0
 
     def describe(self):
         return "stand-in"
+
+
+class Reused:
+    """A run whose logits last until the engine gives the next ones."""
+
+    def __init__(self, engine, running):
+        self.engine, self.running = engine, running
+
+    def result(self):
+        self.engine.given.fill(np.nan)
+        self.engine.given = self.running.result()
+        return self.engine.given
 
 
 def token_logits(input_ids, segment_ids):
@@ -290,3 +296,283 @@ def test_windows_do_not_lose_the_answer(torch_model):
     answers, windows = reply.n_best, reply.windows
     assert windows > 4 and "Marta Olsen" in answers[0].text
     assert example.passage[answers[0].start_char : answers[0].end_char] == answers[0].text
+
+
+# -- many questions
+
+
+def rows_of(rng, count, bad=0.0, longest=25):
+    """Random rows as `ask_many` takes them; a share of them can't be asked."""
+    from tests.stand_in import random_rows  # which takes this module's engine
+
+    rows = [(row["context"], row["question"]) for row in random_rows(rng, count, longest)]
+    faults = [DemoBertError("a fault"), (" ", "Who?"), ("Me.", ""), ("Me.", "\0"), ("M\ud800.", "Who?")]
+    return [faults[int(rng.integers(len(faults)))] if rng.random() < bad else row for row in rows]
+
+
+def alone(answerer, row, top_k=1):
+    """What `ask` gives; a DemoBertError as it is."""
+    try:
+        if isinstance(row, DemoBertError):
+            return row
+        return dataclasses.replace(answerer.ask(*row, top_k), seconds=None)
+    except DemoBertError as error:
+        return error
+
+
+def same(ours, theirs):
+    if isinstance(theirs, DemoBertError):
+        return type(ours) is type(theirs) and str(ours) == str(theirs)
+    return ours == theirs
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_many_get_what_each_gets_alone(rng, options, threshold):
+    options = dataclasses.replace(options, null_score_diff_threshold=threshold)
+    rows = rows_of(rng, int(rng.integers(1, 400)), bad=0.1)
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, options)
+    top_k = int(rng.integers(1, 4))
+    replies = list(answerer.ask_many(iter(rows), top_k))
+    other = Answerer(TokenEngine(card()), TOKENIZER, options)
+    assert len(replies) == len(rows)
+    assert all(same(reply, alone(other, row, top_k)) for reply, row in zip(replies, rows))
+    assert list(answerer.ask_many([])) == []
+
+
+class Counted:
+    """Rows without end, counted as they are taken; `row(number)` makes one."""
+
+    def __init__(self, row):
+        self.row, self.taken = row, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.taken += 1
+        return self.row(self.taken)
+
+
+@pytest.mark.parametrize("kind", ["good", "bad", "errors", "mixed"])
+def test_rows_are_read_as_they_are_needed(kind):
+    """From rows without end: what is read ahead is a few chunks, whatever the rows are."""
+    good, bad = ("Ann Roe built the mill.", "Who?"), ("", "")
+    row = {
+        "good": lambda number: good,
+        "bad": lambda number: bad,
+        "errors": lambda number: DemoBertError("x"),
+        "mixed": lambda number: good if number // 100 % 7 == 0 else bad,
+    }[kind]
+    rows = Counted(row)
+    replies = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=1)).ask_many(rows)
+    assert rows.taken == 0
+    for done in range(1, 1000):
+        next(replies)
+        assert rows.taken < done + 64 * 4
+    replies.close()
+
+
+def test_long_passages_make_small_chunks():
+    """Chunks of texts that are long together hold fewer rows; a passage that repeats counts once."""
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=1))
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helpers.answerer._CHARACTERS_AT_ONCE", 1000)
+        for chunk in answerer.ask_in_chunks((f"Ann {number} " + "x " * 150, "Who?") for number in range(12)):
+            taken.append(len(chunk))
+        assert taken == [4, 4, 4]
+        assert [len(chunk) for chunk in answerer.ask_in_chunks([("x " * 300, "Who?")] * 20)] == [20]
+
+
+def test_memory_is_flat(rng):
+    """What is kept of rows that are answered does not grow with their number."""
+    import gc
+    import weakref
+
+    class Text(str):
+        pass
+
+    alive, most = weakref.WeakSet(), 0
+
+    def row(number):
+        texts = Text(f"Ann Roe built mill {number}."), Text("Who?")
+        for text in texts:
+            alive.add(text)
+        return texts
+
+    rows = Counted(row)
+    replies = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=1)).ask_many(rows)
+    for done in range(640):
+        next(replies)
+        if done % 64 == 0:
+            gc.collect()
+            most = max(most, len(alive))
+    assert rows.taken >= 640
+    assert most < 64 * 5 * 2, most
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_run_that_begins_at_a_chunk_makes_the_same_batches(rng, options):
+    """And the same answers: which rows are sorted together depends on nothing before them."""
+    rows = rows_of(rng, 400, bad=0.1)
+    if rng.random() < 0.5:  # chunks that end where their passages are long
+        rows[::7] = [(f"Ann {number} " + "mill " * 4000, "Who?") for number in range(len(rows[::7]))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helpers.answerer._CHARACTERS_AT_ONCE", 60_000)
+        whole = list(Answerer(TokenEngine(card()), TOKENIZER, options).ask_in_chunks(rows))
+        assert len(whole) > 2
+        first = int(rng.integers(1, len(whole)))
+        skipped = sum(map(len, whole[:first]))
+        engine = TokenEngine(card())
+        rest = list(Answerer(engine, TOKENIZER, options).ask_in_chunks(rows[skipped:]))
+        assert [len(chunk) for chunk in rest] == [len(chunk) for chunk in whole[first:]]
+        assert all(same(*pair) for ours, theirs in zip(rest, whole[first:]) for pair in zip(ours, theirs))
+        again = TokenEngine(card())
+        list(Answerer(again, TOKENIZER, options).ask_in_chunks(rows))
+    shapes = [sorted(batch.input_ids.tobytes() for batch in some.batches) for some in (engine, again)]
+    assert set(shapes[0]) <= set(shapes[1])
+
+
+def test_a_passage_is_tokenised_once_over_chunks_too(rng, monkeypatch):
+    """Also where others are asked about in between, as long as it is the chunk's last."""
+    texts = []
+    encode_batch = Tokenizer.encode_batch
+
+    def recorded(self, some, what="text"):
+        if what == "passage":
+            texts.extend(some)
+        return encode_batch(self, some, what)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", recorded)
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(batch_size=1))
+    rows = [("Ann Roe.", f"Who is {number}?") for number in range(300)]
+    rows[int(rng.integers(50))] = ("Bert Lee.", "Who?")
+    rows[int(rng.integers(100, 110))] = DemoBertError("a fault")
+    assert len(list(answerer.ask_many(rows))) == 300
+    assert sorted(texts) == ["Ann Roe.", "Bert Lee."]
+    answerer.ask("Ann Roe.", "Who else?")
+    assert len(texts) == 2
+
+
+def test_progress_counts_every_row(rng):
+    rows = rows_of(rng, 200, bad=0.3)
+    counts = []
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, OPTIONS[0])
+    list(answerer.ask_in_chunks(rows, 1, counts.append))
+    assert counts == sorted(counts) and counts[-1] == 200
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 4])
+def test_top_k_is_checked(top_k):
+    answerer = Answerer(TokenEngine(card()), TOKENIZER, AnswerOptions(n_best_size=3))
+    with pytest.raises(UsageError, match="--top-k"):
+        answerer.ask("Me.", "Who?", top_k)
+    with pytest.raises(UsageError, match="--top-k"):
+        next(answerer.ask_many([("Me.", "Who?")], top_k))
+
+
+@pytest.mark.parametrize("place", ["submit", "result"])
+def test_an_engine_that_fails_ends_it(rng, place):
+    class Failing(TokenEngine):
+        left = 5
+
+        def submit(self, batch):
+            if place == "submit" and not self.left:
+                raise DemoBertError("it broke")
+            return super().submit(batch)
+
+        def _infer(self, batch):
+            if place == "result" and not self.left:
+                raise DemoBertError("it broke")
+            self.left = max(self.left - 1, 0)
+            return super()._infer(batch)
+
+    answerer = Answerer(Failing(card()), TOKENIZER, OPTIONS[0])
+    with pytest.raises(DemoBertError, match="it broke"):
+        list(answerer.ask_many(rows_of(rng, 300)))
+
+
+def test_logits_that_are_not_finite_end_it():
+    class Broken(TokenEngine):
+        def _infer(self, batch):
+            return np.full((batch.batch_size, batch.sequence_length, 2), np.nan, np.float32)
+
+    answerer = Answerer(Broken(card()), TOKENIZER)
+    with pytest.raises(DemoBertError, match="not finite"):
+        list(answerer.ask_many([("Me.", "Who?")] * 3))
+
+
+# -- the real engine
+
+
+@pytest.fixture(scope="module")
+def real(bundled_engine):
+    with Answerer.open(bundled_engine, AnswerOptions(batch_size=2), throughput=True) as answerer:
+        yield answerer
+
+
+def test_open_ask_close(bundled_engine):
+    said = []
+    with Answerer.open(
+        bundled_engine, AnswerOptions(sequence_length=128), layout="padded", say=said.append
+    ) as answerer:
+        reply = answerer.ask("The tower was built in 1889.", "When was the tower built?", 2)
+        assert reply.text == "1889" == reply.n_best[0].text and len(reply.n_best) == 2 and reply.windows == 1
+        waiting = answerer.ask_many([("The tower was built in 1889.", "When?")] * 500)
+        assert next(waiting).text == "1889"
+    assert not said
+    for asked in (
+        lambda: answerer.ask("The tower.", "What?"),
+        lambda: next(answerer.ask_many([("The tower.", "What?")])),
+        lambda: list(waiting),
+    ):
+        with pytest.raises(DemoBertError, match="the engine was closed: open it again"):
+            asked()
+    answerer.close()  # once more is no error
+    with pytest.raises(DemoBertError, match="is a padded engine"):
+        Answerer.open(bundled_engine, layout="packed")
+    with pytest.raises(DemoBertError, match="not found"):
+        Answerer.open(f"{bundled_engine}.none")
+
+
+def test_it_closes_when_something_is_raised(bundled_engine):
+    with pytest.raises(ZeroDivisionError), Answerer.open(bundled_engine) as answerer:
+        raise ZeroDivisionError
+    with pytest.raises(DemoBertError, match="closed"):
+        answerer.ask("The tower.", "What?")
+
+
+def test_abandoned_half_way(real, rng):
+    """The engine goes on to be asked, by itself and by others that were begun before."""
+    rows = rows_of(rng, 200, bad=0.05, longest=6)
+    expected = [alone(real, row) for row in rows[:70]]
+    for count in (1, 70):
+        replies = real.ask_many(rows)
+        some = [next(replies) for _ in range(count)]
+        replies.close()
+        assert all(same(rounded(ours), rounded(theirs)) for ours, theirs in zip(some, expected))
+    assert all(same(rounded(alone(real, row)), rounded(theirs)) for row, theirs in zip(rows[:20], expected))
+
+
+def rounded(reply):
+    """Its text and place: batches of other companies sum in another order."""
+    return reply if isinstance(reply, DemoBertError) else (reply.text, reply.answer.start_char, reply.windows)
+
+
+def test_many_threads(real, rng):
+    """One Answerer, many threads that ask one by one and many at once: the answers that one thread gets."""
+    tables = [rows_of(rng, 70, bad=0.05, longest=6) for _ in range(3)]
+    many = [list(real.ask_many(table, 2)) for table in tables]
+    single = [[alone(real, row, 2) for row in table[:20]] for table in tables]
+
+    def ask(number):
+        if number % 2:
+            return list(real.ask_many(tables[number // 2], 2))
+        return [alone(real, row, 2) for row in tables[number // 2][:20]]
+
+    with ThreadPoolExecutor(6) as threads:
+        results = list(threads.map(ask, range(6)))
+    for number, result in enumerate(results):
+        expected = (many if number % 2 else single)[number // 2]
+        assert len(result) == len(expected) and all(same(*pair) for pair in zip(result, expected))
