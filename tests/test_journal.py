@@ -21,7 +21,7 @@ from tests.stand_in import StandIn, random_rows, read_answers, write_rows, write
 FACTS = {"engine": "e", "options": {"n": 1}}
 
 #: The code that touches the files of a run.
-WRITERS = {str(ROOT / "helpers" / name) for name in ("journal.py", "files.py", "asking.py")}
+WRITERS = {str(ROOT / "helpers" / name) for name in ("journal.py", "files.py", "asking_many.py")}
 
 
 @pytest.fixture(scope="module")

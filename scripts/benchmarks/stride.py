@@ -159,7 +159,7 @@ class Windows:
 
     @classmethod
     def of(cls, engine) -> "Windows":
-        from helpers.asking import engine_tokenizer
+        from helpers.answerer import engine_tokenizer
         from helpers.engine_card import EngineCard
 
         card = EngineCard.read(EngineCard.path_for(engine))
