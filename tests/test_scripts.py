@@ -14,6 +14,7 @@ from helpers.backends import load_engine
 from helpers.backends.base import Engine
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
+from helpers.files import read_json, write_json
 from helpers.model_folder import ModelFolder
 from helpers.squad import read_squad
 from helpers.tokenization import load_tokenizer
@@ -130,6 +131,30 @@ def test_a_squad_v1_file(script, bundled_engine, tmp_path, batch_size):
     evaluated = evaluate("evaluate-v1.1.py", squad, predictions, "60")
     assert evaluated.stdout.splitlines()[0] == "&&&& PASSED TensorRT BERT Squad Accuracy matches reference."
     assert evaluate("evaluate-v1.1.py", squad, predictions, "100.1").returncode == 1
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_json_of_one_question_is_the_n_best_of_the_file(script, bundled_engine, tmp_path, real):
+    """Some of XQuAD's questions, or all of the small file's, asked one by one: what -sq finds for all of them."""
+    squad, n_best, answers = xquad() if real else DATA / "squad_v1.1.json", tmp_path / "n.json", tmp_path / "a.jsonl"
+    if real:
+        articles = [article | {"paragraphs": article["paragraphs"][:1]} for article in read_json(squad, "it")["data"]]
+        squad = tmp_path / "some.json"
+        write_json(squad, {"version": "1.1", "data": articles[::12]})
+    flags = "-e", bundled_engine, "-sq", squad, "-o", tmp_path / "p.json", "--n-best-output", n_best
+    assert script("inference.py", *flags).code == 0
+    together = read_json(n_best, "n-best")
+    for example in read_squad(squad).examples:
+        texts = "-p", example.passage, "-q", example.question
+        assert script("inference.py", "-e", bundled_engine, *texts, "--top-k", 20, "--json", answers).code == 0
+        alone = json.loads(answers.read_text(encoding="utf-8"))
+        expected = together.pop(example.question_id)
+        assert alone["n_best"][0] == {key: alone["answer" if key == "text" else key] for key in expected[0]}
+        for ours, theirs in zip(alone["n_best"][:3], expected):  # of float sums in another order, perhaps
+            assert ours["text"] == theirs["text"] and ours["start_char"] == theirs["start_char"]
+            assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+            assert ours["start_logit"] == pytest.approx(theirs["start_logit"], abs=1e-4)
+    assert not together
 
 
 def test_a_squad_v2_file(script, bundled_engine, tmp_path):
