@@ -492,7 +492,7 @@ def killed_at_random(arguments: list, kills: int, longest: float, seed: int) -> 
 @pytest.mark.parametrize("kind", ["jsonl", "squad"])
 def test_killed_at_random(bundled_engine, folder, rng, kind):
     """SIGKILL while the real engine answers, at 5 random moments; of -sq, at 3."""
-    rows = random_rows(rng, 200, longest=8)
+    rows = random_rows(rng, 150, longest=8)
     arguments = command(kind, bundled_engine, rows, folder)
     begin = time.perf_counter()
     assert killed_at_random(arguments, 0, 0, 0) == 0
