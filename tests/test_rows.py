@@ -200,6 +200,13 @@ def test_bad_lines_of_json(ask, table, name):
     assert result.out.splitlines()[-1].endswith(f", {len(BAD_LINES)} failed: {output}")
 
 
+@pytest.mark.parametrize("number", [0, -7, 10**30, "", "0", "null"])
+def test_ids_are_kept_as_they_are(ask, table, number):
+    asked = table("asked.jsonl", json.dumps({"question": "Who?", "context": "Ann.", "id": number}))
+    assert read_answers(ask(asked)[1])[0]["id"] == number
+    assert read_answers(ask(asked, "answers.csv")[1])[0]["id"] == str(number)
+
+
 def test_a_bad_row_keeps_its_id_and_its_question(ask, table):
     _, output = ask(table("asked.jsonl", '{"id": 3, "question": "a?"}\n{"id": "x", "context": "b", "question": " "}\n'))
     assert read_answers(output) == [
@@ -233,16 +240,16 @@ def test_the_longest_line(table, monkeypatch, length):
 # -- CSV
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_is_read(tmp_path, table, rng, delimiter):
+def test_csv_is_read(tmp_path, rng, delimiter, mark):
     """In any order, with other columns, with quotes, separators and line ends in the texts."""
     rows = random_rows(rng, 50)
     for row in rows:
         row["more"] = str(rng.choice(['x"y', "", "1\n2", f"a{delimiter}b"]))
-    columns = rng.permutation(["id", "question", "context", "more"]).tolist()
-    path = write_rows(tmp_path / "a.CSV".lower(), rows, columns, delimiter)
-    if rng.random() < 0.5:
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    columns = rng.permutation(["id", "question", "context"]).tolist() + ["more"]
+    path = write_rows(tmp_path / "a.csv", rows, columns, delimiter)
+    path.write_bytes(mark + path.read_bytes())
     read_rows, said, has_ids = read(path)
     assert [(row.question_id, row.question, row.passage) for row in read_rows] == [
         (row["id"], row["question"], row["context"]) for row in rows
