@@ -511,7 +511,7 @@ class Guarded(TokenEngine):
 
     def __init__(self):
         super().__init__(card())
-        self.inside, self.met, self.begun, self.taken = threading.Lock(), 0, 0, 0
+        self.inside, self.met, self.begun, self.taken, self.most = threading.Lock(), 0, 0, 0, 0
 
     def submit(self, batch):
         return self._alone(lambda: self._begin(batch))
@@ -530,6 +530,7 @@ class Guarded(TokenEngine):
 
     def _begin(self, batch):
         logits, self.begun = super().run(batch), self.begun + 1
+        self.most = max(self.most, self.begun - self.taken)
         return SimpleNamespace(result=lambda: self._take(logits))
 
     def _take(self, logits):
@@ -557,7 +558,7 @@ def test_nothing_runs_after_it_was_abandoned(rng):
     next(replies)
     assert engine.begun > engine.taken
     replies.close()
-    assert engine.begun == engine.taken
+    assert engine.begun == engine.taken and engine.most == engine.parallel_runs
 
 
 # -- the real engine

@@ -455,6 +455,19 @@ def test_a_full_disk_is_one_error(folder):
         assert list(journal.lines()) == [b"x" * 5000]
 
 
+def test_files_change_by_being_renamed(folder):
+    """No kill finds a state or an output that is written in part."""
+    output, state = folder / "out", folder / "out.partial.json"
+    with Journal(output, FACTS) as journal, state.open() as before:
+        text = before.read()
+        journal.append(b"x", 1, 0, "d")
+        before.seek(0)
+        assert before.read() == text != state.read_text()
+        partial = journal.path.stat()
+        journal.publish()
+    assert os.path.samestat(partial, output.stat()) and files_of(folder) == {"out": b"x"}
+
+
 def test_facts_are_compared_as_json_holds_them(folder):
     with Journal(folder / "out", {"a": (1, 2), "b": {"x": None}}) as journal:
         journal.append(b"x", 1, 0, "")
