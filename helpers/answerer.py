@@ -112,7 +112,7 @@ class Answerer:
         self.options = dataclasses.replace(options, sequence_length=sequence_length, batch_size=batch_size)
         self._lock = threading.Lock()
         self._last_passage: TokenizedText | None = None
-        self._closed = False
+        self._closed = threading.Event()
 
     @classmethod
     def open(
@@ -146,7 +146,7 @@ class Answerer:
 
     def close(self) -> None:
         """Let go of the engine; nothing can be asked afterwards."""
-        self._closed = True
+        self._closed.set()
         self.engine.close()
 
     def ask(
@@ -244,13 +244,13 @@ class Answerer:
         ]
 
     def _check_top_k(self, top_k: int | None) -> None:
-        if top_k is not None and not 1 <= top_k <= self.options.n_best_size:
+        if top_k is not None and (type(top_k) is not int or not 1 <= top_k <= self.options.n_best_size):
             raise UsageError(
-                f"--top-k {top_k}: from 1 to the {self.options.n_best_size} answers that are weighed (--n-best-size)"
+                f"--top-k {top_k!r}: from 1 to the {self.options.n_best_size} answers that are weighed (--n-best-size)"
             )
 
     def _open_engine(self) -> Engine:
-        if self._closed:
+        if self._closed.is_set():
             raise DemoBertError("the engine was closed: open it again")
         return self.engine
 
@@ -428,7 +428,7 @@ def _taken(rows: Iterator[Row], limit: int) -> list[Row]:
     taken, characters, last = [], 0, None
     for row in islice(rows, limit):
         taken.append(row)
-        passage = None if isinstance(row, DemoBertError) else row[0]
+        passage = row[0] if isinstance(row, (tuple, list)) and row else None
         if isinstance(passage, str) and passage is not last and passage != last:
             characters, last = characters + len(passage), passage
         if characters >= _CHARACTERS_AT_ONCE:
@@ -440,8 +440,10 @@ def _checked(row: Row) -> Row:
     if isinstance(row, DemoBertError):
         return row
     try:
-        for text, what in zip(row, ("passage", "question"), strict=True):
-            check_text(text, what)
+        if not isinstance(row, (tuple, list)) or len(row) != 2:
+            raise DemoBertError("a row is a pair: the passage and the question")
+        check_text(row[0], "passage")
+        check_text(row[1], "question")
     except DemoBertError as error:
         return error
     return row

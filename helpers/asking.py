@@ -1,6 +1,8 @@
 """What the inference scripts do: questions about one passage, given or typed in; helpers/asking_many.py has the others."""
 
 import contextlib
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,9 @@ from helpers.journal import Journal
 from helpers.rows import json_line
 
 RULE = "-" * 24
+
+#: Of what is typed, a program without readline gets so many bytes a line from the terminal (N_TTY of Linux).
+_LONGEST_LINE = 4095
 
 #: A question that takes longer gets a progress bar.
 _SECONDS_WITHOUT_A_BAR = 1.0
@@ -75,7 +80,7 @@ def answer_questions(args, answerer: Answerer) -> int:
     passage = _passage(args, given)
     if passage is None:
         return 0
-    lines = given.splitlines() if given is not None and args.question_file else [given]
+    lines = re.split(r"\r\n|\r|\n", given) if given is not None and args.question_file else [given]
     questions = _typed_questions() if given is None else [line for line in lines if line.strip()] or [""]
     interrupt = None
     with _json_output(args.json) as write:
@@ -128,8 +133,8 @@ def _print_reply(reply: Reply) -> None:
     print(f"Answer: {_shown(reply.answer)}")
     print(f"With probability: {reply.answer.probability * 100:.3f}", flush=True)
     others = [answer for answer in reply.n_best if answer != reply.answer]
-    for number, answer in enumerate(others[: len(reply.n_best) - 1], 2):
-        print(f"{number}. {_shown(answer)}, probability {answer.probability * 100:.3f}", flush=True)
+    for answer in others[: len(reply.n_best) - 1]:
+        print(f"Runner-up: {_shown(answer)}, {answer.probability * 100:.3f}", flush=True)
 
 
 def _shown(answer: Answer) -> str:
@@ -195,8 +200,25 @@ def _given_text(words, path, what: str) -> str | None:
 
 def _prompt(text: str) -> str | None:
     try:
-        return input(text if sys.stdin.isatty() else "")  # what is piped in needs no prompt among the answers
+        return _typed_line(text) if sys.stdin.isatty() else input()  # what is piped in needs no prompt
     except EOFError:
         return None
     except UnicodeDecodeError as error:
         raise DemoBertError("what was typed is not UTF-8 text") from error
+
+
+def _typed_line(text: str) -> str:
+    """A line from the terminal, after the prompt `text`. Raises EOFError, DemoBertError for a line that was cut."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # with it lines may be longer than _LONGEST_LINE
+
+        # Line ends and tabs of what is pasted are text, not one block to confirm, not a wish for file names.
+        readline.parse_and_bind("set enable-bracketed-paste off")
+        readline.parse_and_bind("tab: self-insert")
+    if sys.stdout.isatty():
+        return input(text)
+    print(text, end="", file=sys.stderr, flush=True)  # stdout is somebody else's, and readline not used
+    line = input()
+    if len(os.fsencode(line)) >= _LONGEST_LINE:
+        raise DemoBertError(f"the terminal cuts lines at {_LONGEST_LINE} bytes: give such text with -pf or -p")
+    return line

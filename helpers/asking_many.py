@@ -24,8 +24,8 @@ from helpers.tokenization import Tokenizer
 def answer_rows(args, answerer: Answerer) -> int:
     """Answer a table of questions row by row; the exit code is 1 where one failed. Raises DemoBertError."""
     rows, top_k, output = RowsFile(args.rows, cli.note), args.top_k or 1, args.output_prediction_file
-    form = CsvLines(rows.has_ids, top_k) if output.lower().endswith(".csv") else JsonLines()
-    facts = _facts(args, answerer) | {"output": [type(form).__name__, rows.has_ids, top_k]}
+    form = CsvLines(rows.has_ids, top_k, rows.dialect) if output.lower().endswith(".csv") else JsonLines()
+    facts = _facts(args, answerer) | {"output": [type(form).__name__, rows.has_ids, rows.dialect, top_k]}
     with Stdout() if output == "-" else Journal(output, facts, args.fresh) as journal:
         if journal.published:
             _ReadRows(rows, answerer).skip(journal)

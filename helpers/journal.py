@@ -4,12 +4,14 @@
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from helpers.cli import note
 from helpers.errors import DemoBertError
 from helpers.files import json_bytes, read_json
 
@@ -39,6 +41,7 @@ class Journal:
         self._facts = json.loads(json.dumps(facts))
         self.entries, self.failed, self.digest = 0, 0, ""
         self._bytes, self._is_whole, self.published = 0, False, False
+        self._content = hashlib.sha256()
         was_there = self.path.exists()
         if was_there and self.path.stat().st_size and not self._state_path.exists():
             raise DemoBertError(f"{self.path} is in the way, and not of this tool: name another output, or remove it")
@@ -48,9 +51,7 @@ class Journal:
             raise DemoBertError(f"can't write {self.path}: {error.strerror}") from error
         try:
             self._lock()
-            if self._state_path.exists() and not fresh:
-                self._go_on(was_there)
-            self._cut()
+            self._begin(fresh, was_there)
         except BaseException:
             self._file.close()
             raise
@@ -63,7 +64,9 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
+        if kind is KeyboardInterrupt:
+            note(f"Stopped after question {self.entries}: the same command goes on from there ({self.path})")
         with contextlib.suppress(OSError):  # what did not go to a full disk does not go there now
             self._file.close()
 
@@ -79,6 +82,7 @@ class Journal:
         except OSError as error:
             raise DemoBertError(f"can't write {self.path}: {error.strerror}") from error
         self._bytes += len(data)
+        self._content.update(data)
         self.entries, self.failed, self.digest = self.entries + entries, self.failed + failed, digest
         self._write_state()
 
@@ -101,7 +105,12 @@ class Journal:
     def discard(self) -> None:
         """The output has been written: it is needed no more."""
         if not self.published:
-            self.entries, self.failed, self._bytes = 0, 0, 0  # a kill between the next lines leaves an empty one
+            self.entries, self.failed, self._bytes, self._content = (
+                0,
+                0,
+                0,
+                hashlib.sha256(),
+            )  # a kill between the next lines leaves an empty one
             self._write_state()
         self.path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
@@ -119,6 +128,16 @@ class Journal:
         if not is_ours:  # or it was, and has just made an output of what was opened here
             raise DemoBertError(f"another process is writing {self.output}: wait for it, or name another output")
 
+    def _begin(self, fresh: bool, was_there: bool) -> None:
+        try:
+            if self._state_path.exists() and not fresh:
+                self._go_on(was_there)
+            self._cut()
+        except DemoBertError:
+            if not was_there:  # opening it has made it
+                self.path.unlink(missing_ok=True)
+            raise
+
     def _go_on(self, was_there: bool) -> None:
         state = self._read_state()
         if state["facts"] != self._facts:
@@ -133,15 +152,25 @@ class Journal:
         self.published = state["whole"] and not was_there and self.output.exists()
         if self.published:
             self.path.unlink(missing_ok=True)  # opening it has made it
-        elif self._file.seek(0, os.SEEK_END) < self._bytes:
+        elif not self._holds(state["content"]):
             raise DemoBertError(f"{self.path} is damaged: --fresh throws it away and begins again")
+
+    def _holds(self, content: str) -> bool:
+        """Whether the partial output begins with what counts, whose SHA-256 is `content`."""
+        left = self._bytes
+        with open(self.path, "rb") as file:
+            while block := file.read(min(left, 1 << 20)):
+                self._content.update(block)
+                left -= len(block)
+        return not left and self._content.hexdigest() == content
 
     def _read_state(self) -> dict:
         try:
             state = read_json(self._state_path, "the state of a partial output", _MAX_STATE_BYTES)
         except DemoBertError as error:
             raise DemoBertError(f"{error}: --fresh throws it away and begins again") from None
-        kinds = {"facts": dict, "entries": int, "failed": int, "digest": str, "bytes": int, "whole": bool}
+        kinds = {"facts": dict, "entries": int, "failed": int, "digest": str, "content": str}
+        kinds |= {"bytes": int, "whole": bool}
         sound = isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
         if not sound or min(state["entries"], state["failed"], state["bytes"]) < 0:
             raise DemoBertError(f"{self._state_path} is damaged: --fresh throws it away and begins again")
@@ -156,7 +185,11 @@ class Journal:
         state = {"facts": self._facts, "entries": self.entries, "failed": self.failed, "digest": self.digest}
         new = Path(f"{self._state_path}.tmp")  # of one name: there is only one writer
         try:
-            new.write_bytes(json_bytes(state | {"bytes": self._bytes, "whole": self._is_whole}))
+            new.write_bytes(
+                json_bytes(
+                    state | {"bytes": self._bytes, "content": self._content.hexdigest(), "whole": self._is_whole}
+                )
+            )
             os.replace(new, self._state_path)
         except OSError as error:
             raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error

@@ -42,13 +42,14 @@ class RowsFile:
     """The rows of a .jsonl or .csv file, or, of "-", the JSON lines that come by stdin. Iterate over it once.
 
     has_ids   whether a row may have an id
+    dialect   what separates a CSV file's fields, after a byte order mark where there is one: "," for JSON lines
     Raises DemoBertError for a file that can't be read, or lacks a column.
     """
 
     def __init__(self, path: str, say=lambda message: None):
         self._file = sys.stdin.buffer if path == "-" else open_binary(path)
         self._size = 0 if path == "-" else os.fstat(self._file.fileno()).st_size
-        self.has_ids = True
+        self.has_ids, self.dialect = True, ","
         if Path(path).suffix.lower() == ".csv":
             self._rows = self._csv_rows(path, say)
         else:
@@ -68,7 +69,7 @@ class RowsFile:
         header, delimiter = _header(lines, path)
         if delimiter != ",":
             say(f"{path}: its fields are separated by {'tabs' if delimiter == chr(9) else delimiter}")
-        self.has_ids = "id" in header
+        self.has_ids, self.dialect = "id" in header, lines.byte_order_mark + delimiter
         return _rows_of(lines, delimiter, header)
 
 
@@ -93,7 +94,7 @@ def _columns(line: str, path: str) -> tuple[list[str], str]:
     if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise DemoBertError(f"{path} is UTF-16: save it as UTF-8")
     for delimiter in _DELIMITERS:
-        columns = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        columns = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
         if {"question", "context"} <= set(columns):
             break
     else:
@@ -106,7 +107,7 @@ def _columns(line: str, path: str) -> tuple[list[str], str]:
 
 def _rows_of(lines: "_TextLines", delimiter: str, columns: list[str]) -> Iterator[QuestionRow]:
     """The rows below the header of a CSV file."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader, number = csv.reader(lines, delimiter=delimiter, strict=True), 1
     while True:
         first = lines.number + 1
         try:
@@ -114,17 +115,24 @@ def _rows_of(lines: "_TextLines", delimiter: str, columns: list[str]) -> Iterato
         except StopIteration:
             return
         except csv.Error as error:
+            fields = error
+        if fields:
+            number += 1
             place = f"line {first}" if lines.number == first else f"lines {first} to {lines.number}"
-            yield _fault(f"{place}: not CSV ({error}): is a quote not closed, or not doubled?")
-            continue
-        if fields and len(fields) != len(columns):
-            yield _fault(
-                f"line {first}: {len(fields)} fields, the first line has {len(columns)}: put texts with "
-                "separators into quotes"
-            )
-        elif fields:
-            row = dict(zip(columns, fields))
-            yield _checked_id(QuestionRow(row.get("id"), row["question"], row["context"]), f"line {first}")
+            yield _csv_row(fields, columns, f"{place} (row {number})")
+
+
+def _csv_row(fields: list[str] | csv.Error, columns: list[str], place: str) -> QuestionRow:
+    if isinstance(fields, csv.Error):
+        return _fault(f"{place}: not CSV ({fields}): is a quote not closed, or not doubled?")
+    if len(fields) != len(columns):
+        row = _fault(
+            f"{place}: {len(fields)} fields, the first line has {len(columns)}: put texts with separators into quotes"
+        )
+        # A field too many or too few comes after the first one.
+        return _checked_id(replace(row, question_id=fields[0]), place) if columns[0] == "id" else row
+    values = dict(zip(columns, fields))
+    return _checked_id(QuestionRow(values.get("id"), values["question"], values["context"]), place)
 
 
 def _json_row(line: bytes | None, number: int) -> QuestionRow:
@@ -148,9 +156,12 @@ def _json_row(line: bytes | None, number: int) -> QuestionRow:
 
 
 def _checked_id(row: QuestionRow, place: str) -> QuestionRow:
+    if row.question_id is None or type(row.question_id) is int:
+        return row
     try:
-        if row.question_id is not None and type(row.question_id) is not int:
-            check_text(row.question_id, "id")
+        if not isinstance(row.question_id, str):
+            raise DemoBertError("the id is neither text nor a whole number")
+        check_text(row.question_id, "id")
     except DemoBertError as error:
         return replace(row, question_id=None, error=row.error or DemoBertError(f"{place}: {error}"))
     return row
@@ -178,7 +189,7 @@ class _TextLines:
     """The lines of a CSV file, blank ones too, the last one's `number`. One that is too long is a csv.Error."""
 
     def __init__(self, file):
-        self._file, self.number = file, 0
+        self._file, self.number, self.byte_order_mark = file, 0, ""
 
     def __iter__(self) -> "_TextLines":
         return self
@@ -192,8 +203,9 @@ class _TextLines:
             while line and not line.endswith(b"\n"):
                 line = self._file.readline(MAX_LINE_BYTES)
             raise csv.Error(f"longer than {MAX_LINE_BYTES >> 20} MiB")
-        # What is not UTF-8 is its row's fault, and found there.
-        return (line.removeprefix(codecs.BOM_UTF8) if self.number == 1 else line).decode("utf-8", "surrogateescape")
+        if self.number == 1 and line.startswith(codecs.BOM_UTF8):
+            self.byte_order_mark, line = "\ufeff", line.removeprefix(codecs.BOM_UTF8)
+        return line.decode("utf-8", "surrogateescape")  # what is not UTF-8 is its row's fault, and found there
 
 
 class JsonLines:
@@ -206,12 +218,16 @@ class JsonLines:
 
 
 class CsvLines:
-    """Answers as CSV: a column `id` where the questions have ids, `n_best` (JSON) where there is more than one."""
+    """Answers as CSV: a column `id` where the questions have ids, `n_best` (JSON) where there is more than one.
 
-    def __init__(self, has_ids: bool, top_k: int):
+    `dialect` is the questions' own (`RowsFile.dialect`): who wrote them so reads answers so.
+    """
+
+    def __init__(self, has_ids: bool, top_k: int, dialect: str = ","):
         left_out = set() if top_k > 1 else {"n_best"}
+        self._delimiter = dialect[-1]
         self._columns = ["id"] * has_ids + [name for name in _COLUMNS if name not in left_out]
-        self.header = self._csv(self._columns)
+        self.header = dialect[:-1].encode("utf-8") + self._csv(self._columns)
 
     def line(self, row: QuestionRow, reply: Reply | DemoBertError) -> bytes:
         values = _id(row) | _fields(row, reply)
@@ -219,10 +235,9 @@ class CsvLines:
             values["n_best"] = json.dumps(values["n_best"], ensure_ascii=False)
         return self._csv([values.get(name, "") for name in self._columns])
 
-    @staticmethod
-    def _csv(fields: list) -> bytes:
+    def _csv(self, fields: list) -> bytes:
         text = io.StringIO()
-        csv.writer(text).writerow(fields)
+        csv.writer(text, delimiter=self._delimiter).writerow(fields)
         return text.getvalue().encode("utf-8", "replace")
 
 

@@ -634,3 +634,22 @@ def test_many_threads(real, rng):
     for number, result in enumerate(results):
         expected = (many if number % 2 else single)[number // 2]
         assert len(result) == len(expected) and all(same(*pair) for pair in zip(result, expected))
+
+
+def test_rows_that_are_no_pairs_are_errors_in_their_place():
+    answerer = Answerer(TokenEngine(card()), TOKENIZER)
+    rows = [("Me.", "Who?"), "ab", ("a", "b", "c"), None, ("Me.", 3), ["Me.", "Who?"]]
+    replies = list(answerer.ask_many(rows))
+    assert [isinstance(reply, DemoBertError) for reply in replies] == [False, True, True, True, True, False]
+    for top_k in ("3", 1.0, True, 0):
+        with pytest.raises(UsageError, match="--top-k"):
+            answerer.ask("Me.", "Who?", top_k)
+
+
+def test_closed_for_those_made_of_it_too():
+    data = read_squad(DATA / "squad_v2.0.json")
+    answerer = Answerer(TokenEngine(card()), TOKENIZER)
+    other = answerer.for_squad(data)
+    answerer.close()
+    with pytest.raises(DemoBertError, match="closed"):
+        other.ask("Me.", "Who?")

@@ -1,10 +1,14 @@
 """One passage and its questions: what is printed, what --json writes; no answer; flags that say nothing."""
 
 import builtins
+import contextlib
 import io
 import itertools
 import json
+import os
+import pty
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -16,6 +20,7 @@ from helpers.backends.base import Engine
 from helpers.cli import Parser
 from helpers.errors import DemoBertError
 from helpers.inference_flags import add_inference_arguments, check_inference_arguments
+from tests.conftest import ROOT
 from tests.stand_in import StandIn, answerer, random_rows, random_text, read_answers, write_stand_in
 from tests.test_journal import squad_file
 
@@ -175,10 +180,7 @@ def test_the_runners_up_are_printed(ask):
     out = ask("-p", PASSAGE, "-q", "Who?", "--top-k", 4).out.splitlines()
     best, *others = reply["n_best"]
     assert out[5:7] == [f"Answer: '{best['text']}'", f"With probability: {best['probability'] * 100:.3f}"]
-    assert out[7:] == [
-        f"{number}. '{other['text']}', probability {other['probability'] * 100:.3f}"
-        for number, other in enumerate(others, 2)
-    ]
+    assert out[7:] == [f"Runner-up: '{other['text']}', {other['probability'] * 100:.3f}" for other in others]
     for flags in ((), ("--top-k", 1)):
         assert len(ask("-p", PASSAGE, "-q", "Who?", *flags).out.splitlines()) == 7
 
@@ -187,8 +189,8 @@ def test_the_runners_up_of_no_answer(ask):
     (reply,) = expected(PASSAGE, ["Who?"], 20, null_score_diff_threshold=-1e9)
     out = ask("-p", PASSAGE, "-q", "Who?", "--top-k", 3, "--null-score-diff-threshold=-1e9").out.splitlines()
     texts = [one for one in reply["n_best"] if one["text"]][:2]
-    assert out[5] == "Answer: (none)" and [line.split(", prob")[0] for line in out[7:]] == [
-        f"{number}. '{one['text']}'" for number, one in enumerate(texts, 2)
+    assert out[5] == "Answer: (none)" and [line.rpartition(",")[0] for line in out[7:]] == [
+        f"Runner-up: '{one['text']}'" for one in texts
     ]
     out = ask("-p", PASSAGE, "-q", "Who?", "--top-k", 20, "--null-score-diff-threshold=1e9").out.splitlines()
     assert out[5].startswith("Answer: '") and len(out) == 6 + 20
@@ -367,3 +369,37 @@ def test_the_engine_runs_as_few_batches_as_there_are(ask, tmp_path, rng, monkeyp
     monkeypatch.setattr(StandIn, "run", lambda self, batch: batches.append(batch.batch_size) or run(self, batch))
     assert ask("-sq", asked, "-o", tmp_path / "out.json", "-b", 4).code == 0
     assert batches == [4] * 16
+
+
+def test_only_line_ends_end_a_question(ask, tmp_path):
+    """Form feeds and Unicode's line separators stand in texts copied from elsewhere; str.splitlines cuts at them."""
+    asked = tmp_path / "questions"
+    asked.write_bytes("Who?\r\nWhen\x0cwas it?\u2028Where was it?\rWhy\n\n".encode())
+    replies = objects(ask("-p", PASSAGE, "-qf", asked, "--json", "-").out)
+    assert [reply["question"] for reply in replies] == ["Who?", "When\x0cwas it?\u2028Where was it?", "Why"]
+
+
+@pytest.mark.parametrize("to_terminal", [True, False])
+def test_a_long_line_is_pasted_whole_or_refused(bundled_engine, tmp_path, to_terminal):
+    """A terminal gives 4095 bytes of a line to a program that reads lines; stdout gets no prompt where it is no terminal."""
+    passage, answers = "filler word " * 500 + "Ann Roe built it in 1901.", tmp_path / "a.jsonl"
+    output = answers if to_terminal else "-"
+    command = [sys.executable, ROOT / "inference.py", "-e", bundled_engine, "-q", "Who built it?", "--json", output]
+    terminal, end = pty.openpty()
+    out = end if to_terminal else subprocess.PIPE
+    process = subprocess.Popen(command, stdin=end, stdout=out, stderr=end, text=True)
+    os.close(end)
+    said = ""
+    while "ends it" not in said:
+        said += os.read(terminal, 1000).decode()
+    os.write(terminal, f"{passage}\n\n".encode())
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(terminal, 4096):
+            said += piece.decode(errors="replace")
+    printed, _ = process.communicate(timeout=60)
+    os.close(terminal)
+    if to_terminal:
+        (reply,) = objects(answers.read_text())
+        assert reply["answer"] == passage[reply["start_char"] : reply["end_char"]] and reply["start_char"] >= 6000
+    else:
+        assert process.returncode == 1 and "cuts lines at 4095 bytes" in said and printed == ""

@@ -294,15 +294,32 @@ def test_a_table_that_was_empty_and_published_may_grow(script, engine, folder):
     assert script("tests.stand_in", *arguments, "--fresh").code == 0 and len(read_answers(folder / "out.csv")) == 1
 
 
-def test_a_partial_that_was_cut_is_refused(script, folder, killed):
+def test_a_partial_that_was_cut_or_changed_is_refused(script, folder, killed):
     arguments, _, files = killed
     partial = folder / "out.jsonl.partial"
-    for change in (lambda: os.truncate(partial, partial.stat().st_size - 1), partial.unlink):
+
+    def zeroed():  # as a power cut can leave it
+        partial.write_bytes(partial.read_bytes()[:-9] + bytes(9))
+
+    for change in (lambda: os.truncate(partial, partial.stat().st_size - 1), partial.unlink, zeroed):
         put(folder, files)
         change()
         result = script("tests.stand_in", *arguments)
         assert result.code == 1 and "is damaged: --fresh" in result.error
     assert files_of(folder)["out.jsonl"] == b"before"
+
+
+def test_another_command_leaves_what_a_published_run_left(script, engine, folder, rng):
+    """It is refused, and takes nothing from the command whose run it was."""
+    asked = write_rows(folder.parent / "asked.jsonl", random_rows(rng, 70, longest=12))
+    arguments = ["-e", engine, "--rows", asked, "-o", folder / "out.jsonl"]
+    with States(folder) as states:
+        assert script("tests.stand_in", *arguments).code == 0
+    (left,) = [files for files in states.found if set(files) == {"out.jsonl", "out.jsonl.partial.json"}]
+    put(folder, left)
+    assert "--fresh" in script("tests.stand_in", *arguments, "--top-k", 2).error
+    result = script("tests.stand_in", *arguments)
+    assert result.code == 0 and "was whole" in result.err and set(files_of(folder)) == {"out.jsonl"}
 
 
 def test_what_a_published_run_leaves_is_not_taken_for_another_s(script, engine, folder, rng):
@@ -515,3 +532,18 @@ def test_killed_at_random(bundled_engine, folder, rng, kind):
     kills = 5 if kind == "jsonl" else 3
     assert killed_at_random(arguments, kills, seconds, int(rng.integers(1 << 30))) > 0
     assert files_of(folder) == result
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(script, engine, folder, rng, monkeypatch):
+    asked = write_rows(folder.parent / "asked.jsonl", random_rows(rng, 200, longest=12))
+    arguments = ["-e", engine, "--rows", asked, "-o", folder / "out.jsonl"]
+    append = Journal.append
+
+    def stopped(self, *entries):
+        append(self, *entries)
+        if self.entries >= 100:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", stopped)
+    result = script("tests.stand_in", *arguments)
+    assert result.code == 130 and "Stopped after question 128: the same command goes on" in result.err

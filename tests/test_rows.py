@@ -175,9 +175,9 @@ BAD_LINES = [
     (b'{"question": "\\u0000", "context": "b"}', "the question has no readable"),
     (b'{"question": "\\ud800", "context": "b"}', "the question is not valid UTF-8"),
     (b'{"question": "a", "context": "\\udfff"}', "the passage is not valid UTF-8"),
-    (b'{"question": "a", "context": "b", "id": true}', "the id is not text"),
-    (b'{"question": "a", "context": "b", "id": 1.5}', "the id is not text"),
-    (b'{"question": "a", "context": "b", "id": {"x": 1}}', "the id is not text"),
+    (b'{"question": "a", "context": "b", "id": true}', "the id is neither text nor a whole number"),
+    (b'{"question": "a", "context": "b", "id": 1.5}', "the id is neither text nor a whole number"),
+    (b'{"question": "a", "context": "b", "id": {"x": 1}}', "the id is neither text nor a whole number"),
     (b'{"question": "a", "context": "b", "id": "\\ud800"}', "the id is not valid UTF-8"),
     (b"\0", "not JSON ("),
 ]
@@ -225,7 +225,10 @@ def test_lines_that_are_too_long(ask, tmp_path, table, monkeypatch, form):
     assert result.code == 1, result
     first, error, third, empty = read_answers(output)
     assert first["answer"] == third["answer"] != ""
-    assert error["error"].startswith("line 3: " if form == "csv" else "line 2: ") and "longer than" in error["error"]
+    assert (
+        error["error"].startswith("line 3 (row 3): " if form == "csv" else "line 2: ")
+        and "longer than" in error["error"]
+    )
     assert "empty" in empty["error"]
 
 
@@ -259,6 +262,18 @@ def test_csv_is_read(tmp_path, rng, delimiter, mark):
     assert said == name.get(delimiter, [])
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_answers_are_separated_as_the_questions_are(ask, table, delimiter, mark):
+    rows = [["ID", " Question", "CONTEXT "], ["7", "Who?", 'Ann, "A." Roe;\tshe.']]
+    text = "".join(delimiter.join('"' + field.replace('"', '""') + '"' for field in row) + "\r\n" for row in rows)
+    result, output = ask(table("asked.csv", mark + text), "answers.csv")
+    written = output.read_text(encoding="utf-8")
+    assert result.code == 0 and written.startswith(f"{mark}id{delimiter}question{delimiter}answer{delimiter}")
+    (answer,) = csv.DictReader(io.StringIO(written.removeprefix("\ufeff"), newline=""), delimiter=delimiter)
+    assert answer["id"] == "7" and answer["question"] == "Who?" and answer["answer"] in rows[1][2]
+
+
 def test_csv_without_ids(ask, table):
     asked = table("asked.csv", "context, question \n\nAnn Roe.,Who?\n\n")
     assert read(asked)[2] is False
@@ -272,16 +287,16 @@ def test_csv_without_ids(ask, table):
 
 
 BAD_CSV = [
-    ("x,Who?", "line 2: 2 fields, the first line has 3"),
-    ("x,Who?,Ann,more", "line 2: 4 fields, the first line has 3"),
+    ("x,Who?", "line 2 (row 2): 2 fields, the first line has 3"),
+    ("x,Who?,Ann,more", "line 2 (row 2): 4 fields, the first line has 3"),
     ("x,,Ann", "the question is empty"),
     ("x,Who?, ", "the passage is empty"),
     (b"x,caf\xe9,Ann", "the question is not valid UTF-8"),
     (b"x,Who?,caf\xe9", "the passage is not valid UTF-8"),
-    (b"x\xe9,Who?,Ann", "line 2: the id is not valid UTF-8"),
-    ('x,"Who"?,Ann', "line 2: not CSV"),
-    ('x,Who?,"Ann', "lines 2 to 3: not CSV"),
-    ("x,Wh\ro?,Ann", "line 2: not CSV"),
+    (b"x\xe9,Who?,Ann", "line 2 (row 2): the id is not valid UTF-8"),
+    ('x,"Who"?,Ann', "line 2 (row 2): not CSV"),
+    ('x,Who?,"Ann', "lines 2 to 3 (row 2): not CSV"),
+    ("x,Wh\ro?,Ann", "line 2 (row 2): not CSV"),
 ]
 
 
@@ -294,6 +309,8 @@ def test_bad_lines_of_csv(ask, table, line, message, name):
     result, output = ask(table("asked.csv", b"id,question,context\n" + line + b"\n" + swallowed + good), name)
     bad, sound = read_answers(output)
     assert bad["error"].startswith(message) and not bad.get("answer")
+    lost = "not CSV" in message or "the id" in message
+    assert bad.get("id", "") == ("" if lost else "x")
     assert sound["id"] == "y" and sound["question"] == "Who, if any?" and sound["answer"]
     assert result.code == 1 and ", 1 failed: " in result.out
 
@@ -302,20 +319,22 @@ def test_a_quote_that_is_never_closed(ask, table):
     result, output = ask(table("asked.csv", 'question,context\nWho?,Ann\nWho?,"Roe\n\nWho?,Ann\n'))
     assert result.code == 1
     first, failed = read_answers(output)
-    assert first["answer"] == "Ann" and failed["error"].startswith("lines 3 to 5: not CSV (unexpected end of data)")
+    assert first["answer"] == "Ann" and failed["error"].startswith(
+        "lines 3 to 5 (row 3): not CSV (unexpected end of data)"
+    )
 
 
 def test_errors_name_the_line_where_a_row_begins(table):
     rows, _, _ = read(table("a.csv", 'question,context\n"a\nb\nc",d\ne\n\nf\n'))
-    assert [str(row.error)[:8] for row in rows] == ["None", "line 5: ", "line 7: "]
+    assert [str(row.error).split(":")[0] for row in rows] == ["None", "line 5 (row 3)", "line 7 (row 4)"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (
-            "Question,Context\nWho?,Ann",
-            "needs the columns question and context in its first line; there is: Question,C",
+            "Questions,Context\nWho?,Ann",
+            "needs the columns question and context in its first line; there is: Questions,C",
         ),
         ("question;id\nWho?;1", "needs the columns question and context"),
         ("\nquestion,context", "there is: none"),
