@@ -16,7 +16,7 @@
 # goes on where it ended; a folder is there whole or not at all. DEMOBERT_NGC_URL names another place to download from.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/fetching.sh
 source "$root/scripts/fetching.sh"
 

@@ -10,7 +10,7 @@
 # DEMOBERT_SQUAD_URL names another place to download from.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/fetching.sh
 source "$root/scripts/fetching.sh"
 

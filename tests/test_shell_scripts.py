@@ -1,5 +1,6 @@
 """The shell scripts: their help and their arguments; downloads, from a server on this machine."""
 
+import csv
 import hashlib
 import io
 import itertools
@@ -96,9 +97,9 @@ def test_test_sh_hands_its_arguments_to_pytest(tmp_path):
     assert "fetched with .venv/bin/python" in result.stdout
 
 
-def scratch_tree(folder: Path) -> Path:
+def scratch_tree(folder: Path, name: str = "a tree") -> Path:
     """A copy of scripts/ with the helpers beside it: what the scripts write goes there, not into this repository."""
-    tree = folder / "a tree"
+    tree = folder / name
     shutil.copytree(ROOT / "scripts", tree / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "helpers").symlink_to(ROOT / "helpers")
     return tree
@@ -125,9 +126,27 @@ def listing(folder: Path) -> list[str]:
 
 def docker_command(name: str, *arguments) -> list[str]:
     """What build.sh or launch.sh prints, as a shell would read it."""
-    result = shell(ROOT / "scripts" / f"{name}.sh", *arguments, "--dry-run")
-    assert result.returncode == 0 and result.stderr == "", result
-    return shlex.split(result.stdout)
+    return dry_run_of(ROOT, name, *arguments)
+
+
+def dry_run_of(tree: Path, name: str, *arguments, **environment) -> list[str]:
+    result = shell(tree / "scripts" / f"{name}.sh", *arguments, "--dry-run", **environment)
+    assert result.returncode == 0 and ("called by root" in result.stderr or result.stderr == ""), result
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {result.stdout}"], capture_output=True, text=True, check=True
+    )
+    return words.stdout.split("\0")[:-1]
+
+
+def as_user(folder: Path, user: str, owner: str | None = None) -> dict:
+    """An environment whose `id` and `stat` say that `user` calls and that `owner` has every folder ("1:2")."""
+    folder.mkdir()
+    ids = dict(zip(("-u", "-g"), user.split(":")))
+    body = "".join(f"[ $1 = {flag} ] && echo {number}\n" for flag, number in ids.items())
+    for name, text in (("id", body + "true\n"), ("stat", f"echo {owner or user}\n")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +155,10 @@ def docker_command(name: str, *arguments) -> list[str]:
         ((), ["DEVICE=cpu"], "demobert:cpu"),
         (("--gpu",), ["DEVICE=gpu"], "demobert:gpu"),
         (("--tag", "mine", "--gpu", "--tensorrt", ">=11"), ["DEVICE=gpu", "TENSORRT=>=11"], "mine"),
+        (("--gpu", "--tensorrt", ">=10,<11"), ["DEVICE=gpu", "TENSORRT=>=10,<11"], "demobert:gpu"),
+        (("--gpu", "--tensorrt", "==10.0.0b6"), ["DEVICE=gpu", "TENSORRT===10.0.0b6"], "demobert:gpu"),
+        (("--gpu", "--tensorrt", "==8.6.*"), ["DEVICE=gpu", "TENSORRT===8.6.*"], "demobert:gpu"),
+        (("--tag", "Localhost:5000/a/b_c--d:V.1"), ["DEVICE=cpu"], "Localhost:5000/a/b_c--d:V.1"),
     ],
 )
 def test_build_s_docker_command(arguments, build_arguments, tag):
@@ -146,7 +169,6 @@ def test_build_s_docker_command(arguments, build_arguments, tag):
 def test_launch_s_docker_command():
     command = docker_command("launch")
     assert command[:3] == ["docker", "run", "--rm"] and command[-1] == "demobert:cpu" and "--gpus" not in command
-    assert command[command.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
     assert command[command.index("--publish") + 1] == "127.0.0.1:8888:8888"
     assert command[command.index("--mount") + 1] == f"type=bind,source={ROOT},target=/workspace/demobert"
 
@@ -159,11 +181,89 @@ def test_launch_takes_gpus_a_port_and_a_command():
 
 
 @pytest.mark.parametrize(
+    ("user", "owner", "wanted", "note"),
+    [
+        ("12:34", "56:78", "12:34", ""),
+        ("12:34", "0:0", "12:34", ""),
+        ("0:0", "56:78", "56:78", "the container runs as user 56:78, this folder's owner"),
+        ("0:0", "0:0", "0:0", "root, who owns this folder: what it writes is root's"),
+        ("0:7", "56:0", "56:0", "this folder's owner"),
+    ],
+)
+def test_the_container_s_user(tmp_path, user, owner, wanted, note):
+    """Root's own files never come into somebody else's folder."""
+    result = shell(ROOT / "scripts" / "launch.sh", "--dry-run", **as_user(tmp_path / "bin", user, owner))
+    command = shlex.split(result.stdout)
+    assert command[command.index("--user") + 1] == wanted
+    assert note in result.stderr and len(result.stderr.splitlines()) == bool(note)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments"),
-    [("build", ["--tag"]), ("build", ["--tensorrt", "==8.6.1"]), ("launch", ["--port", "x"]), ("launch", ["--port"])],
+    [
+        ("build", ["--tag"]),
+        ("build", ["--tensorrt", "==8.6.1"]),
+        *(
+            ("build", ["--tensorrt", versions, "--gpu"])
+            for versions in (
+                *("==8.6.1 evil --index-url=https://127.0.0.1:9", "==8.6.1\nevil", "==8.6.1\tevil", "8.6.1", "=="),
+                *("[extra]==8.6.1", " @ https://127.0.0.1:9/evil.whl", "==8.6.1;python_version>'3'", "==8.6.1,", "<$X"),
+            )
+        ),
+        *(
+            (script, ["--tag", tag])
+            for script in ("build", "launch")
+            for tag in ("a b", "Mine", "a:b:c", "a:", "a/", "/a", "a:-b", "a\nb", "a$(id)", "a" + ":" + "t" * 129, "-v")
+        ),
+        *(("launch", ["--port", port]) for port in ("x", "0", "65536", "99999", "080", "8:8", "-1", "1\n2", "1e3", "")),
+        ("launch", ["--port"]),
+    ],
 )
 def test_docker_arguments_that_make_no_sense(name, arguments):
-    assert arguments[0] in error_of(shell(ROOT / "scripts" / f"{name}.sh", *arguments), code=2)
+    result = shell(ROOT / "scripts" / f"{name}.sh", *arguments, "--dry-run")
+    assert arguments[0] in error_of(result, code=2) and result.stdout == "", result
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", [1, 65535])
+def test_the_first_and_the_last_port(port):
+    assert f"127.0.0.1:{port}:8888" in docker_command("launch", "--port", port)
+
+
+#: Names that a clone's folder may have.
+ODD_NAMES = ("-rf", "a,readonly,source=", '"a", b', "it's $(touch x) `y` *", "a:b;c", "a\nb", "end\n", "\té\x1b[2J")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_docker_gets_the_folder_whatever_its_name_is(tmp_path, name):
+    """As Go's CSV reader takes a line apart; a name with control characters is refused, in one line."""
+    tree = scratch_tree(tmp_path, name)
+    assert dry_run_of(tree, "build")[-1] == str(tree)
+    if name.isprintable():
+        command = dry_run_of(tree, "launch")
+        (options,) = csv.reader([command[command.index("--mount") + 1]], strict=True)
+        assert options == ["type=bind", f"source={tree}", "target=/workspace/demobert"]
+    else:
+        result = shell(tree / "scripts" / "launch.sh", "--dry-run")
+        assert "control characters" in error_of(result) and result.stdout == ""
+        assert len(error_of(result)) == len(result.stderr.splitlines()[-1]) and "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_scripts_work_in_folders_of_any_name(tmp_path, site, name):
+    """Their help, their errors, a download; also by a path that begins with a dash, and where cd has a CDPATH."""
+    tree = scratch_tree(tmp_path, name)
+    (tmp_path / "elsewhere" / name / "scripts").mkdir(parents=True)
+    for script in SCRIPTS:
+        inside = "--" if name.startswith("-") else str(tree / "scripts" / f"{script}.sh")
+        rest = [f"{name}/scripts/{script}.sh"] if inside == "--" else []
+        result = shell(Path(inside), *rest, "-h", cwd=tmp_path, CDPATH=str(tmp_path / "elsewhere"))
+        assert result.returncode == 0 and result.stderr == "" and len(result.stdout.splitlines()) >= 2, result
+    for script in ("build", "launch", "quickstart", "download_squad", "download_model"):
+        assert len(shell(tree / "scripts" / f"{script}.sh", "--no\nsense").stderr.splitlines()) == 1
+    folder = offer(site, "base")
+    assert download_model(tree, site, "base").returncode == 0
+    assert f"{folder}/vocab.txt" in listing(tree / "models" / "fine-tuned")
 
 
 def test_docker_is_run_with_what_is_printed(tmp_path):
