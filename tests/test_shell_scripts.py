@@ -274,6 +274,79 @@ def test_docker_is_run_with_what_is_printed(tmp_path):
     assert result.returncode == 7 and ran == "ran: " + " ".join(shlex.split(printed)[1:])
 
 
+# The benchmark's GPU.
+
+
+def gpu_packages(folder: Path, name: str, capability: tuple, count: int = 1) -> str:
+    """A folder of stand-ins for pycuda and tensorrt: so many GPUs of that name and compute capability."""
+    (folder / "pycuda").mkdir(parents=True)
+    (folder / "pycuda" / "__init__.py").write_text("")
+    (folder / "tensorrt.py").write_text("")
+    (folder / "pycuda" / "driver.py").write_text(
+        "class Error(Exception): pass\n"
+        "def init(): pass\n"
+        "class Device:\n"
+        "    def __init__(self, index): pass\n"
+        f"    count = staticmethod(lambda: {count})\n"
+        f"    name = lambda self: {name!r}\n"
+        f"    compute_capability = lambda self: {capability}\n"
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("gpu", ["Volta", "Ampere", "Hopper"])
+@pytest.mark.parametrize("packages", [True, False])
+def test_a_gpu_that_is_not_there_is_one_line_before_anything_starts(tree, tmp_path, gpu, packages):
+    environment = {"PYTHONPATH": gpu_packages(tmp_path / "packages", "none", (8, 0), 0)} if packages else {}
+    if shutil.which("nvidia-smi") and not packages:
+        pytest.skip("there is a GPU")
+    before = listing(tree)
+    script = tree / "scripts" / "inference_benchmark.sh"
+    result = shell(script, f"--gpu={gpu}", PYTHONDONTWRITEBYTECODE="1", **environment)
+    assert f"there is no {gpu} GPU here" in error_of(result)
+    assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert listing(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "capability", "complaint"),
+    [
+        ("Ampere", "NVIDIA A10", (8, 6), None),
+        ("Ampere", "NVIDIA L4", (8, 9), None),
+        ("Hopper", "NVIDIA H100", (9, 0), None),
+        ("Hopper", "NVIDIA B200", (10, 0), None),
+        ("Xavier", "Xavier", (7, 2), None),
+        ("Ampere", "NVIDIA H100", (9, 0), "no Ampere GPU here, but NVIDIA H100 (compute capability 9.0): --gpu Hopper"),
+        ("Hopper", "Tesla T4", (7, 5), "no Hopper GPU here, but Tesla T4 (compute capability 7.5): --gpu Turing"),
+        ("Volta", "Xavier", (7, 2), ": --gpu Xavier"),
+        ("Volta", "Tesla P100", (6, 0), "Tesla P100 (compute capability 6.0), which is not in the grid"),
+    ],
+)
+def test_the_gpu_must_be_the_one_that_is_named(tree, tmp_path, asked, name, capability, complaint):
+    (tree / "scripts" / "benchmarks" / "grid.py").write_text("import sys; print('grid', *sys.argv[1:])\n")
+    packages = gpu_packages(tmp_path / "packages", name, capability)
+    script = tree / "scripts" / "inference_benchmark.sh"
+    result = shell(script, "-b", 1, "--gpu", asked, PYTHONPATH=packages)
+    if complaint:
+        assert complaint in error_of(result) and result.stdout == ""
+    else:
+        assert (result.returncode, result.stdout, result.stderr) == (0, f"grid -b 1 --gpu {asked}\n", "")
+    for more in (["--dry-run"], ["--redraw=x"], ["-h"]):
+        assert shell(script, "--gpu", asked, *more).stdout == f"grid --gpu {asked} {more[0]}\n"
+
+
+def test_tensorrt_that_is_missing_is_said_before_anything_starts_as_well(tree, tmp_path):
+    packages = Path(gpu_packages(tmp_path / "packages", "NVIDIA A10", (8, 6)))
+    (packages / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: not found')")
+    result = shell(tree / "scripts" / "inference_benchmark.sh", "--gpu", "Ampere", PYTHONPATH=str(packages))
+    assert "libnvinfer.so.10" in error_of(result) and len(result.stderr.splitlines()) == 1
+
+
+def test_mistakes_in_the_benchmark_s_arguments_come_before_the_gpu():
+    result = shell(ROOT / "scripts" / "inference_benchmark.sh", "--gpu", "Ampere", "--model", "huge")
+    assert "leave nothing to measure" in error_of(result, code=2) and len(result.stderr.splitlines()) == 1
+
+
 # SQuAD.
 
 
