@@ -7,8 +7,10 @@ import itertools
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -460,6 +462,29 @@ def test_no_server_is_one_line(tree, site):
     assert "can't be reached" in error_of(result)
 
 
+def test_a_file_that_became_another_is_refused(tree, site, squad_pages):
+    assert download_squad(tree, site).returncode == 0
+    path = tree / "squad" / "dev-v1.1.json"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "is not SQuAD's (its SHA-256 differs)" in error_of(download_squad(tree, site))
+
+
+@pytest.mark.parametrize("name", ["train-v1.1.json", "dev-v1.1.json"])
+def test_a_file_without_a_checksum_is_none_of_squad_s(tree, site, squad_pages, name):
+    """Nor is one that can't be read, whatever sums are missing."""
+    sums = tree / "scripts" / "squad.sha256"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if name not in line))
+    assert "SHA-256 differs" in error_of(download_squad(tree, site)) and name not in listing(tree / "squad")
+    (tree / "squad" / name).mkdir()
+    assert "SHA-256 differs" in error_of(download_squad(tree, site))
+
+
+@pytest.mark.parametrize("url", ["--version", "-o/tmp/escaped", "http://127.0.0.1:9/{a,b}[1-3]"])
+def test_an_address_is_never_a_flag_nor_a_pattern(tree, url):
+    result = shell(tree / "scripts" / "download_squad.sh", DEMOBERT_SQUAD_URL=url)
+    assert url in error_of(result) and listing(tree / "squad") == [], result
+
+
 # NGC.
 
 TENSORFLOW = {
@@ -506,6 +531,21 @@ def offer(site, words: str, content: bytes | None = None) -> str:
     return f"{name}_v{version}"
 
 
+def sums_of(tree) -> list[str]:
+    """The lines of the list of SHA-256s."""
+    return (tree / "models" / "fine-tuned" / "SHA256SUMS").read_text().splitlines()
+
+
+def check_sums(tree) -> subprocess.CompletedProcess:
+    """What sha256sum itself says of them."""
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    return subprocess.run(command, cwd=tree / "models" / "fine-tuned", capture_output=True, text=True)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def download_model(tree, site, words: str, path: str | None = None):
     # The models folder's parent is made by the script; `ngc` must not be found unless a test brings one.
     environment = {"DEMOBERT_NGC_URL": site.url} | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
@@ -519,7 +559,7 @@ def test_models_by_words_in_any_order(tree, site, rng, words):
     result = download_model(tree, site, shuffled)
     assert result.returncode == 0, result
     models = tree / "models" / "fine-tuned"
-    assert listing(models) == sorted([folder, *(f"{folder}/{name}" for name in MODELS[words][2])])
+    assert listing(models) == sorted(["SHA256SUMS", folder, *(f"{folder}/{name}" for name in MODELS[words][2])])
     asked = len(site.requests)
     again = download_model(tree, site, words)
     assert again.returncode == 0 and "is there" in again.stdout and len(site.requests) == asked == 1
@@ -560,7 +600,7 @@ def test_a_model_s_download_goes_on_where_it_ended(tree, site, rng):
     models = tree / "models" / "fine-tuned"
     assert listing(models) == [f".{folder}.zip.part"]
     assert download_model(tree, site, "base").returncode == 0
-    assert [first for _, first in site.requests if first] and listing(models)[0] == folder
+    assert [first for _, first in site.requests if first] and listing(models)[:2] == ["SHA256SUMS", folder]
 
 
 def a_link() -> zipfile.ZipInfo:
@@ -610,6 +650,148 @@ def test_a_model_that_is_not_there_leaves_nothing(tree, site):
     assert listing(tree / "models" / "fine-tuned") == []
 
 
+def test_sha_256s_are_kept_in_sha256sum_s_form(tree, site):
+    """Of the archive, as a comment, and of every file; of each model once."""
+    folder = offer(site, "base", content := zipped(TENSORFLOW | {"more/name  with spaces": b"x", "odd  ": b"y"}))
+    result = download_model(tree, site, "base")
+    assert result.returncode == 0 and "seen for the first time" in result.stdout
+    files = TENSORFLOW | {"more/name  with spaces": b"x", "odd  ": b"y"}
+    wanted = [f"# {sha256(content)}  {folder}.zip"]
+    wanted += [f"{sha256(files[name])}  {folder}/{name}" for name in sorted(files)]
+    assert sums_of(tree) == wanted and check_sums(tree).returncode == 0
+    other = offer(site, "pyt v1_1")
+    assert download_model(tree, site, "pyt").returncode == 0
+    assert sums_of(tree)[: len(wanted)] == wanted and other in sums_of(tree)[-1] and check_sums(tree).returncode == 0
+    before = sums_of(tree)
+    assert "as it was downloaded" in download_model(tree, site, "base").stdout and sums_of(tree) == before
+
+
+@pytest.mark.parametrize("name", [*TENSORFLOW, "odd  "])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_model_that_changed_where_it_lies_is_refused(tree, site, name, gone):
+    folder = tree / "models" / "fine-tuned" / offer(site, "base", zipped(TENSORFLOW | {"odd  ": b"y"}))
+    assert download_model(tree, site, "base").returncode == 0
+    asked = len(site.requests)
+    (folder / name).unlink()
+    if not gone:
+        (folder / name).write_text("other")
+    before = listing(folder)
+    message = error_of(result := download_model(tree, site, "base"))
+    assert f"{folder.name}/{name} is not what was downloaded" in message and "move models/" in message
+    assert len(result.stderr.splitlines()) == 1 and len(site.requests) == asked and listing(folder) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab.txt": b"other"}, {"tokenizer.json": b"{}"}, {"bert_config.json": b""}, {"model.ckpt.index": None}],
+)
+def test_another_model_from_the_server_is_refused(tree, site, change):
+    """A file that differs, one more, one less; what was known is kept, and the first model still comes."""
+    folder = offer(site, "base", content := zipped(TENSORFLOW | {"model.ckpt-2.index": b"2"}))
+    models = tree / "models" / "fine-tuned"
+    assert download_model(tree, site, "base").returncode == 0
+    shutil.rmtree(models / folder)
+    known, files = sums_of(tree), TENSORFLOW | {"model.ckpt-2.index": b"2"} | change
+    if "bert_config.json" in change:
+        files["bert_config.json"] = b"{ }"
+    offer(site, "base", zipped({name: content for name, content in files.items() if content is not None}))
+    message = error_of(result := download_model(tree, site, "base"))
+    assert next(iter(change)) in message and "SHA-256 differs" in message and "take the lines of" in message
+    assert len(result.stderr.splitlines()) == 1 and "is complete" not in result.stdout
+    assert sums_of(tree) == known and listing(models) == ["SHA256SUMS"]
+    offer(site, "base", content)
+    assert "what it was when it was downloaded first" in download_model(tree, site, "base").stdout
+    assert sums_of(tree) == known and check_sums(tree).returncode == 0
+
+
+def test_ngc_is_held_to_what_curl_brought(tree, site, ngc):
+    folder = offer(site, "base")
+    assert download_model(tree, site, "base").returncode == 0
+    shutil.rmtree(tree / "models" / "fine-tuned" / folder)
+    path = ngc(
+        f'mkdir "$6/{folder}"; cd "$6/{folder}"; for f in model.ckpt.index bert_config.json vocab.txt; do echo x >$f; done'
+    )
+    assert "SHA-256 differs" in error_of(download_model(tree, site, "base", path))
+    assert listing(tree / "models" / "fine-tuned") == ["SHA256SUMS"]
+
+
+def test_the_same_files_in_another_archive_are_the_same_model(tree, site):
+    folder = offer(site, "base")
+    assert download_model(tree, site, "base").returncode == 0
+    shutil.rmtree(tree / "models" / "fine-tuned" / folder)
+    offer(site, "base", again := zipped(dict(reversed(TENSORFLOW.items()))))
+    assert download_model(tree, site, f"base --sha256 {sha256(again)}").returncode == 0
+    assert download_model(tree, site, f"base --sha256 {sha256(again)}").returncode == 0
+    assert len(sums_of(tree)) == 6 and check_sums(tree).returncode == 0
+
+
+def test_a_model_of_before_is_trusted_when_it_is_seen_first(tree, site):
+    folder = tree / "models" / "fine-tuned" / offer(site, "base")
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("a")
+    assert "is kept in models/fine-tuned/SHA256SUMS from now on" in download_model(tree, site, "base").stdout
+    assert len(sums_of(tree)) == 1 and check_sums(tree).returncode == 0
+    (folder / "vocab.txt").write_text("b")
+    assert "SHA-256 differs" in error_of(download_model(tree, site, "base"))
+
+
+@pytest.mark.parametrize("of", ["archive", "vocab.txt", "ARCHIVE"])
+def test_a_sha_256_that_is_asked_for(tree, site, of):
+    folder = offer(site, "base", content := zipped(TENSORFLOW))
+    wanted = sha256(content) if of.lower() == "archive" else sha256(TENSORFLOW[of])
+    words = f"--sha256 {wanted.upper() if of.isupper() else wanted} base"
+    models = tree / "models" / "fine-tuned"
+    offer(site, "base", zipped(TENSORFLOW | {"vocab.txt": b"other"}))
+    message = error_of(result := download_model(tree, site, words))
+    assert wanted in message and "thrown away" in message and len(result.stderr.splitlines()) == 1
+    assert listing(models) == []  # nothing is known of it then either
+    offer(site, "base", content)
+    for _ in range(2):
+        assert download_model(tree, site, words).returncode == 0
+    other = f"base --sha256 {sha256(b'other')}"
+    assert "move the folder away" in error_of(download_model(tree, site, other)) and (models / folder).exists()
+
+
+@pytest.mark.parametrize("pin", ["", "abc", "g" * 64, "a" * 65, "--sha256"])
+def test_what_is_no_sha_256(tree, site, pin):
+    result = shell(tree / "scripts" / "download_model.sh", "base", "--sha256", pin, DEMOBERT_NGC_URL=site.url)
+    assert "--sha256" in error_of(result, code=2) and site.requests == []
+
+
+def test_help_says_what_the_sha_256_is_worth():
+    text = " ".join(shell(ROOT / "scripts" / "download_model.sh", "-h").stdout.split())
+    assert "trust on first use" in text and "no signature" in text and "--sha256 HEX" in text
+
+
+def test_a_download_that_was_killed_is_cleaned_up_by_the_next(tree, site, ngc, tmp_path):
+    """While it runs, it is left alone."""
+    folder, models = offer(site, "base"), tree / "models" / "fine-tuned"
+    path = ngc('mkdir -p "$6/half/done"; touch "$6/here"; exec sleep 600')
+    environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}", "DEMOBERT_NGC_URL": site.url}
+    command = ["bash", str(tree / "scripts" / "download_model.sh"), "base"]
+    run = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        while not (models / f".{folder}.tmp" / "here").exists():
+            assert run.poll() is None
+            time.sleep(0.02)
+        assert "another run is downloading" in error_of(download_model(tree, site, "base"))
+        assert (models / f".{folder}.tmp" / "half" / "done").exists()
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)  # the script and its ngc
+        run.wait()
+    (models / f".{folder}.a1B2c3.tmp").mkdir()  # of the script as it was before
+    (Path(path) / "ngc").unlink()
+    assert listing(models) == sorted(
+        [
+            f".{folder}.a1B2c3.tmp",
+            f".{folder}.tmp",
+            *(f".{folder}.tmp/{name}" for name in ("half", "half/done", "here")),
+        ]
+    )
+    assert download_model(tree, site, "base").returncode == 0
+    assert listing(models)[:2] == ["SHA256SUMS", folder]
+
+
 @pytest.fixture
 def ngc(tmp_path):
     """Puts a stand-in for the NGC command line into a folder of its own, and returns the folder."""
@@ -633,7 +815,8 @@ def test_ngc_is_used_where_it_is_installed(tree, site, ngc):
     )
     result = download_model(tree, site, "base", path)
     assert result.returncode == 0 and site.requests == [], result
-    assert len(listing(tree / "models" / "fine-tuned")) == 4
+    assert len(listing(tree / "models" / "fine-tuned")) == 5
+    assert len(sums_of(tree)) == 3 and check_sums(tree).returncode == 0  # of the files: ngc shows no archive
 
 
 def test_curl_takes_over_where_ngc_fails(tree, site, ngc):
