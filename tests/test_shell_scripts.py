@@ -770,9 +770,10 @@ def test_a_download_that_was_killed_is_cleaned_up_by_the_next(tree, site, ngc, t
     environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}", "DEMOBERT_NGC_URL": site.url}
     command = ["bash", str(tree / "scripts" / "download_model.sh"), "base"]
     run = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
     try:
         while not (models / f".{folder}.tmp" / "here").exists():
-            assert run.poll() is None
+            assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         assert "another run is downloading" in error_of(download_model(tree, site, "base"))
         assert (models / f".{folder}.tmp" / "half" / "done").exists()
