@@ -11,7 +11,9 @@
 # scripts/launch.sh runs the image.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/docker.sh
+source "$root/scripts/docker.sh"
 
 device=cpu tag="" tensorrt="" dry_run=no
 while [ $# -gt 0 ]; do
@@ -19,10 +21,12 @@ while [ $# -gt 0 ]; do
     --gpu) device=gpu ;;
     --tensorrt)
         tensorrt=$(value_of "$@")
+        check_versions --tensorrt "$tensorrt"
         shift
         ;;
     --tag)
         tag=$(value_of "$@")
+        check_image "$tag"
         shift
         ;;
     --dry-run) dry_run=yes ;;

@@ -6,7 +6,7 @@
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
 flavour=()
 if [ "${1:-}" = --rtx ]; then

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
 cd "$root"
 python="${PYTHON:-.venv/bin/python}"

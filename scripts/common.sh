@@ -1,21 +1,29 @@
 # shellcheck shell=bash
 # Sourced first by every script here: their help, their errors, the repository's folder and its Python.
 
-script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
-root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+unset CDPATH # with it, cd may go elsewhere
+script=$(cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
+root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+root=${root%/*} # $(…) would cut newlines off the end of the folder's own name
 
 # The help of a script is the comment that it begins with.
 print_help() {
     sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$script"
 }
 
+# note MESSAGE…: one line on stderr, whatever the names in it hold.
+note() {
+    local line="${script##*/}: $*"
+    printf '%s\n' "${line//[[:cntrl:]]/ }" >&2
+}
+
 fail() {
-    echo "$(basename "$script"): error: $*" >&2
+    note "error: $*"
     exit 1
 }
 
 usage_error() {
-    echo "$(basename "$script"): error: $* (-h explains the arguments)" >&2
+    note "error: $* (-h explains the arguments)"
     exit 2
 }
 
@@ -45,15 +53,5 @@ value_of() {
     case ${2-} in
     "" | -*) usage_error "$1 needs a value" ;;
     esac
-    echo "$2"
-}
-
-# run_docker DRY_RUN COMMAND…: prints the command, quoted for a shell, and, unless DRY_RUN is yes, becomes it.
-run_docker() {
-    local dry_run=$1
-    shift
-    echo "${*@Q}"
-    [ "$dry_run" = yes ] && return
-    command -v docker >/dev/null || fail "docker is not installed"
-    exec "$@"
+    printf '%s\n' "$2"
 }

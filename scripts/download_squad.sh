@@ -6,11 +6,12 @@
 # v1_1    train-v1.1.json (30 MB), dev-v1.1.json (5 MB): every question has an answer
 # v2_0    train-v2.0.json (42 MB), dev-v2.0.json (4 MB): some have none
 #
-# What is there is kept; a download that broke off goes on where it ended. Every file is held to its SHA-256.
+# What is there is kept; a download that broke off goes on where it ended. Every file, also one that is there, is held to
+# its SHA-256 in scripts/squad.sha256, wherever it comes from.
 # DEMOBERT_SQUAD_URL names another place to download from.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/fetching.sh
 source "$root/scripts/fetching.sh"
 
@@ -33,9 +34,9 @@ done
 # is_squad FILE NAME: whether FILE has the SHA-256 of SQuAD's NAME.
 is_squad() {
     local wanted found
-    wanted=$(awk -v name="$2" '$2 == name { print $1 }' "$root/scripts/squad.sha256")
-    found=$(sha256sum <"$1")
-    [ "${found%% *}" = "$wanted" ]
+    wanted=$(awk -v name="$2" '$2 == name { print $1 }' "$root/scripts/squad.sha256") || return
+    found=$(sha256_of "$1") || return
+    [ -n "$wanted" ] && [ "$found" = "$wanted" ]
 }
 
 download() {

@@ -13,7 +13,7 @@ fetch() {
         status=0
         # A minute with less than a byte a second counts as a broken connection.
         http_status=$(curl --fail --location "${progress[@]}" --connect-timeout 30 --speed-limit 1 --speed-time 60 \
-            --continue-at - --write-out '%{http_code}' --output "$part" "$url") || status=$?
+            --continue-at - --write-out '%{http_code}' --globoff --output "$part" --url "$url") || status=$?
         case $status in
         0) return 0 ;;
         22) is_refusal && return 22 ;; # asking again would not help
@@ -26,6 +26,13 @@ fetch() {
 # Whether the server said that it has no such thing, or not for us; and not that it is busy or out of order.
 is_refusal() {
     [[ $http_status == 4?? && $http_status != 408 && $http_status != 429 ]]
+}
+
+# sha256_of FILE: prints its SHA-256, and nothing where the file can't be read.
+sha256_of() {
+    local sum
+    sum=$(sha256sum 2>/dev/null <"$1") || return
+    echo "${sum%% *}"
 }
 
 # explain_fetch STATUS URL PART: ends the script with what the user can do about a fetch that failed.

@@ -3,4 +3,6 @@
 # with PyTorch (PYTHON=python3.12 names another), and no package registry: `gpu_check.sh --prepare`, where there is
 # one, collects what the GPU machine lacks. -h explains the flags.
 set -euo pipefail
-exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu_checking/check.py" "$@"
+# shellcheck source=scripts/common.sh
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+exec "${PYTHON:-python3}" "$root/scripts/gpu_checking/check.py" "$@"

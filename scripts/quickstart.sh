@@ -3,7 +3,7 @@
 # Run it again as often as you like; what is there already is kept.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/environment.sh
 source "$root/scripts/environment.sh"
 expect_no_arguments "$@"

@@ -4,7 +4,7 @@
 #     bash scripts/test.sh [PYTEST'S ARGUMENTS]        (for example: bash scripts/test.sh -k tokenization)
 set -euo pipefail
 # shellcheck source=scripts/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/environment.sh
 source "$root/scripts/environment.sh"
 case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac

@@ -1,13 +1,16 @@
 """The shell scripts: their help and their arguments; downloads, from a server on this machine."""
 
+import csv
 import hashlib
 import io
 import itertools
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -96,9 +99,9 @@ def test_test_sh_hands_its_arguments_to_pytest(tmp_path):
     assert "fetched with .venv/bin/python" in result.stdout
 
 
-def scratch_tree(folder: Path) -> Path:
+def scratch_tree(folder: Path, name: str = "a tree") -> Path:
     """A copy of scripts/ with the helpers beside it: what the scripts write goes there, not into this repository."""
-    tree = folder / "a tree"
+    tree = folder / name
     shutil.copytree(ROOT / "scripts", tree / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "helpers").symlink_to(ROOT / "helpers")
     return tree
@@ -125,9 +128,27 @@ def listing(folder: Path) -> list[str]:
 
 def docker_command(name: str, *arguments) -> list[str]:
     """What build.sh or launch.sh prints, as a shell would read it."""
-    result = shell(ROOT / "scripts" / f"{name}.sh", *arguments, "--dry-run")
-    assert result.returncode == 0 and result.stderr == "", result
-    return shlex.split(result.stdout)
+    return dry_run_of(ROOT, name, *arguments)
+
+
+def dry_run_of(tree: Path, name: str, *arguments, **environment) -> list[str]:
+    result = shell(tree / "scripts" / f"{name}.sh", *arguments, "--dry-run", **environment)
+    assert result.returncode == 0 and ("called by root" in result.stderr or result.stderr == ""), result
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {result.stdout}"], capture_output=True, text=True, check=True
+    )
+    return words.stdout.split("\0")[:-1]
+
+
+def as_user(folder: Path, user: str, owner: str | None = None) -> dict:
+    """An environment whose `id` and `stat` say that `user` calls and that `owner` has every folder ("1:2")."""
+    folder.mkdir()
+    ids = dict(zip(("-u", "-g"), user.split(":")))
+    body = "".join(f"[ $1 = {flag} ] && echo {number}\n" for flag, number in ids.items())
+    for name, text in (("id", body + "true\n"), ("stat", f"echo {owner or user}\n")):
+        (folder / name).write_text(f"#!/bin/sh\n{text}")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +157,10 @@ def docker_command(name: str, *arguments) -> list[str]:
         ((), ["DEVICE=cpu"], "demobert:cpu"),
         (("--gpu",), ["DEVICE=gpu"], "demobert:gpu"),
         (("--tag", "mine", "--gpu", "--tensorrt", ">=11"), ["DEVICE=gpu", "TENSORRT=>=11"], "mine"),
+        (("--gpu", "--tensorrt", ">=10,<11"), ["DEVICE=gpu", "TENSORRT=>=10,<11"], "demobert:gpu"),
+        (("--gpu", "--tensorrt", "==10.0.0b6"), ["DEVICE=gpu", "TENSORRT===10.0.0b6"], "demobert:gpu"),
+        (("--gpu", "--tensorrt", "==8.6.*"), ["DEVICE=gpu", "TENSORRT===8.6.*"], "demobert:gpu"),
+        (("--tag", "Localhost:5000/a/b_c--d:V.1"), ["DEVICE=cpu"], "Localhost:5000/a/b_c--d:V.1"),
     ],
 )
 def test_build_s_docker_command(arguments, build_arguments, tag):
@@ -146,7 +171,6 @@ def test_build_s_docker_command(arguments, build_arguments, tag):
 def test_launch_s_docker_command():
     command = docker_command("launch")
     assert command[:3] == ["docker", "run", "--rm"] and command[-1] == "demobert:cpu" and "--gpus" not in command
-    assert command[command.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
     assert command[command.index("--publish") + 1] == "127.0.0.1:8888:8888"
     assert command[command.index("--mount") + 1] == f"type=bind,source={ROOT},target=/workspace/demobert"
 
@@ -159,11 +183,89 @@ def test_launch_takes_gpus_a_port_and_a_command():
 
 
 @pytest.mark.parametrize(
+    ("user", "owner", "wanted", "note"),
+    [
+        ("12:34", "56:78", "12:34", ""),
+        ("12:34", "0:0", "12:34", ""),
+        ("0:0", "56:78", "56:78", "the container runs as user 56:78, this folder's owner"),
+        ("0:0", "0:0", "0:0", "root, who owns this folder: what it writes is root's"),
+        ("0:7", "56:0", "56:0", "this folder's owner"),
+    ],
+)
+def test_the_container_s_user(tmp_path, user, owner, wanted, note):
+    """Root's own files never come into somebody else's folder."""
+    result = shell(ROOT / "scripts" / "launch.sh", "--dry-run", **as_user(tmp_path / "bin", user, owner))
+    command = shlex.split(result.stdout)
+    assert command[command.index("--user") + 1] == wanted
+    assert note in result.stderr and len(result.stderr.splitlines()) == bool(note)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments"),
-    [("build", ["--tag"]), ("build", ["--tensorrt", "==8.6.1"]), ("launch", ["--port", "x"]), ("launch", ["--port"])],
+    [
+        ("build", ["--tag"]),
+        ("build", ["--tensorrt", "==8.6.1"]),
+        *(
+            ("build", ["--tensorrt", versions, "--gpu"])
+            for versions in (
+                *("==8.6.1 evil --index-url=https://127.0.0.1:9", "==8.6.1\nevil", "==8.6.1\tevil", "8.6.1", "=="),
+                *("[extra]==8.6.1", " @ https://127.0.0.1:9/evil.whl", "==8.6.1;python_version>'3'", "==8.6.1,", "<$X"),
+            )
+        ),
+        *(
+            (script, ["--tag", tag])
+            for script in ("build", "launch")
+            for tag in ("a b", "Mine", "a:b:c", "a:", "a/", "/a", "a:-b", "a\nb", "a$(id)", "a" + ":" + "t" * 129, "-v")
+        ),
+        *(("launch", ["--port", port]) for port in ("x", "0", "65536", "99999", "080", "8:8", "-1", "1\n2", "1e3", "")),
+        ("launch", ["--port"]),
+    ],
 )
 def test_docker_arguments_that_make_no_sense(name, arguments):
-    assert arguments[0] in error_of(shell(ROOT / "scripts" / f"{name}.sh", *arguments), code=2)
+    result = shell(ROOT / "scripts" / f"{name}.sh", *arguments, "--dry-run")
+    assert arguments[0] in error_of(result, code=2) and result.stdout == "", result
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", [1, 65535])
+def test_the_first_and_the_last_port(port):
+    assert f"127.0.0.1:{port}:8888" in docker_command("launch", "--port", port)
+
+
+#: Names that a clone's folder may have.
+ODD_NAMES = ("-rf", "a,readonly,source=", '"a", b', "it's $(touch x) `y` *", "a:b;c", "a\nb", "end\n", "\té\x1b[2J")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_docker_gets_the_folder_whatever_its_name_is(tmp_path, name):
+    """As Go's CSV reader takes a line apart; a name with control characters is refused, in one line."""
+    tree = scratch_tree(tmp_path, name)
+    assert dry_run_of(tree, "build")[-1] == str(tree)
+    if name.isprintable():
+        command = dry_run_of(tree, "launch")
+        (options,) = csv.reader([command[command.index("--mount") + 1]], strict=True)
+        assert options == ["type=bind", f"source={tree}", "target=/workspace/demobert"]
+    else:
+        result = shell(tree / "scripts" / "launch.sh", "--dry-run")
+        assert "control characters" in error_of(result) and result.stdout == ""
+        assert len(error_of(result)) == len(result.stderr.splitlines()[-1]) and "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_scripts_work_in_folders_of_any_name(tmp_path, site, name):
+    """Their help, their errors, a download; also by a path that begins with a dash, and where cd has a CDPATH."""
+    tree = scratch_tree(tmp_path, name)
+    (tmp_path / "elsewhere" / name / "scripts").mkdir(parents=True)
+    for script in SCRIPTS:
+        inside = "--" if name.startswith("-") else str(tree / "scripts" / f"{script}.sh")
+        rest = [f"{name}/scripts/{script}.sh"] if inside == "--" else []
+        result = shell(Path(inside), *rest, "-h", cwd=tmp_path, CDPATH=str(tmp_path / "elsewhere"))
+        assert result.returncode == 0 and result.stderr == "" and len(result.stdout.splitlines()) >= 2, result
+    for script in ("build", "launch", "quickstart", "download_squad", "download_model"):
+        assert len(shell(tree / "scripts" / f"{script}.sh", "--no\nsense").stderr.splitlines()) == 1
+    folder = offer(site, "base")
+    assert download_model(tree, site, "base").returncode == 0
+    assert f"{folder}/vocab.txt" in listing(tree / "models" / "fine-tuned")
 
 
 def test_docker_is_run_with_what_is_printed(tmp_path):
@@ -172,6 +274,79 @@ def test_docker_is_run_with_what_is_printed(tmp_path):
     result = shell(ROOT / "scripts" / "build.sh", PATH=f"{tmp_path}:{os.environ['PATH']}")
     printed, ran = result.stdout.splitlines()
     assert result.returncode == 7 and ran == "ran: " + " ".join(shlex.split(printed)[1:])
+
+
+# The benchmark's GPU.
+
+
+def gpu_packages(folder: Path, name: str, capability: tuple, count: int = 1) -> str:
+    """A folder of stand-ins for pycuda and tensorrt: so many GPUs of that name and compute capability."""
+    (folder / "pycuda").mkdir(parents=True)
+    (folder / "pycuda" / "__init__.py").write_text("")
+    (folder / "tensorrt.py").write_text("")
+    (folder / "pycuda" / "driver.py").write_text(
+        "class Error(Exception): pass\n"
+        "def init(): pass\n"
+        "class Device:\n"
+        "    def __init__(self, index): pass\n"
+        f"    count = staticmethod(lambda: {count})\n"
+        f"    name = lambda self: {name!r}\n"
+        f"    compute_capability = lambda self: {capability}\n"
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("gpu", ["Volta", "Ampere", "Hopper"])
+@pytest.mark.parametrize("packages", [True, False])
+def test_a_gpu_that_is_not_there_is_one_line_before_anything_starts(tree, tmp_path, gpu, packages):
+    environment = {"PYTHONPATH": gpu_packages(tmp_path / "packages", "none", (8, 0), 0)} if packages else {}
+    if shutil.which("nvidia-smi") and not packages:
+        pytest.skip("there is a GPU")
+    before = listing(tree)
+    script = tree / "scripts" / "inference_benchmark.sh"
+    result = shell(script, f"--gpu={gpu}", PYTHONDONTWRITEBYTECODE="1", **environment)
+    assert f"there is no {gpu} GPU here" in error_of(result)
+    assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert listing(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "capability", "complaint"),
+    [
+        ("Ampere", "NVIDIA A10", (8, 6), None),
+        ("Ampere", "NVIDIA L4", (8, 9), None),
+        ("Hopper", "NVIDIA H100", (9, 0), None),
+        ("Hopper", "NVIDIA B200", (10, 0), None),
+        ("Xavier", "Xavier", (7, 2), None),
+        ("Ampere", "NVIDIA H100", (9, 0), "no Ampere GPU here, but NVIDIA H100 (compute capability 9.0): --gpu Hopper"),
+        ("Hopper", "Tesla T4", (7, 5), "no Hopper GPU here, but Tesla T4 (compute capability 7.5): --gpu Turing"),
+        ("Volta", "Xavier", (7, 2), ": --gpu Xavier"),
+        ("Volta", "Tesla P100", (6, 0), "Tesla P100 (compute capability 6.0), which is not in the grid"),
+    ],
+)
+def test_the_gpu_must_be_the_one_that_is_named(tree, tmp_path, asked, name, capability, complaint):
+    (tree / "scripts" / "benchmarks" / "grid.py").write_text("import sys; print('grid', *sys.argv[1:])\n")
+    packages = gpu_packages(tmp_path / "packages", name, capability)
+    script = tree / "scripts" / "inference_benchmark.sh"
+    result = shell(script, "-b", 1, "--gpu", asked, PYTHONPATH=packages)
+    if complaint:
+        assert complaint in error_of(result) and result.stdout == ""
+    else:
+        assert (result.returncode, result.stdout, result.stderr) == (0, f"grid -b 1 --gpu {asked}\n", "")
+    for more in (["--dry-run"], ["--redraw=x"], ["-h"]):
+        assert shell(script, "--gpu", asked, *more).stdout == f"grid --gpu {asked} {more[0]}\n"
+
+
+def test_tensorrt_that_is_missing_is_said_before_anything_starts_as_well(tree, tmp_path):
+    packages = Path(gpu_packages(tmp_path / "packages", "NVIDIA A10", (8, 6)))
+    (packages / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: not found')")
+    result = shell(tree / "scripts" / "inference_benchmark.sh", "--gpu", "Ampere", PYTHONPATH=str(packages))
+    assert "libnvinfer.so.10" in error_of(result) and len(result.stderr.splitlines()) == 1
+
+
+def test_mistakes_in_the_benchmark_s_arguments_come_before_the_gpu():
+    result = shell(ROOT / "scripts" / "inference_benchmark.sh", "--gpu", "Ampere", "--model", "huge")
+    assert "leave nothing to measure" in error_of(result, code=2) and len(result.stderr.splitlines()) == 1
 
 
 # SQuAD.
@@ -287,6 +462,29 @@ def test_no_server_is_one_line(tree, site):
     assert "can't be reached" in error_of(result)
 
 
+def test_a_file_that_became_another_is_refused(tree, site, squad_pages):
+    assert download_squad(tree, site).returncode == 0
+    path = tree / "squad" / "dev-v1.1.json"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "is not SQuAD's (its SHA-256 differs)" in error_of(download_squad(tree, site))
+
+
+@pytest.mark.parametrize("name", ["train-v1.1.json", "dev-v1.1.json"])
+def test_a_file_without_a_checksum_is_none_of_squad_s(tree, site, squad_pages, name):
+    """Nor is one that can't be read, whatever sums are missing."""
+    sums = tree / "scripts" / "squad.sha256"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if name not in line))
+    assert "SHA-256 differs" in error_of(download_squad(tree, site)) and name not in listing(tree / "squad")
+    (tree / "squad" / name).mkdir()
+    assert "SHA-256 differs" in error_of(download_squad(tree, site))
+
+
+@pytest.mark.parametrize("url", ["--version", "-o/tmp/escaped", "http://127.0.0.1:9/{a,b}[1-3]"])
+def test_an_address_is_never_a_flag_nor_a_pattern(tree, url):
+    result = shell(tree / "scripts" / "download_squad.sh", DEMOBERT_SQUAD_URL=url)
+    assert url in error_of(result) and listing(tree / "squad") == [], result
+
+
 # NGC.
 
 TENSORFLOW = {
@@ -333,6 +531,21 @@ def offer(site, words: str, content: bytes | None = None) -> str:
     return f"{name}_v{version}"
 
 
+def sums_of(tree) -> list[str]:
+    """The lines of the list of SHA-256s."""
+    return (tree / "models" / "fine-tuned" / "SHA256SUMS").read_text().splitlines()
+
+
+def check_sums(tree) -> subprocess.CompletedProcess:
+    """What sha256sum itself says of them."""
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    return subprocess.run(command, cwd=tree / "models" / "fine-tuned", capture_output=True, text=True)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def download_model(tree, site, words: str, path: str | None = None):
     # The models folder's parent is made by the script; `ngc` must not be found unless a test brings one.
     environment = {"DEMOBERT_NGC_URL": site.url} | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
@@ -346,7 +559,7 @@ def test_models_by_words_in_any_order(tree, site, rng, words):
     result = download_model(tree, site, shuffled)
     assert result.returncode == 0, result
     models = tree / "models" / "fine-tuned"
-    assert listing(models) == sorted([folder, *(f"{folder}/{name}" for name in MODELS[words][2])])
+    assert listing(models) == sorted(["SHA256SUMS", folder, *(f"{folder}/{name}" for name in MODELS[words][2])])
     asked = len(site.requests)
     again = download_model(tree, site, words)
     assert again.returncode == 0 and "is there" in again.stdout and len(site.requests) == asked == 1
@@ -387,7 +600,7 @@ def test_a_model_s_download_goes_on_where_it_ended(tree, site, rng):
     models = tree / "models" / "fine-tuned"
     assert listing(models) == [f".{folder}.zip.part"]
     assert download_model(tree, site, "base").returncode == 0
-    assert [first for _, first in site.requests if first] and listing(models)[0] == folder
+    assert [first for _, first in site.requests if first] and listing(models)[:2] == ["SHA256SUMS", folder]
 
 
 def a_link() -> zipfile.ZipInfo:
@@ -437,6 +650,149 @@ def test_a_model_that_is_not_there_leaves_nothing(tree, site):
     assert listing(tree / "models" / "fine-tuned") == []
 
 
+def test_sha_256s_are_kept_in_sha256sum_s_form(tree, site):
+    """Of the archive, as a comment, and of every file; of each model once."""
+    folder = offer(site, "base", content := zipped(TENSORFLOW | {"more/name  with spaces": b"x", "odd  ": b"y"}))
+    result = download_model(tree, site, "base")
+    assert result.returncode == 0 and "seen for the first time" in result.stdout
+    files = TENSORFLOW | {"more/name  with spaces": b"x", "odd  ": b"y"}
+    wanted = [f"# {sha256(content)}  {folder}.zip"]
+    wanted += [f"{sha256(files[name])}  {folder}/{name}" for name in sorted(files)]
+    assert sums_of(tree) == wanted and check_sums(tree).returncode == 0
+    other = offer(site, "pyt v1_1")
+    assert download_model(tree, site, "pyt").returncode == 0
+    assert sums_of(tree)[: len(wanted)] == wanted and other in sums_of(tree)[-1] and check_sums(tree).returncode == 0
+    before = sums_of(tree)
+    assert "as it was downloaded" in download_model(tree, site, "base").stdout and sums_of(tree) == before
+
+
+@pytest.mark.parametrize("name", [*TENSORFLOW, "odd  "])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_model_that_changed_where_it_lies_is_refused(tree, site, name, gone):
+    folder = tree / "models" / "fine-tuned" / offer(site, "base", zipped(TENSORFLOW | {"odd  ": b"y"}))
+    assert download_model(tree, site, "base").returncode == 0
+    asked = len(site.requests)
+    (folder / name).unlink()
+    if not gone:
+        (folder / name).write_text("other")
+    before = listing(folder)
+    message = error_of(result := download_model(tree, site, "base"))
+    assert f"{folder.name}/{name} is not what was downloaded" in message and "move models/" in message
+    assert len(result.stderr.splitlines()) == 1 and len(site.requests) == asked and listing(folder) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab.txt": b"other"}, {"tokenizer.json": b"{}"}, {"bert_config.json": b""}, {"model.ckpt.index": None}],
+)
+def test_another_model_from_the_server_is_refused(tree, site, change):
+    """A file that differs, one more, one less; what was known is kept, and the first model still comes."""
+    folder = offer(site, "base", content := zipped(TENSORFLOW | {"model.ckpt-2.index": b"2"}))
+    models = tree / "models" / "fine-tuned"
+    assert download_model(tree, site, "base").returncode == 0
+    shutil.rmtree(models / folder)
+    known, files = sums_of(tree), TENSORFLOW | {"model.ckpt-2.index": b"2"} | change
+    if "bert_config.json" in change:
+        files["bert_config.json"] = b"{ }"
+    offer(site, "base", zipped({name: content for name, content in files.items() if content is not None}))
+    message = error_of(result := download_model(tree, site, "base"))
+    assert next(iter(change)) in message and "SHA-256 differs" in message and "take the lines of" in message
+    assert len(result.stderr.splitlines()) == 1 and "is complete" not in result.stdout
+    assert sums_of(tree) == known and listing(models) == ["SHA256SUMS"]
+    offer(site, "base", content)
+    assert "what it was when it was downloaded first" in download_model(tree, site, "base").stdout
+    assert sums_of(tree) == known and check_sums(tree).returncode == 0
+
+
+def test_ngc_is_held_to_what_curl_brought(tree, site, ngc):
+    folder = offer(site, "base")
+    assert download_model(tree, site, "base").returncode == 0
+    shutil.rmtree(tree / "models" / "fine-tuned" / folder)
+    path = ngc(
+        f'mkdir "$6/{folder}"; cd "$6/{folder}"; for f in model.ckpt.index bert_config.json vocab.txt; do echo x >$f; done'
+    )
+    assert "SHA-256 differs" in error_of(download_model(tree, site, "base", path))
+    assert listing(tree / "models" / "fine-tuned") == ["SHA256SUMS"]
+
+
+def test_the_same_files_in_another_archive_are_the_same_model(tree, site):
+    folder = offer(site, "base")
+    assert download_model(tree, site, "base").returncode == 0
+    shutil.rmtree(tree / "models" / "fine-tuned" / folder)
+    offer(site, "base", again := zipped(dict(reversed(TENSORFLOW.items()))))
+    assert download_model(tree, site, f"base --sha256 {sha256(again)}").returncode == 0
+    assert download_model(tree, site, f"base --sha256 {sha256(again)}").returncode == 0
+    assert len(sums_of(tree)) == 6 and check_sums(tree).returncode == 0
+
+
+def test_a_model_of_before_is_trusted_when_it_is_seen_first(tree, site):
+    folder = tree / "models" / "fine-tuned" / offer(site, "base")
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("a")
+    assert "is kept in models/fine-tuned/SHA256SUMS from now on" in download_model(tree, site, "base").stdout
+    assert len(sums_of(tree)) == 1 and check_sums(tree).returncode == 0
+    (folder / "vocab.txt").write_text("b")
+    assert "SHA-256 differs" in error_of(download_model(tree, site, "base"))
+
+
+@pytest.mark.parametrize("of", ["archive", "vocab.txt", "ARCHIVE"])
+def test_a_sha_256_that_is_asked_for(tree, site, of):
+    folder = offer(site, "base", content := zipped(TENSORFLOW))
+    wanted = sha256(content) if of.lower() == "archive" else sha256(TENSORFLOW[of])
+    words = f"--sha256 {wanted.upper() if of.isupper() else wanted} base"
+    models = tree / "models" / "fine-tuned"
+    offer(site, "base", zipped(TENSORFLOW | {"vocab.txt": b"other"}))
+    message = error_of(result := download_model(tree, site, words))
+    assert wanted in message and "thrown away" in message and len(result.stderr.splitlines()) == 1
+    assert listing(models) == []  # nothing is known of it then either
+    offer(site, "base", content)
+    for _ in range(2):
+        assert download_model(tree, site, words).returncode == 0
+    other = f"base --sha256 {sha256(b'other')}"
+    assert "move the folder away" in error_of(download_model(tree, site, other)) and (models / folder).exists()
+
+
+@pytest.mark.parametrize("pin", ["", "abc", "g" * 64, "a" * 65, "--sha256"])
+def test_what_is_no_sha_256(tree, site, pin):
+    result = shell(tree / "scripts" / "download_model.sh", "base", "--sha256", pin, DEMOBERT_NGC_URL=site.url)
+    assert "--sha256" in error_of(result, code=2) and site.requests == []
+
+
+def test_help_says_what_the_sha_256_is_worth():
+    text = " ".join(shell(ROOT / "scripts" / "download_model.sh", "-h").stdout.split())
+    assert "trust on first use" in text and "no signature" in text and "--sha256 HEX" in text
+
+
+def test_a_download_that_was_killed_is_cleaned_up_by_the_next(tree, site, ngc, tmp_path):
+    """While it runs, it is left alone."""
+    folder, models = offer(site, "base"), tree / "models" / "fine-tuned"
+    path = ngc('mkdir -p "$6/half/done"; touch "$6/here"; exec sleep 600')
+    environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}", "DEMOBERT_NGC_URL": site.url}
+    command = ["bash", str(tree / "scripts" / "download_model.sh"), "base"]
+    run = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    try:
+        while not (models / f".{folder}.tmp" / "here").exists():
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        assert "another run is downloading" in error_of(download_model(tree, site, "base"))
+        assert (models / f".{folder}.tmp" / "half" / "done").exists()
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)  # the script and its ngc
+        run.wait()
+    (models / f".{folder}.a1B2c3.tmp").mkdir()  # of the script as it was before
+    (Path(path) / "ngc").unlink()
+    assert listing(models) == sorted(
+        [
+            f".{folder}.a1B2c3.tmp",
+            f".{folder}.tmp",
+            *(f".{folder}.tmp/{name}" for name in ("half", "half/done", "here")),
+        ]
+    )
+    assert download_model(tree, site, "base").returncode == 0
+    assert listing(models)[:2] == ["SHA256SUMS", folder]
+
+
 @pytest.fixture
 def ngc(tmp_path):
     """Puts a stand-in for the NGC command line into a folder of its own, and returns the folder."""
@@ -460,7 +816,8 @@ def test_ngc_is_used_where_it_is_installed(tree, site, ngc):
     )
     result = download_model(tree, site, "base", path)
     assert result.returncode == 0 and site.requests == [], result
-    assert len(listing(tree / "models" / "fine-tuned")) == 4
+    assert len(listing(tree / "models" / "fine-tuned")) == 5
+    assert len(sums_of(tree)) == 3 and check_sums(tree).returncode == 0  # of the files: ngc shows no archive
 
 
 def test_curl_takes_over_where_ngc_fails(tree, site, ngc):
