@@ -64,7 +64,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, kind=None, *exception) -> None:
         if kind is KeyboardInterrupt:
             note(f"Stopped after question {self.entries}: the same command goes on from there ({self.path})")
         with contextlib.suppress(OSError):  # what did not go to a full disk does not go there now
