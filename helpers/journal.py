@@ -105,12 +105,9 @@ class Journal:
     def discard(self) -> None:
         """The output has been written: it is needed no more."""
         if not self.published:
-            self.entries, self.failed, self._bytes, self._content = (
-                0,
-                0,
-                0,
-                hashlib.sha256(),
-            )  # a kill between the next lines leaves an empty one
+            # A kill between the next lines leaves an empty one.
+            self.entries, self.failed, self._bytes = 0, 0, 0
+            self._content = hashlib.sha256()
             self._write_state()
         self.path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
@@ -183,13 +180,10 @@ class Journal:
 
     def _write_state(self) -> None:
         state = {"facts": self._facts, "entries": self.entries, "failed": self.failed, "digest": self.digest}
+        state |= {"bytes": self._bytes, "content": self._content.hexdigest(), "whole": self._is_whole}
         new = Path(f"{self._state_path}.tmp")  # of one name: there is only one writer
         try:
-            new.write_bytes(
-                json_bytes(
-                    state | {"bytes": self._bytes, "content": self._content.hexdigest(), "whole": self._is_whole}
-                )
-            )
+            new.write_bytes(json_bytes(state))
             os.replace(new, self._state_path)
         except OSError as error:
             raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error

@@ -171,17 +171,24 @@ def _fault(message: str) -> QuestionRow:
     return QuestionRow(None, None, None, DemoBertError(message))
 
 
+def _next_line(file) -> bytes | None:
+    """The next line of a table, b"" at its end; None for one that is too long, which is not kept in memory."""
+    line = file.readline(MAX_LINE_BYTES + 1)
+    if len(line) <= MAX_LINE_BYTES:
+        return line
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MAX_LINE_BYTES)
+    return None
+
+
 def _lines(file) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) for each that is not blank; None for a line that is too long, which is not kept in memory."""
+    """(number, line) for each that is not blank; None for a line that is too long."""
     number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while (line := _next_line(file)) != b"":
         number += 1
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if len(line) > MAX_LINE_BYTES:
-            while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE_BYTES)
-            yield number, None
-        elif line.strip():
+        if line and number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line is None or line.strip():
             yield number, line
 
 
@@ -195,13 +202,11 @@ class _TextLines:
         return self
 
     def __next__(self) -> str:
-        line = self._file.readline(MAX_LINE_BYTES + 1)
-        if not line:
+        line = _next_line(self._file)
+        if line == b"":
             raise StopIteration
         self.number += 1
-        if len(line) > MAX_LINE_BYTES:
-            while line and not line.endswith(b"\n"):
-                line = self._file.readline(MAX_LINE_BYTES)
+        if line is None:
             raise csv.Error(f"longer than {MAX_LINE_BYTES >> 20} MiB")
         if self.number == 1 and line.startswith(codecs.BOM_UTF8):
             self.byte_order_mark, line = "\ufeff", line.removeprefix(codecs.BOM_UTF8)
