@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from tests.conftest import ROOT
 from tests.stand_in import random_rows, write_rows
@@ -73,13 +74,16 @@ def main(arguments) -> int:
         finished(start(args.engine, asked, outputs[0]))
         seconds, expected = time.perf_counter() - begin, outputs[0].read_bytes()
         kills = runs = wrong = 0
+        progress = tqdm(total=args.kills, unit="kill")
         while kills < args.kills:
             if kill_once(start(args.engine, asked, outputs[1]), outputs[1], seconds, moments):
                 kills += 1
+                progress.update()
             elif outputs[1].exists():  # it was faster: the next one begins again
                 runs += 1
                 wrong += outputs[1].read_bytes() != expected
                 outputs[1].unlink()
+        progress.close()
         finished(start(args.engine, asked, outputs[1]))
         wrong += outputs[1].read_bytes() != expected
         left = sorted(path.name for path in outputs[1].parent.iterdir() if path != outputs[1])
