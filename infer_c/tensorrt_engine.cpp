@@ -153,6 +153,8 @@ struct Plan {
     std::unique_ptr<nvinfer1::ICudaEngine> engine;
     Layout layout = Layout::padded;
     bool is_plugin_network = false;  // which keeps the two dimensions of size 1 that its convolutions need
+    // All start logits, then all end logits, [2, T, 1, 1]: packed plugin networks once gave them so.
+    bool gives_starts_first = false;
     bool is_static = false;
     std::vector<Profile> profiles;
     std::vector<std::int64_t> counts;  // the most elements of each input, then of the output
@@ -224,7 +226,9 @@ Plan read_plan(std::unique_ptr<nvinfer1::ICudaEngine> engine, const std::string&
         throw Error(path + " has a profile of size 0; build it again");
     }
     const std::size_t plugin_rank = plan.layout == Layout::padded ? 5 : 4;
-    plan.is_plugin_network = sizes_of(engine->getTensorShape(kOutput)).size() == plugin_rank;
+    const Sizes logits = sizes_of(engine->getTensorShape(kOutput));
+    plan.is_plugin_network = logits.size() == plugin_rank;
+    plan.gives_starts_first = plan.layout == Layout::packed && !logits.empty() && logits.front() == kLogits;
     plan.engine = std::move(engine);
     return plan;
 }
@@ -489,7 +493,7 @@ private:
             for (std::int64_t row = 0; row < asked.batch_size; ++row) {
                 std::copy(pinned + row * from, pinned + row * from + to, logits + row * to);
             }
-        } else if (plan_.is_plugin_network) {  // [2, T, 1, 1]: all start logits, then all end logits
+        } else if (plan_.gives_starts_first) {
             for (std::int64_t token = 0; token < shape.tokens; ++token) {
                 for (std::int64_t i = 0; i < kLogits; ++i) {
                     logits[token * kLogits + i] = pinned[i * shape.tokens + token];

@@ -149,6 +149,11 @@ class Session:
         """Plugin networks keep the two dimensions of size 1 that their convolutions need."""
         return len(self.engine.get_tensor_shape(OUTPUT)) == {"padded": 5, "packed": 4}[self.layout]
 
+    @property
+    def gives_starts_first(self) -> bool:
+        """Whether a packed plan gives all start logits, then all end logits, [2, T, 1, 1]: plugin networks once did."""
+        return self.layout == "packed" and self.engine.get_tensor_shape(OUTPUT)[0] == LOGITS
+
     def _is_input(self, *names) -> bool:
         return all(self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT for name in names)
 
@@ -268,8 +273,7 @@ class TensorRTEngine(Engine):
         if session.layout == "padded":
             rows = logits.reshape(*inputs["input_ids"].shape, LOGITS)
             return rows[: batch.batch_size, : batch.sequence_length]
-        # The plugin network's is [2, T, 1, 1]: all start logits, then all end logits.
-        return logits.reshape(LOGITS, -1).T if session.is_plugin_network else logits.reshape(-1, LOGITS)
+        return logits.reshape(LOGITS, -1).T if session.gives_starts_first else logits.reshape(-1, LOGITS)
 
     def _bind(self, batch: Batch) -> dict:
         """Choose the profile for `batch`; its inputs, int32, padded (in a padded engine) to what the profile takes."""

@@ -277,7 +277,7 @@ class PackedPluginLayers(TypedPluginWriter):
     """
 
     rank = 4
-    head_transpose = (1, 0, 2, 3)  # all start logits, then all end logits: [2, T, 1, 1]
+    head_transpose = (0, 1, 2, 3)  # each token's two logits side by side, as Triton hands them back: [T, 2, 1, 1]
 
     def _make_inputs(self, batch_size, sequence_length):
         super()._make_inputs(batch_size, sequence_length)
@@ -299,7 +299,7 @@ class InterleavedPluginLayers(PluginWriter):
     """
 
     rank = 4
-    head_transpose = (1, 2, 0, 3)  # all start logits, then all end logits: [2, T, 1, 1]
+    head_transpose = (2, 1, 0, 3)  # each token's two logits side by side, as Triton hands them back: [T, 2, 1, 1]
 
     def _make_inputs(self, batch_size, sequence_length):
         self.inputs = self.network_inputs("packed", (-1,))
