@@ -28,8 +28,8 @@ _RESTART_GRACE = 5
 #: A server that dies so often within so many seconds is given up.
 _DEATHS, _DEATHS_WITHIN = 3, 60
 
-#: What Triton says when nothing is in flight any more; then it waits for dead processes, too, for ever.
-_NOTHING_IN_FLIGHT = "All models are stopped, unloading models"
+#: What Triton says when it has waited for what is in flight; then it waits for dead processes, too, for ever.
+_UNLOADING = "All models are stopped, unloading models"
 
 #: Lines of its log that are kept to say why it could not start.
 _LINES_KEPT = 500
@@ -51,15 +51,15 @@ class Log:
     def __init__(self, say: Callable[[str], object], verbose: bool):
         self._say, self._verbose = say, verbose
         self._lines: collections.deque = collections.deque(maxlen=_LINES_KEPT)
-        self.nothing_in_flight = threading.Event()
+        self.unloading = threading.Event()
 
     def read(self, stream) -> None:
         """All lines of a stream, until it ends."""
         for data in stream:
             line = data.decode("utf-8", "replace").rstrip()
             self._lines.append(line)
-            if _NOTHING_IN_FLIGHT in line:
-                self.nothing_in_flight.set()
+            if _UNLOADING in line:
+                self.unloading.set()
             if self._verbose or not self._is_chatter(line):
                 self._say(line)
 
@@ -153,7 +153,9 @@ class Supervisor:
         while not self.stop_asked.wait(_BETWEEN_LOOKS):
             if (code := self._process.poll()) is not None:
                 status = -code if code < 0 else code << 8
-                return self._died(f"the server died ({_how(status)})", "what it was asked, and had not answered, is lost")
+                return self._died(
+                    f"the server died ({_how(status)})", "what it was asked, and had not answered, is lost"
+                )
             for pid in backends:
                 if (status := _status_of_dead(pid)) is not None:
                     lost = "the questions that it worked on, and that waited, are lost, and who asked them is told so"
@@ -165,13 +167,15 @@ class Supervisor:
             self._process.terminate()
             end = time.monotonic() + patience
             while self._process.poll() is None and time.monotonic() < end and not self.hurry.is_set():
-                if self._log.nothing_in_flight.wait(0.1):
+                if self._log.unloading.wait(0.1):
                     end = min(end, time.monotonic() + _RESTART_GRACE)
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         self._process.wait(0.1)
             self._process.kill()
         self._process.wait()
         self._reader.join(_RESTART_GRACE)
+        if self.stop_asked.is_set() and self._process.returncode:
+            self._say("the server was ended before it was done: what was still in flight, if anything was, is lost")
 
 
 def is_ready(place: Place) -> bool:

@@ -87,7 +87,6 @@ def installed(place: Place, repository: Path, folder: Path, exit_timeout: int) -
         # The backend's Python takes the environment of the python3 that it finds.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(str(library) for library in libraries if library),
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     words = [str(program), *arguments(place, str(repository), exit_timeout), f"--backend-directory={backends}"]
     return Command(words, environment, working)
