@@ -44,7 +44,7 @@ class PageServer(ThreadingHTTPServer):
             raise DemoBertError(f"the page can't be served on {address}:{port}: {error.strerror}") from error
 
     def start(self) -> None:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def close(self) -> None:
         self.shutdown()

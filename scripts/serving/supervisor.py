@@ -197,19 +197,22 @@ def _end_with_parent() -> None:
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that process `pid` has started."""
-    found = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, file.read_text().split())
-    return found
+    """The processes that process `pid` has started, and that are there."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _stat(path)[1:2] == [str(pid)]]
+
+
+def _stat(process: Path) -> list[str]:
+    """The fields of /proc/…/stat after the program's name: state, parent, …, last the exit code; [] where it is gone."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _status_of_dead(pid: int) -> int | None:
     """How process `pid` ended, as waitpid says it; 0 where that can't be known; None: it lives."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    fields = _stat(Path(f"/proc/{pid}"))
+    if not fields:
         return 0
     return int(fields[-1]) if fields[0] in "ZX" else None
 
