@@ -16,6 +16,7 @@ import pytest
 from helpers.squad import read_squad
 from tests import triton_server
 from tests.conftest import ROOT
+from tests.test_scripts import xquad
 from tests.test_shell_scripts import error_of, shell
 from tests.triton_server import Client, Server, ask, body_of, compare, free_ports, post, serving
 
@@ -117,11 +118,8 @@ def test_squad_s_answers_are_inference_py_s(server, predictions):
 
 
 def test_xquad_s_answers_are_inference_py_s(server, bundled_engine, tmp_path):
-    """A sample; python3 -m tests.triton_server asks all of them."""
-    file = ROOT / "squad" / "dev-xquad-en-v1.1.json"
-    if not file.exists():
-        pytest.skip("XQuAD is not here (squad/dev-xquad-en-v1.1.json)")
-    values = json.loads(file.read_text(encoding="utf-8"))
+    """A sample; python3 -m tests.serving_load asks all of them."""
+    values = json.loads(xquad().read_text(encoding="utf-8"))
     values["data"] = [article | {"paragraphs": article["paragraphs"][:1]} for article in values["data"][::8]]
     sample, answers = tmp_path / "sample.json", tmp_path / "answers.json"
     sample.write_text(json.dumps(values), encoding="utf-8")

@@ -1,7 +1,6 @@
 """Starts scripts/serve.sh's server for tests and measurements, and asks it over HTTP.
 
-The server is that of .venv-serve, which scripts/test.sh fills. `python3 -m tests.triton_server -e ENGINE --squad FILE`
-asks a server all questions of a file, and compares the answers with inference.py's.
+The server is that of .venv-serve, which scripts/test.sh fills.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -204,32 +202,3 @@ def compare(port: int, data, wanted: dict, clients: int) -> list[str]:
     for thread in threads:
         thread.join()
     return different
-
-
-def main(arguments) -> int:
-    from helpers import cli
-    from helpers.squad import read_squad
-
-    parser = cli.Parser("Ask a server all questions of a SQuAD file, and compare with inference.py's answers.")
-    cli.add_engine(parser)
-    parser.add_argument("--squad", required=True, metavar="FILE", help="SQuAD v1.1 file")
-    parser.add_argument("--clients", type=cli.positive_int, default=16, metavar="N", help="clients that ask at once")
-    args = parser.parse_args(arguments)
-    data = read_squad(args.squad)
-    predictions = Path(f"/tmp/predictions_{os.getpid()}.json")
-    try:
-        command = [sys.executable, ROOT / "inference.py", "-e", args.engine, "-sq", args.squad, "-o", predictions]
-        subprocess.run([*map(str, command)], check=True)
-        wanted = json.loads(predictions.read_text(encoding="utf-8"))
-    finally:
-        predictions.unlink(missing_ok=True)
-    with serving("-e", Path(args.engine).resolve()) as server:
-        different = compare(server.http, data, wanted, args.clients)
-    print(f"{len(data.examples)} questions, {len(different)} answered otherwise than by inference.py")
-    return 1 if different else 0
-
-
-if __name__ == "__main__":
-    from helpers import cli
-
-    cli.run(main)
