@@ -4,17 +4,15 @@
 # they installed, so that a second call takes no time.
 
 prepare_environment() {
-    _make_environment .venv
-    _install .venv "$@"
+    _make_environment .venv && _install .venv "$@"
 }
 
 # NVIDIA's server needs another numpy than the rest: what .venv-serve has itself goes before what .venv has.
 prepare_serving_environment() {
-    local packages
-    prepare_environment requirements.txt
-    _make_environment .venv-serve
-    packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    printf '%s\n' "$packages" >"$(.venv-serve/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+    local above below find='import sysconfig; print(sysconfig.get_path("purelib"))'
+    prepare_environment requirements.txt && _make_environment .venv-serve || return
+    below=$(.venv/bin/python -c "$find") && above=$(.venv-serve/bin/python -c "$find") || return
+    printf '%s\n' "$below" >"$above/base.pth" || return
     _install .venv-serve requirements-serve.txt
 }
 
@@ -44,7 +42,7 @@ _install() {
         wanted="$(cksum "$requirements" requirements*.txt | tr '\n' ' ')"
         if ! grep -qxF "$wanted" "$stamp" 2>/dev/null; then
             echo "Installing $requirements into $environment (some minutes the first time)"
-            "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+            "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" || return
             echo "$wanted" >>"$stamp"
         fi
     done

@@ -10,9 +10,13 @@ serve=$root/scripts/serving/serve.py
 for argument in "$@"; do
     case $argument in -h | --help) exec "$(find_python)" "$serve" -h ;; esac
 done
-"$(find_python)" "$serve" --check "$@" # mistakes are said before anything is installed
-folder=$PWD
-cd "$root"
-prepare_serving_environment >&2
-cd -- "$folder"
-exec "$root/.venv-serve/bin/python" "$serve" "$@"
+python=$(find_python)
+needed=$("$python" "$serve" --check "$@") # mistakes are said before anything is installed
+if [ "$needed" = server ]; then
+    folder=$PWD
+    cd "$root"
+    prepare_serving_environment >&2
+    cd -- "$folder"
+    python=$root/.venv-serve/bin/python
+fi
+exec "$python" "$serve" "$@"

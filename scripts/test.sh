@@ -11,6 +11,8 @@ case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
 cd "$root"
 
 prepare_environment requirements.txt requirements-dev.txt
+# NVIDIA's Triton, in an environment above this one, which keeps its numpy.
+prepare_serving_environment || echo "Triton's server could not be installed: its tests are skipped" >&2
 # NVIDIA's bindings and TensorRT-RTX, which the TensorRT tests are held to; kept out of the environment itself.
 bash tests/tensorrt_double/fetch_bindings.sh .venv/bin/python
 echo "Running the tests"

@@ -86,7 +86,7 @@ def test_unknown_arguments_are_refused(name):
 def test_test_sh_hands_its_arguments_to_pytest(tmp_path):
     """In a tree whose environment is complete and whose pytest only repeats what it was told."""
     tree = scratch_tree(tmp_path)
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-serve.txt"):
         (tree / name).write_text("")
     (tree / "tests" / "tensorrt_double").mkdir(parents=True)
     (tree / "tests" / "tensorrt_double" / "fetch_bindings.sh").write_text("echo fetched with $1\n")
@@ -97,6 +97,61 @@ def test_test_sh_hands_its_arguments_to_pytest(tmp_path):
     result = shell(tree / "scripts" / "test.sh", "-k", "two words")
     assert result.returncode == 0 and result.stdout.endswith("<--dist> <loadgroup> <-k> <two words> "), result
     assert "fetched with .venv/bin/python" in result.stdout
+
+
+#: Stands in for an environment's Python: it says where its packages are, and notes what it is told to install.
+_ENVIRONMENT_PYTHON = """#!/bin/sh
+folder=${0%/bin/python}
+case "$*" in
+    *purelib*) mkdir -p "$folder/packages"; echo "$PWD/$folder/packages" ;;
+    *"-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    *" install "*) echo "$folder: $*" >>pip.txt; [ ! -e broken ] ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_server_s_environment_lies_above_the_other(tmp_path, broken):
+    """It is filled once; what could not be installed is tried again."""
+    tree = scratch_tree(tmp_path)
+    for name in ("requirements.txt", "requirements-serve.txt"):
+        (tree / name).write_text("")
+    python = tree / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(_ENVIRONMENT_PYTHON)
+    python.chmod(0o755)
+    if broken:
+        (tree / "broken").touch()
+    script = "script=x; set -e; . scripts/environment.sh; prepare_serving_environment || { echo failed; exit 3; }"
+    for _ in range(2):
+        command = ["bash", "-c", script]
+        result = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=os.environ | {"PYTHON": "true"})
+        assert result.returncode == (3 if broken else 0), result
+    installed = (tree / "pip.txt").read_text().splitlines()
+    if broken:
+        assert len(installed) == 2 and all(line.endswith("-r requirements.txt") for line in installed)
+        return
+    assert [line.split(":")[0] for line in installed] == [".venv", ".venv-serve"]
+    assert installed[1].endswith("-r requirements-serve.txt")
+    assert (tree / ".venv-serve" / "packages" / "base.pth").read_text() == f"{tree}/.venv/packages\n"
+
+
+def test_test_sh_goes_on_without_the_server(tmp_path):
+    tree = scratch_tree(tmp_path)
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-serve.txt"):
+        (tree / name).write_text("")
+    (tree / "tests" / "tensorrt_double").mkdir(parents=True)
+    (tree / "tests" / "tensorrt_double" / "fetch_bindings.sh").write_text("")
+    python = tree / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    refuses = "*purelib*) exit 1 ;;\n    *pytest*) echo tested ;;"
+    python.write_text(
+        _ENVIRONMENT_PYTHON.replace('*purelib*) mkdir -p "$folder/packages"; echo "$PWD/$folder/packages" ;;', refuses)
+    )
+    python.chmod(0o755)
+    result = shell(tree / "scripts" / "test.sh")
+    assert result.returncode == 0 and result.stdout.endswith("tested\n"), result
+    assert "Triton's server could not be installed: its tests are skipped" in result.stderr
 
 
 def scratch_tree(folder: Path, name: str = "a tree") -> Path:

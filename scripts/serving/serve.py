@@ -60,7 +60,7 @@ def parse(arguments):
     where.add_argument("--exit-timeout", type=cli.positive_int, default=30, metavar="N", help=wait)
     where.add_argument("--dry-run", action="store_true", help="print the server's command, and do nothing")
     add_export_arguments(parser)
-    # What serve.sh asks before it installs anything: whether the arguments make sense.
+    # What serve.sh asks before it installs anything: whether the arguments make sense, and what they need.
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
@@ -95,6 +95,7 @@ def main(arguments) -> int:
     args = parse(arguments)
     check(args)
     if args.check:
+        print("nothing" if args.docker and args.repository else "server")
         return 0
     place = Place(args.address, args.http_port, args.grpc_port, args.metrics_port)
     with tempfile.TemporaryDirectory(prefix="demobert-serve-") as folder:

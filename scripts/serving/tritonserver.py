@@ -5,6 +5,7 @@ import io
 import os
 import re
 import secrets
+import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from scripts.serving.contents import Contents
 
 #: What callers need not do: share memory with the server, load models, set its log and its traces.
 _LOCKED = "shared-memory,model-repository,trace,logging"
+
+#: The program of the Python backend's processes.
+_STUB = "triton_python_backend_stub"
 
 #: Docker's name of an image: perhaps a registry, then the name, perhaps a tag.
 _COMPONENT = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
@@ -88,14 +92,29 @@ def installed(place: Place, repository: Path, folder: Path, exit_timeout: int) -
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(str(library) for library in libraries if library),
     }
+    _check_libraries(backends / "python" / _STUB, environment)
     words = [str(program), *arguments(place, str(repository), exit_timeout), f"--backend-directory={backends}"]
     return Command(words, environment, working)
 
 
+def _check_libraries(stub: Path, environment: dict[str, str]) -> None:
+    """Raises DemoBertError for shared libraries that the backend's process would miss: Python's own, mostly."""
+    result = subprocess.run(["ldd", str(stub)], env=environment, capture_output=True, text=True)
+    if missing := re.findall(r"^\s*(\S+) => not found", result.stdout, re.M):
+        raise DemoBertError(
+            f"Triton's Python backend needs {', '.join(missing)}, which this machine has not got; on Debian and Ubuntu: "
+            f"apt-get install libpython{_python_version()}"
+        )
+
+
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def _backends(server: Path, folder: Path) -> Path:
     """A folder of backends for this Python: the package has a process for each release of Python beside them."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    version = _python_version()
+    stub = server / "python_backend_stubs" / version / _STUB
     if not stub.is_file():
         known = ", ".join(sorted(path.name for path in stub.parent.parent.glob("3.*")))
         raise DemoBertError(f"this Triton has a Python backend for Python {known}, not for {version}")
