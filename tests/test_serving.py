@@ -17,7 +17,7 @@ from helpers.squad import read_squad
 from tests import triton_server
 from tests.conftest import ROOT
 from tests.test_scripts import xquad
-from tests.test_shell_scripts import error_of, shell
+from tests.test_shell_scripts import error_of
 from tests.triton_server import Client, Server, ask, body_of, compare, free_ports, post, serving
 
 if (reason := triton_server.missing()) is not None:
@@ -444,17 +444,3 @@ def test_an_engine_that_can_t_be_exported_is_said(tmp_path):
     assert "the engine could not be exported" in error_of(result) and "export_triton.py: error: " in result.stderr
     assert "engine not found" in error_of(run_serve("-e", tmp_path / "none"))
     assert "it has no demobert_export.json" in error_of(run_serve("--repository", tmp_path))
-
-
-def test_serve_sh_refuses_wrong_arguments_before_it_installs_anything(tmp_path):
-    for arguments, said in (
-        (("--nonsense",), "unrecognized arguments: --nonsense"),
-        (("-e", "x", "--repository", "y"), "not both"),
-        (("--repository", "y", "--instances", "2"), "leave those flags out"),
-        (("--address", "localhost"), "is not an IPv4 address"),
-        (("--address", "::1"), "is not an IPv4 address"),
-        (("--http-port", "0"), "is not a port from 1 to 65535"),
-        (("--http-port", "8001"), "must differ"),
-    ):
-        result = shell(ROOT / "scripts" / "serve.sh", *arguments)
-        assert said in error_of(result, code=2) and len(result.stderr.splitlines()) == 1

@@ -44,12 +44,12 @@ def free_ports(count: int) -> list[int]:
 class Server:
     """serve.py as a process, until `stop`. `lines` are what it has printed, as it comes."""
 
-    def __init__(self, *arguments, page: bool = False, address: str = "127.0.0.1"):
+    def __init__(self, *arguments, page: bool = False, address: str = "127.0.0.1", python=PYTHON):
         self.http, self.grpc, self.metrics, self.page = free_ports(4)
         flags = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
         words = [f"--{name}-port={port}" for name, port in flags.items()]
         words += ["--page", f"--page-port={self.page}"] if page else []
-        command = [PYTHON, ROOT / "scripts" / "serving" / "serve.py", *arguments, *words, f"--address={address}"]
+        command = [python, ROOT / "scripts" / "serving" / "serve.py", *arguments, *words, f"--address={address}"]
         self.process = subprocess.Popen(
             [str(word) for word in command],
             cwd="/",

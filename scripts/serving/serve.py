@@ -95,7 +95,7 @@ def main(arguments) -> int:
     args = parse(arguments)
     check(args)
     if args.check:
-        print("nothing" if args.docker and args.repository else "server")
+        print("nothing" if args.docker is not None and args.repository else "server")
         return 0
     place = Place(args.address, args.http_port, args.grpc_port, args.metrics_port)
     with tempfile.TemporaryDirectory(prefix="demobert-serve-") as folder:
@@ -124,7 +124,7 @@ def _exported(args, folder: Path) -> Path:
 
 
 def _command(args, place: Place, repository: Path, contents: Contents, folder: Path) -> tritonserver.Command:
-    if args.docker:
+    if args.docker is not None:
         return tritonserver.container(args.docker, place, repository, contents, args.exit_timeout)
     if contents.engine:
         raise DemoBertError(

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import ctypes
 import http.client
+import os
 import re
 import signal
 import subprocess
@@ -70,7 +71,7 @@ class Log:
                 cause = found[1].removesuffix('"').partition("\\n\\nAt:")[0]
                 return one_line(re.sub(r"^\w+: ", "", cause), 500)
         errors = [found[2] for line in self._lines if (found := _LINE.match(line)) and found[1] in "EF"]
-        return one_line(errors[-1], 500) if errors else "its log does not say why (--verbose shows it)"
+        return one_line([*self._lines, *errors][-1] if self._lines else "it does not say why", 500)
 
     def _is_chatter(self, line: str) -> bool:
         found = _LINE.match(line)
@@ -173,6 +174,8 @@ class Supervisor:
                         self._process.wait(0.1)
             self._process.kill()
         self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # what it has started goes with it
         self._reader.join(_RESTART_GRACE)
         if self.stop_asked.is_set() and self._process.returncode:
             self._say("the server was ended before it was done: what was still in flight, if anything was, is lost")
