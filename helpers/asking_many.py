@@ -14,8 +14,9 @@ from tqdm import tqdm
 from helpers import cli
 from helpers.answerer import Answerer, Row
 from helpers.errors import DemoBertError
-from helpers.files import remove_temporaries, sha256_of, write_json
+from helpers.files import sha256_of
 from helpers.journal import Journal, Stdout
+from helpers.outputs import write_json
 from helpers.rows import CsvLines, JsonLines, QuestionRow, RowsFile
 from helpers.squad import read_squad
 from helpers.tokenization import Tokenizer
@@ -59,8 +60,6 @@ def _write_predictions(args, results: list[dict]) -> None:
     for result in results:
         if "error" in result:
             cli.note(f'Note: question {cli.one_line(result["id"])} is predicted "": {result["error"]}')
-    for path in filter(None, (args.output_prediction_file, args.n_best_output, args.null_odds_output)):
-        remove_temporaries(path)
     write_json(args.output_prediction_file, {result["id"]: result.get("answer", "") for result in results})
     if args.n_best_output:
         write_json(args.n_best_output, {result["id"]: result.get("n_best", []) for result in results})
