@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -37,7 +36,8 @@ def answer_rows(args, answerer: Answerer) -> int:
             journal.append(form.header, 0, 0, "")
         summary = _fill(journal, answerer, rows, top_k, form.line, rows.estimated_total)
         journal.publish()
-    print(f"{summary}, {journal.failed} failed: {output}", file=sys.stderr if output == "-" else sys.stdout)
+    say = cli.note if output == "-" else print
+    say(f"{summary}, {journal.failed} failed: {output}")
     return int(journal.failed > 0)
 
 

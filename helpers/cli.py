@@ -1,6 +1,7 @@
 """What the command lines share: argument groups, notes on stderr, errors → one line and an exit code."""
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
@@ -100,8 +101,9 @@ def add_benchmark_arguments(parser: Parser) -> None:
 
 
 def note(message: str) -> None:
-    """A line for people, on stderr; stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
+    """A line for people, on stderr; stdout holds results only. Where stderr can't be written, nobody reads it."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def run(main) -> None:
@@ -132,7 +134,7 @@ def run(main) -> None:
             traceback.print_exc()
         note(f"{program}: error: {line}")
         code = getattr(error, "exit_code", 1)
-    _give_up_stdout()
+    _give_up_streams()
     sys.exit(code or 0)
 
 
@@ -165,12 +167,13 @@ def _end_by_signal(number, frame) -> None:
     raise SystemExit(128 + number)
 
 
-def _give_up_stdout() -> None:
+def _give_up_streams() -> None:
     """Python would try again, at its end, to write what could not be written, and say so in many lines."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _line_of(error: Exception) -> str | None:
