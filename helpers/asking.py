@@ -40,9 +40,9 @@ def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) 
     _check_files(args)
     many = bool(args.squad_json or args.rows)
     options = AnswerOptions(**{name: getattr(args, name) for name in AnswerOptions.__dataclass_fields__})
-    tokenizer = {"vocab_file": args.vocab_file, "cased": args.cased}
+    files = {"vocab_file": args.vocab_file, "cased": args.cased} | cli.trust_of(args)
     with Answerer.open(
-        args.engine, options, layout=layout, throughput=many, **tokenizer, say=cli.note, load=load
+        args.engine, options, layout=layout, throughput=many, **files, say=cli.note, load=load
     ) as answerer:
         if args.verbose:
             cli.note(answerer.engine.describe())

@@ -57,6 +57,19 @@ def add_engine(parser: Parser) -> None:
     parser.add_argument("-e", "--engine", required=True, help="engine file, written by builder.py")
 
 
+def add_trust(group) -> None:
+    """Flags of those who load the engine; see `trust_of`."""
+    trust = "load an engine that has no card beside it: loading an engine runs what is in it"
+    group.add_argument("--trust-engine", action="store_true", help=trust)
+    config = "folder of the model's configuration, for such an engine where it does not tell the sizes of its tables"
+    group.add_argument("-c", "--config-dir", metavar="DIR", help=config)
+
+
+def trust_of(args) -> dict:
+    """What `load_engine` and `Answerer.open` are to know of an engine without its card."""
+    return {"trust_engine": args.trust_engine, "config_dir": args.config_dir}
+
+
 def add_vocabulary(group, default: str = "the tokenizer's files of the config folder") -> None:
     text = f"vocab.txt, tokenizer.json or a folder with the tokenizer's files (default: {default})"
     group.add_argument("-v", "--vocab-file", metavar="FILE", help=text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.backends import without_card
+from helpers.backends import card_of, without_card
 from helpers.backends.base import Engine
 from helpers.batching import Batch
 from helpers.engine_card import EngineCard
@@ -30,6 +30,8 @@ def load_engine(
     layout: str | None = None,
     throughput: bool = False,
     say: Callable[[str], object] = lambda message: None,
+    trust_engine: bool = False,
+    config_dir=None,
     enable_graph: bool = False,
 ) -> "InferCEngine":
     """As `helpers.backends.load_engine`, through infer_c; `layout` None takes either. Raises DemoBertError.
@@ -37,15 +39,14 @@ def load_engine(
     `enable_graph` replays a CUDA graph for each shape that comes again (TensorRT).
     """
     module = _module()
-    card_path = EngineCard.path_for(path)
-    card = EngineCard.read(card_path) if card_path.exists() else None
+    card = card_of(path, say, trust_engine, config_dir)
     try:
         bert = module.bert_inf(path, enable_graph=enable_graph, throughput=throughput)
     except module.Error as error:
         raise DemoBertError(error) from error
     engine = InferCEngine(card or EngineCard(**json.loads(bert.card)), module, bert)
     if card is None:
-        say(without_card(card_path, engine.card))
+        say(without_card(path, engine.card))
     if layout not in (None, engine.card.layout):
         raise DemoBertError(f"{path} is a {engine.card.layout} engine, not a {layout} one")
     return engine

@@ -94,6 +94,7 @@ def _add_options(group, layout: str | None) -> None:
     )
     tokenizer = "vocab.txt, tokenizer.json or the model's folder (default: the engine's tokenizer)"
     group.add_argument("-v", "--vocab-file", metavar="FILE", help=tokenizer)
+    cli.add_trust(group)
     cased = "keep upper case and accents (default: as the tokenizer says)"
     group.add_argument("--cased", action="store_true", help=cased)
 

@@ -252,7 +252,7 @@ def _attempt(work) -> str | None:
 
 def _precision(path: Path) -> str:
     """What the engine computes in, as its card says: on a CPU, --fp16 may mean bf16."""
-    return "+".join(EngineCard.read(EngineCard.path_for(path)).precision)
+    return EngineCard.read(EngineCard.path_for(path)).precisions
 
 
 if __name__ == "__main__":
