@@ -174,8 +174,10 @@ void describe_by(EngineCard& card, const EngineFile& file, const std::optional<N
 }
 
 bool tells_of_short_memory(std::string_view text) {
-    constexpr std::array<std::string_view, 4> kSigns = {"bad_alloc", "annot allocate memory", "out of memory",
-                                                        "failed to map segment"};
+    // new's, the loader's, mmap's by OpenVINO's code generator, and a thread's that has no room for its stack.
+    constexpr std::array<std::string_view, 6> kSigns = {
+        "bad_alloc",     "annot allocate memory", "failed to map segment",
+        "out of memory", "can't alloc",           "Resource temporarily unavailable"};
     return std::any_of(kSigns.begin(), kSigns.end(),
                        [&](std::string_view sign) { return text.find(sign) != std::string_view::npos; });
 }

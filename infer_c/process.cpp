@@ -83,7 +83,8 @@ void watch_signals() {
     }
 }
 
-// What ends the process where no code of ours could catch it: short memory in a thread of a backend's, most likely.
+// What no code of ours could catch, since it was thrown in a backend's thread, or while another error was: so it goes
+// where memory is short.
 [[noreturn]] void end_by_exception() {
     try {
         if (const auto current = std::current_exception()) {
@@ -93,9 +94,9 @@ void watch_signals() {
     } catch (const std::bad_alloc&) {
         tell(kMemoryIsShort);
     } catch (const std::exception& error) {
-        tell(error.what());
+        tell("memory may be short: " + std::string(error.what()));
     } catch (...) {
-        tell("it ended by an error that nothing is known of");
+        tell("memory may be short: it ended by an error that says nothing");
     }
     abandon_outputs();
     _exit(1);
