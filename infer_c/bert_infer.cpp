@@ -7,8 +7,11 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
 #include <new>
 #include <optional>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 #include "backend.h"
@@ -19,6 +22,8 @@ namespace demobert {
 namespace {
 
 constexpr int kRunsToPrepare = 2;  // the second run of a shape captures its CUDA graph
+
+constexpr auto kLongestRename = std::chrono::seconds(2);  // of three files by who is not dead
 
 std::string text(std::int64_t number) {
     return std::to_string(number);
@@ -74,6 +79,27 @@ std::vector<char> read_described(const std::string& path, const EngineCard& card
         throw Error(path + " is not the engine that its card describes, or is damaged; build it again");
     }
     return bytes;
+}
+
+// The list of the new files of an engine that are being put in their places (helpers/outputs.py).
+bool is_pending(const std::string& engine) {
+    const std::filesystem::path path(engine);
+    std::error_code failed;
+    const auto list = path.parent_path() / ("." + path.filename().string() + ".pending");
+    return std::filesystem::exists(std::filesystem::symlink_status(list, failed));
+}
+
+// Throws Error where engine, card and tokenizer may not belong together, which the scripts can mend.
+void check_not_torn(const std::string& engine) {
+    const auto end = std::chrono::steady_clock::now() + kLongestRename;
+    while (is_pending(engine)) {
+        if (std::chrono::steady_clock::now() > end) {
+            throw Error(engine +
+                        " is torn: whoever wrote it was killed while the new files were put in place; perf.py and "
+                        "inference.py finish that, or build it again");
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
 }
 
 EngineCard read_card_of(const std::string& path, const LoadOptions& options) {
@@ -304,6 +330,7 @@ bool has_card(const std::string& engine) {
 }
 
 std::unique_ptr<Engine> load_engine(const std::string& path, const LoadOptions& options) {
+    check_not_torn(path);
     if (file_size(path, "engine") == 0) {
         throw Error("engine is empty: " + path);
     }

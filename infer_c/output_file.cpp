@@ -50,6 +50,20 @@ bool is_same_file(const struct stat& one, const struct stat& other) {
     return one.st_dev == other.st_dev && one.st_ino == other.st_ino;
 }
 
+// What is neither a file nor a link, for people.
+const char* kind_of(mode_t mode) {
+    switch (mode & S_IFMT) {
+        case S_IFDIR:
+            return "a folder";
+        case S_IFIFO:
+            return "a named pipe";
+        case S_IFSOCK:
+            return "a socket";
+        default:
+            return "a device";
+    }
+}
+
 fs::path folder_of(const fs::path& path) {
     return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
@@ -218,9 +232,13 @@ private:
     bool keeps_others_out_ = false;
 };
 
-// Remove what writers of `name` that were killed have left. Only who keeps all others out may do it.
+// Remove what writers of `name` that were killed have left, unless a list says that it is still to be put in its place
+// (helpers/outputs.py). Only who keeps all others out may do it.
 void remove_stale(const fs::path& folder, const std::string& name) {
     std::error_code failed;
+    if (fs::exists(fs::symlink_status(folder / ("." + name + ".pending"), failed))) {
+        return;
+    }
     for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end; entry.increment(failed)) {
         if (is_temporary_of(name, entry->path().filename().string())) {
             unlink(entry->path().c_str());
@@ -261,8 +279,7 @@ OutputFile::Target OutputFile::target() const {
     }
     struct stat found {};
     if (lstat(path.c_str(), &found) == 0 && !S_ISREG(found.st_mode)) {
-        throw Error(S_ISDIR(found.st_mode) ? flag_ + " is a folder, not a file: " + path_
-                                           : flag_ + " is not a regular file, and writing would replace it: " + path_);
+        throw Error(flag_ + " is " + kind_of(found.st_mode) + ", not a file: " + path_);
     }
     return {folder, path.filename().string()};
 }

@@ -8,7 +8,7 @@
 namespace demobert {
 
 // A file that a flag names. While it is written, a lock `.NAME.lock` and a temporary file `.NAME.XXXXXXXX.tmp` lie
-// beside it, as they do for helpers/files.py: of two processes that write one file, in C++ or in Python, the second
+// beside it, as they do for helpers/outputs.py: of two processes that write one file, in C++ or in Python, the second
 // waits.
 class OutputFile {
 public:

@@ -29,16 +29,28 @@ int print_failure = 0;  // the first errno of print; 0: none
 
 const char* program = "";  // its name, for errors
 
-void tell(const std::string& message) {
-    std::string line = one_line(message);
-    if (line.size() > kLongestError) {
-        std::size_t end = kLongestError;
-        while ((static_cast<unsigned char>(line[end]) & 0xc0) == 0x80) {  // not within a character
-            --end;
-        }
-        line = line.substr(0, end) + " ...";
+// Whether a byte goes on with the character before it, in UTF-8.
+bool goes_on(char byte) {
+    return (static_cast<unsigned char>(byte) & 0xc0) == 0x80;
+}
+
+// `line`, or its two ends: the reason stands last.
+std::string shortened(const std::string& line) {
+    if (line.size() <= kLongestError) {
+        return line;
     }
-    std::fprintf(stderr, "%s: error: %s\n", program, line.c_str());
+    std::size_t head = kLongestError * 2 / 3, tail = line.size() - kLongestError / 3;
+    while (head > 0 && goes_on(line[head])) {
+        --head;
+    }
+    while (tail < line.size() && goes_on(line[tail])) {
+        ++tail;
+    }
+    return line.substr(0, head) + " ... " + line.substr(tail);
+}
+
+void tell(const std::string& message) {
+    std::fprintf(stderr, "%s: error: %s\n", program, shortened(one_line(message)).c_str());
 }
 
 // Files that are opened later must not take the numbers of the standard streams: reports would be written into them.

@@ -3,6 +3,7 @@
 DEMOBERT_CPP_BUILD=FOLDER takes a build that is there, such as one with sanitizers (scripts/check_sanitizers.sh).
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -74,10 +75,15 @@ def build_clean_tree(folder: Path) -> Path:
     return build
 
 
+@functools.cache  # for all modules that import the fixture
+def clean_build(tmp_path_factory) -> Path:
+    return build_clean_tree(tmp_path_factory.mktemp("tree"))
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = os.environ.get("DEMOBERT_CPP_BUILD")
-    folder = Path(folder) if folder else build_clean_tree(tmp_path_factory.mktemp("tree"))
+    folder = Path(folder) if folder else clean_build(tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(infer_c_engine, "BUILD_FOLDER", folder)
         yield Built(folder, infer_c_engine._module())
