@@ -9,7 +9,7 @@ from tqdm import tqdm
 from helpers.backends.base import Engine, check_batch_size
 from helpers.batching import Batch, PackedBatch, PaddedBatch
 from helpers.engine_card import EngineCard
-from helpers.files import atomic_write, check_outputs, write_json
+from helpers.outputs import atomic_write, check_outputs, input_files, write_json
 from helpers.pictures import new_figure
 
 DEFAULT_SEQUENCE_LENGTH = 128
@@ -105,9 +105,9 @@ def _segments(card: EngineCard, length: int) -> np.ndarray:
 
 def check_benchmark_outputs(args) -> None:
     """Say what can't be written before anything is timed. Raises DemoBertError."""
-    engine = args.engine, EngineCard.path_for(args.engine), EngineCard.tokenizer_path_for(args.engine)
-    named = getattr(args, "lengths_from", None), getattr(args, "vocab_file", None)
-    check_outputs({"--json": args.json, "--plot": args.plot}, (*engine, *named))
+    named = args.config_dir, getattr(args, "lengths_from", None), getattr(args, "vocab_file", None)
+    inputs = [file for path in named for file in input_files(path)]
+    check_outputs({"--json": args.json, "--plot": args.plot}, (*EngineCard.set_of(args.engine), *inputs))
 
 
 def default_sequence_length(args, card: EngineCard) -> int:

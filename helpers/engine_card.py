@@ -6,7 +6,8 @@ from pathlib import Path
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.files import json_bytes, read_json, write_json
+from helpers.files import read_json
+from helpers.outputs import json_bytes, write_json
 
 LAYOUTS = ("padded", "packed")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -85,6 +86,11 @@ class EngineCard:
     def tokenizer_path_for(cls, engine_path) -> Path:
         """Where the engine's tokenizer lies, which its card describes as well."""
         return Path(f"{engine_path}.tokenizer.json")
+
+    @classmethod
+    def set_of(cls, engine_path) -> tuple[Path, Path, Path]:
+        """The three files of an engine: its tokenizer, itself, its card."""
+        return cls.tokenizer_path_for(engine_path), Path(engine_path), cls.path_for(engine_path)
 
     @classmethod
     def read(cls, path) -> "EngineCard":

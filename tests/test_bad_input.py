@@ -17,7 +17,7 @@ from helpers.backends import load_engine
 from helpers.batching import PaddedBatch
 from helpers.engine_card import EngineCard, EngineFacts
 from helpers.errors import DemoBertError
-from helpers.files import write_json
+from helpers.outputs import write_json
 from tests import checkpoints
 from tests.conftest import BUNDLED
 from tests.reference_bert import BertConfig, random_weights

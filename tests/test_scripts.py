@@ -14,8 +14,9 @@ from helpers.backends import load_engine
 from helpers.backends.base import Engine
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
-from helpers.files import read_json, write_json
+from helpers.files import read_json
 from helpers.model_folder import ModelFolder
+from helpers.outputs import write_json
 from helpers.squad import read_squad
 from helpers.tokenization import load_tokenizer
 from helpers.weights import load_weights

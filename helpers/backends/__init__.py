@@ -21,7 +21,8 @@ from helpers.bert_config import BertConfig
 from helpers.build_options import BACKENDS, BuildOptions
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import require_file, sha256_of, write_together
+from helpers.files import require_file, sha256_of
+from helpers.outputs import finish_pending, write_together
 from helpers.tokenization import Tokenizer
 
 
@@ -72,12 +73,8 @@ def write_engine(
         engine_bytes=len(built.data),
         settings=built.settings,
     )
-    files = {
-        EngineCard.tokenizer_path_for(path): tokenizer.json if tokenizer else None,
-        path: built.data,
-        EngineCard.path_for(path): card.to_bytes(),
-    }
-    write_together(files)
+    contents = tokenizer.json if tokenizer else None, built.data, card.to_bytes()
+    write_together(dict(zip(EngineCard.set_of(path), contents)), main=path)
     return card
 
 
@@ -97,8 +94,7 @@ def load_engine(
     trust_engine  load it although it has no card: what is in it is run
     config_dir    the folder of such an engine's model, which tells the sizes of its tables
     """
-    path = require_file(path, "engine")
-    card = card_of(path, say, trust_engine, config_dir)
+    path, card = Path(path), card_of(path, say, trust_engine, config_dir)
     if card is not None:
         _check_pair(path, card)
         engine = backend_module(card.backend).load(path, card, throughput)
@@ -114,7 +110,8 @@ def load_engine(
 
 def card_of(path, say: Callable[[str], object], trust_engine: bool = False, config_dir=None) -> EngineCard | None:
     """The engine's card; None: it has none, and is trusted. Raises DemoBertError where it has none, and is not."""
-    card_path = EngineCard.path_for(path)
+    finish_pending(path, EngineCard.set_of(path))
+    card_path = EngineCard.path_for(require_file(path, "engine"))
     if not os.path.exists(card_path):
         if not trust_engine:
             raise DemoBertError(

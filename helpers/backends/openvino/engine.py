@@ -17,7 +17,7 @@ from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.build_options import BuildOptions
 from helpers.engine_card import EngineCard, EngineFacts
-from helpers.errors import DemoBertError, UsageError
+from helpers.errors import DemoBertError, UsageError, is_short_of_memory
 from helpers.quantization import LARGEST, Quantization
 from helpers.weights import BertWeights
 
@@ -253,6 +253,8 @@ def _import(path: Path, settings: dict) -> ov.CompiledModel:
     except OSError as error:
         raise DemoBertError(f"the engine {path} can't be read: {error.strerror}") from error
     except (RuntimeError, ValueError) as error:  # ValueError: a damaged string inside the blob
+        if is_short_of_memory(error):
+            raise MemoryError from error
         isa = blob_facts(path).get("isa", "another machine")
         raise DemoBertError(
             f"OpenVINO can't load the engine {path}: it is damaged, or built for another CPU ({isa}); build it again"

@@ -35,7 +35,7 @@ from helpers.bert_network import build_bert
 from helpers.build_options import DEFAULT_WORKSPACE_MIB, BuildOptions
 from helpers.engine_card import EngineFacts
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import atomic_write, check_writable
+from helpers.outputs import atomic_write, place_of
 from helpers.quantization import Quantization
 from helpers.weights import BertWeights
 
@@ -418,7 +418,7 @@ def _timing_cache(config, path: str | None):
     if path is None:
         yield
         return
-    check_writable(path, "--timing-cache-file")
+    place_of(path, "--timing-cache-file")
     try:
         content = Path(path).read_bytes() if Path(path).exists() else b""
     except OSError as error:
