@@ -125,9 +125,10 @@ class BertInf {
 public:
     BertInf(const std::filesystem::path& engine, std::optional<std::int64_t> max_batch,
             std::optional<std::int64_t> max_seq, bool enable_graph, bool throughput, bool trust_engine,
-            const std::string& config) {
+            const py::str& config) {
+        const std::string text = config;  // here, where Python can say that it is no Unicode
         const py::gil_scoped_release unlocked;
-        engine_ = demobert::load_engine(engine.string(), {throughput, enable_graph, trust_engine, config});
+        engine_ = demobert::load_engine(engine.string(), {throughput, enable_graph, trust_engine, text});
         const auto& card = engine_->card();
         max_batch_ = max_batch.value_or(card.max_batch_size());
         max_length_ = max_seq.value_or(card.max_sequence_length());
@@ -242,7 +243,7 @@ PYBIND11_MODULE(infer_c, module) {
     py::class_<BertInf>(module, "bert_inf", "A loaded engine. Its methods may be called from several threads at once.")
         .def(
             py::init<const std::filesystem::path&, std::optional<std::int64_t>, std::optional<std::int64_t>, bool, bool,
-                     bool, const std::string&>(),
+                     bool, const py::str&>(),
             "engine"_a, "max_batch"_a = py::none(), "max_seq"_a = py::none(), "enable_graph"_a = false,
             "throughput"_a = false, "trust_engine"_a = false, "config"_a = "",
             "Load the file `engine` for at most `max_batch` sequences of `max_seq` tokens (default: the engine's\n"
