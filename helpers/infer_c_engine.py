@@ -7,8 +7,9 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import numpy as np
 from helpers.backends import card_of, without_card
 from helpers.backends.base import Engine
 from helpers.batching import Batch
+from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
+from helpers.files import require_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,17 +42,26 @@ def load_engine(
     `enable_graph` replays a CUDA graph for each shape that comes again (TensorRT).
     """
     module = _module()
+    path = require_file(path, "engine")
     card = card_of(path, say, trust_engine, config_dir)
+    config = "" if config_dir is None else json.dumps(asdict(BertConfig.from_folder(config_dir)))
     try:
-        bert = module.bert_inf(path, enable_graph=enable_graph, throughput=throughput)
+        trust = {"trust_engine": trust_engine, "config": config}
+        bert = module.bert_inf(path, enable_graph=enable_graph, throughput=throughput, **trust)
     except module.Error as error:
         raise DemoBertError(error) from error
-    engine = InferCEngine(card or EngineCard(**json.loads(bert.card)), module, bert)
+    engine = InferCEngine(card or _card_told_by(bert), module, bert)
     if card is None:
         say(without_card(path, engine.card))
     if layout not in (None, engine.card.layout):
         raise DemoBertError(f"{path} is a {engine.card.layout} engine, not a {layout} one")
     return engine
+
+
+def _card_told_by(bert) -> EngineCard:
+    """The card of an engine that has no card file. Raises DemoBertError where what it tells makes no sense."""
+    fields = json.loads(bert.card)
+    return EngineCard(**fields | {"config": BertConfig.from_dict(fields["config"])})
 
 
 def _module():
@@ -87,8 +99,11 @@ class InferCEngine(Engine):
         self._threads = ThreadPoolExecutor(self.parallel_runs)  # it starts no thread before it needs one
 
     def _infer(self, batch: Batch) -> np.ndarray:
+        return self._run(batch.inputs().values())
+
+    def _run(self, inputs: Iterable[np.ndarray]) -> np.ndarray:
         try:
-            return self._bert.run(*batch.inputs().values())
+            return self._bert.run(*inputs)
         except self._error as error:
             raise DemoBertError(error) from error
 
@@ -112,7 +127,7 @@ class InferCEngine(Engine):
 
         def run_once() -> float:
             start = time.perf_counter()
-            self._bert.run(*inputs)
+            self._run(inputs)
             return (time.perf_counter() - start) * 1e3
 
         return run_once

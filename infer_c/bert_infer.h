@@ -23,6 +23,12 @@ public:
     using std::runtime_error::runtime_error;
 };
 
+// Arguments that contradict each other: exit code 2.
+class DEMOBERT_SHARED UsageError : public Error {
+public:
+    using Error::Error;
+};
+
 // The numbers that give all inputs of an engine their shapes.
 struct Shape {
     std::int64_t batch_size = 0;       // B: sequences
@@ -57,6 +63,8 @@ struct OwnBatch {
 struct LoadOptions {
     bool throughput = false;    // rather the rate of many runs at once than the latency of one
     bool enable_graph = false;  // replay a captured CUDA graph instead of launching the network's kernels one by one
+    bool trust_engine = false;  // load an engine without its card: loading one runs what is in it
+    std::string config;  // the model's configuration, JSON as in a card, for an engine without one; empty: not given
 };
 
 constexpr std::int64_t kLogits = 2;  // start and end
@@ -109,8 +117,14 @@ void check_sizes(const EngineCard& card, std::int64_t batch_size, std::int64_t s
 // Throws Error unless `batch` is well formed and fits the engine's sizes and embedding tables.
 void check_batch(const EngineCard& card, const Batch& batch);
 
-// Load the engine file `path` and hold it against its card, `<path>.json`; without one, a card is guessed from the
-// engine. Throws Error where anything does not fit.
+// The card's path, beside the engine's.
+std::string card_path(const std::string& engine);
+
+// Whether the engine has a card, if only one that can't be read.
+bool has_card(const std::string& engine);
+
+// Load the engine file `path` and hold it against its card. Without one it has to be trusted, and its card is read from
+// the engine. Throws Error where anything does not fit, UsageError for options that do not.
 std::unique_ptr<Engine> load_engine(const std::string& path, const LoadOptions& options);
 
 // `text` with everything that would break a line or drive a terminal made a space, and runs of spaces made one.
