@@ -192,6 +192,7 @@ class Journal:
             new.write_bytes(json_bytes(state))
             os.replace(new, self._state_path)
         except OSError as error:
+            new.unlink(missing_ok=True)
             raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error
 
 

@@ -13,8 +13,8 @@ source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 source "$root/scripts/environment.sh"
 case ${1-} in -h | --help) expect_no_arguments "$1" ;; esac
 seconds=${1:-60}
-[[ $seconds =~ ^[1-9][0-9]{0,5}$ ]] || die "SECONDS must be a whole number of at least 1, not '$seconds'"
-(($# <= 1)) || die "one argument at most: SECONDS"
+[[ $seconds =~ ^[1-9][0-9]{0,5}$ ]] || usage_error "SECONDS must be a whole number from 1 to 999999, not '$seconds'"
+(($# <= 1)) || usage_error "one argument at most: SECONDS"
 cd "$root"
 
 prepare_environment requirements.txt requirements-dev.txt

@@ -1,6 +1,6 @@
 """Damages what each reader reads, at random: it is read, or refused in one line, in time and in little memory.
 
-    python3 -m tests.fuzz_readers --rounds 20000 [--only squad]
+    python3 -m tests.fuzz_readers --rounds 20000 [--only squad,csv]
 
 Checkpoints of every format, configurations, calibration caches, engine cards, engines with their card and tokenizer,
 SQuAD files, predictions, tables of questions, partial outputs, pending files, and the arrays given to an engine. An
@@ -196,12 +196,12 @@ KINDS = {
 }
 
 
-def write_seeds(only: str | None, root: Path) -> dict[str, Path]:
-    folders = {name: root / name for name in KINDS if only in (None, name)}
+def write_seeds(only: tuple[str, ...], root: Path) -> dict[str, Path]:
+    folders = {name: root / name for name in KINDS if name in only}
     for name, folder in folders.items():
         folder.mkdir()
         KINDS[name].write(folder)
-    if only in (None, "run"):
+    if "run" in only:
         folders["run"] = folders.get("engine") or root / "run"
         if "engine" not in folders:
             folders["run"].mkdir()
@@ -273,7 +273,7 @@ def one_round(seed: int, seeds: dict[str, Path], work: Path) -> str:
             elif path.suffix == ".json" and kind < 0.7:
                 try:
                     damage_json(rng, path)
-                except ValueError:  # it is damaged already, and no JSON any more
+                except (ValueError, RecursionError):  # it is damaged already, and no JSON any more
                     damage_bytes(rng, path)
             else:
                 damage_bytes(rng, path)
@@ -288,10 +288,10 @@ def one_round(seed: int, seeds: dict[str, Path], work: Path) -> str:
 
 
 def main(arguments) -> int:
-    only = None
+    only = (*KINDS, "run")
     if "--only" in arguments:
         place = arguments.index("--only")
-        only = arguments[place + 1]
+        only = tuple(arguments[place + 1].split(","))
         arguments = arguments[:place] + arguments[place + 2 :]
     write = functools.partial(write_seeds, only)
     return fuzzing.run(arguments, __doc__.splitlines()[0], write, one_round, memory=6 << 30)

@@ -8,6 +8,7 @@ traceback or takes longer than TIME_LIMIT, and a worker that dies, is named with
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -148,6 +149,8 @@ def run_rounds(first: int, count: int, seeds, one_round: Callable[..., str]) -> 
 def _worker(first: int, count: int, seeds, one_round, memory: int, results) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     results.send(run_rounds(first, count, seeds, one_round))
+    results.close()
+    os._exit(0)  # how libraries take leave of their threads is not what is tried
 
 
 def _in_a_worker(context, first: int, count: int, *more) -> Counter:

@@ -18,7 +18,7 @@ from helpers.batching import PaddedBatch
 from helpers.engine_card import EngineCard, EngineFacts
 from helpers.errors import DemoBertError
 from helpers.outputs import write_json
-from tests import checkpoints
+from tests import checkpoints, fuzz_readers, fuzzing
 from tests.conftest import BUNDLED
 from tests.reference_bert import BertConfig, random_weights
 from tests.test_weights import Payload
@@ -825,3 +825,23 @@ def test_too_little_memory_is_one_line(script, engine, monkeypatch):
 
     monkeypatch.setattr(OpenVINOEngine, "timed_run", no_memory)
     assert "not enough memory" in script("perf.py", "-e", engine, "-i", 1, "-s", 8).error
+
+
+#: Kinds of files whose seeds are written in a moment: without TensorFlow, and without torch's exporter.
+QUICK = ("safetensors", "shards", "pickled", "legacy", "megatron", "config", "cache", "engine", "cardless", "run")
+QUICK += ("squad", "squad2", "predictions", "csv", "jsonl", "journal", "pending")
+
+
+def test_every_reader_reads_or_refuses_what_is_damaged(rng, tmp_path):
+    """100,000 rounds and more, of all kinds: bash scripts/fuzz.sh 600"""
+    seeds, first = fuzz_readers.write_seeds(QUICK, tmp_path), int(rng.integers(1 << 32))
+    outcomes = fuzzing.run_rounds(first, 200, seeds, fuzz_readers.one_round)
+    assert not set(outcomes) & set(fuzzing.FAULTS) and len(outcomes) > 20, outcomes
+
+
+def test_the_readers_fuzzer_finds_what_is_wrong(monkeypatch, tmp_path):
+    """A traceback, and an engine that is loaded although nothing vouches for it."""
+    seeds = fuzz_readers.write_seeds(("cardless",), tmp_path)
+    for broken, outcome in ((lambda *_: None, "wrong"), (lambda *_: 1 / 0, "tracebacks")):
+        monkeypatch.setattr(fuzz_readers, "load_engine", broken)
+        assert outcome in fuzzing.run_rounds(0, 3, seeds, fuzz_readers.one_round), outcome
