@@ -20,7 +20,6 @@ from helpers.batching import Batch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
-from helpers.files import require_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +41,6 @@ def load_engine(
     `enable_graph` replays a CUDA graph for each shape that comes again (TensorRT).
     """
     module = _module()
-    path = require_file(path, "engine")
     card = card_of(path, say, trust_engine, config_dir)
     config = "" if config_dir is None else json.dumps(asdict(BertConfig.from_folder(config_dir)))
     try:

@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "bert_infer.h"
@@ -23,9 +22,6 @@ struct EngineFile {
 // Gives the card of an engine that has lost its own what its network's name tells: precision and configuration; or else
 // the configuration of options.config. Throws Error where neither tells the tables' sizes, or where they differ.
 void describe_by(EngineCard& card, const EngineFile& file, const std::optional<NetworkFacts>& named);
-
-// Whether what a library says of a failure, in its own kind of error, comes of short memory.
-bool tells_of_short_memory(std::string_view text);
 
 // The one symbol of a backend's library. Throws Error.
 extern "C" DEMOBERT_SHARED Engine* demobert_load(const EngineFile& file);

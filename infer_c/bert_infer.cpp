@@ -104,7 +104,7 @@ void check_not_torn(const std::string& engine) {
 
 EngineCard read_card_of(const std::string& path, const LoadOptions& options) {
     if (!options.config.empty()) {
-        throw UsageError("-c has no effect: the engine has its card");
+        throw UsageError(kConfigHasNoEffect);
     }
     EngineCard card = read_card(card_path(path));
     const auto known = std::any_of(kBackends.begin(), kBackends.end(),

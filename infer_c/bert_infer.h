@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine_card.h"
@@ -120,12 +121,18 @@ void check_batch(const EngineCard& card, const Batch& batch);
 // The card's path, beside the engine's.
 std::string card_path(const std::string& engine);
 
+// Why a model's configuration is refused for an engine that has its card.
+constexpr const char* kConfigHasNoEffect = "-c has no effect: the engine has its card";
+
 // Whether the engine has a card, if only one that can't be read.
 bool has_card(const std::string& engine);
 
 // Load the engine file `path` and hold it against its card. Without one it has to be trusted, and its card is read from
 // the engine. Throws Error where anything does not fit, UsageError for options that do not.
 std::unique_ptr<Engine> load_engine(const std::string& path, const LoadOptions& options);
+
+// Whether what a library says of a failure, in its own kind of error, comes of short memory.
+bool tells_of_short_memory(std::string_view text);
 
 // `text` with everything that would break a line or drive a terminal made a space, and runs of spaces made one.
 std::string one_line(const std::string& text);

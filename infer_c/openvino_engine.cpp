@@ -1,5 +1,7 @@
 // The CPU engine: an OpenVINO blob and requests to run it. The settings are helpers/backends/openvino/engine.py's.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -18,6 +20,9 @@ constexpr const char* kDevice = "CPU";
 
 // Every new length has kernels compiled for it, and they work on blocks of 16 rows anyway.
 constexpr std::int64_t kLengthMultiple = 16;
+
+// Bytes of addresses that OpenVINO and its threads take for a model of no size.
+constexpr std::size_t kLeastMemory = 512 << 20;
 
 // OpenVINO's type for each precision of the card.
 const std::map<std::string, ov::element::Type> kTypes = {
@@ -95,6 +100,17 @@ auto guarded(const std::string& what, const Work& work) {
         }
         throw Error(what + ": " + one_line(error.what()));
     }
+}
+
+// Throws std::bad_alloc where OpenVINO would soon be out of memory: its threads (oneTBB 2022) then wait for each other
+// for ever, or end the process.
+void require_memory(std::size_t engine_bytes) {
+    const std::size_t wanted = kLeastMemory + 2 * engine_bytes;
+    void* const room = mmap(nullptr, wanted, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) {
+        throw std::bad_alloc();
+    }
+    munmap(room, wanted);
 }
 
 // One for the process: making one loads the CPU plugin. Never destroyed, since engines may outlive static objects.
@@ -284,6 +300,7 @@ Engine* demobert_load(const EngineFile& file) {
         throw Error("CUDA Graph needs a TensorRT engine, and " + file.path + " is OpenVINO's, for the CPU");
     }
     check_version(file);
+    require_memory(file.bytes->size());
     return guarded("OpenVINO can't run the engine " + file.path, [&] {
         return new OpenVINOEngine(file, file.card ? load_with_card(file) : load_without_card(file));
     });

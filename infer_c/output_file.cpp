@@ -222,8 +222,8 @@ private:
 
     // Whether the file that is locked still has its name: the one who had the lock before has taken it away.
     bool is_still_there() const {
-        struct stat locked {
-        }, named{};
+        struct stat locked {};
+        struct stat named {};
         return fstat(handle_, &locked) == 0 && lstat(path_.c_str(), &named) == 0 && is_same_file(locked, named);
     }
 

@@ -316,12 +316,18 @@ std::unique_ptr<Engine> load(const Arguments& arguments) {
     LoadOptions options;
     options.enable_graph = arguments.enable_graph;
     options.trust_engine = arguments.trust_engine;
-    options.config = arguments.config_dir.empty() ? "" : read_model_config(arguments.config_dir);
-    if (arguments.trust_engine && has_card(arguments.engine)) {
+    const bool described = has_card(arguments.engine);
+    if (!arguments.config_dir.empty()) {
+        if (described) {
+            throw UsageError(kConfigHasNoEffect);
+        }
+        options.config = read_model_config(arguments.config_dir);
+    }
+    if (arguments.trust_engine && described) {
         note("Note: --trust-engine has no effect: the engine has its card");
     }
     auto engine = load_engine(arguments.engine, options);
-    if (!has_card(arguments.engine)) {
+    if (!described) {
         note(without_card(engine->card(), arguments.engine));
     }
     note(engine->describe());

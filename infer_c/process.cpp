@@ -121,10 +121,12 @@ int code_of(const std::function<void()>& work) {
     } catch (const UsageError& error) {
         tell(std::string(error.what()) + " (-h explains the flags)");
         return 2;
+    } catch (const Error& error) {
+        tell(error.what());
     } catch (const std::bad_alloc&) {
         tell(kMemoryIsShort);
     } catch (const std::exception& error) {
-        tell(error.what());
+        tell(tells_of_short_memory(error.what()) ? kMemoryIsShort : error.what());
     }
     return 1;
 }

@@ -481,12 +481,12 @@ except MemoryError:
     print("MemoryError")
 """
     found = []
-    for more in range(2, 200, 28):
+    for more in (2, 60, 114, 400, 2000):  # OpenVINO hangs in the third, and by chance in others
         command = [sys.executable, "-c", code, str(more << 20)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, (more, result)
         found.append(result.stdout.strip())
-    assert "MemoryError" in found and set(found) <= {"MemoryError", "loaded"}
+    assert found == ["MemoryError"] * 4 + ["loaded"]
 
 
 PACKED = {"input_ids": [1] * 5, "segment_ids": [0] * 5, "cu_seqlens": [0, 2, 5], "max_seqlen": [0] * 3}

@@ -12,12 +12,14 @@ import signal
 import socket
 import stat
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from helpers import outputs
+from helpers.errors import DemoBertError
+from helpers.outputs import only_writer, write_json
 from tests.conftest import ROOT
 from tests.test_infer_c import Built, built, tiny  # noqa: F401, fixtures
 
@@ -29,10 +31,21 @@ SHORT = ("-b", "1", "-b", "2", "-s", "4", "-i", "2", "-w", "0")
 #: The user and the group of nobody.
 NOBODY = 65534
 
+SHIM_HEADERS = "\n".join(
+    f"#include <{name}>" for name in ("cerrno", "cstdlib", "dlfcn.h", "pthread.h", "sys/syscall.h", "unistd.h")
+)
+
 #: What is put before the C library, to make it behave as that of another system.
 SHIMS = {
     "no locks": "int flock(int, int) { errno = ENOLCK; return -1; }",
+    "slow locks": "int flock(int file, int how) { sleep(2); return syscall(SYS_flock, file, how); }",
     "slow disk": "int fsync(int) { sleep(60); return 0; }",
+    "few threads": """
+        int pthread_create(pthread_t* thread, const pthread_attr_t* with, void* (*run)(void*), void* given) noexcept {
+            static int left = atoi(getenv("THREADS"));
+            void* real = dlsym(RTLD_NEXT, "pthread_create");
+            return left-- > 0 ? reinterpret_cast<decltype(&pthread_create)>(real)(thread, with, run, given) : EAGAIN;
+        }""",
 }
 
 
@@ -47,7 +60,8 @@ def with_shim(tmp_path_factory, monkeypatch):
 
     def preload(name: str) -> None:
         folder = tmp_path_factory.mktemp("shim")
-        (folder / "shim.cpp").write_text(f'#include <cerrno>\n#include <unistd.h>\nextern "C" {{\n{SHIMS[name]}\n}}\n')
+        source = f'{SHIM_HEADERS}\nextern "C" {{\n{SHIMS[name]}\n}}\n'
+        (folder / "shim.cpp").write_text(source)
         command = ["g++", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.cpp"]
         subprocess.run(command, check=True, capture_output=True)
         monkeypatch.setenv("LD_PRELOAD", f"{os.environ.get('LD_PRELOAD', '')} {folder / 'shim.so'}".strip())
@@ -245,29 +259,23 @@ def held(path: Path):
         yield file
 
 
-def test_the_second_writer_waits(run, tmp_path):
-    """And takes no lock of a file that has lost its name: the one that another process makes meanwhile is waited for, too."""
-    lock, moments = tmp_path / ".x.json.lock", []
-
-    def hold() -> None:
-        with held(lock):
-            started.set()
-            time.sleep(1.5)
+def test_a_lock_that_has_lost_its_name_is_none(built, tiny, tmp_path, with_shim):  # noqa: F811
+    """Whoever had it has removed it, and a third process has made another one meanwhile: that is waited for, too."""
+    with_shim("slow locks")
+    path, lock = tmp_path / "x.json", tmp_path / ".x.json.lock"
+    command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-i", "1", "--json", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with contextlib.ExitStack() as third:
+            with held(lock):
+                assert any("Throughput" in line for line in iter(process.stdout.readline, ""))
+                time.sleep(0.5)  # it has opened the lock
+                lock.unlink()
+                third.enter_context(held(lock))
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(4)
+            assert names(tmp_path) == {".x.json.lock"}
             lock.unlink()
-            again = held(lock)
-            again.__enter__()  # before the first is let go of
-        time.sleep(1.5)
-        moments.append((time.monotonic(), (tmp_path / "x.json").exists()))
-        lock.unlink()
-        again.__exit__(None, None, None)
-
-    started = threading.Event()
-    thread = threading.Thread(target=hold)
-    thread.start()
-    started.wait()
-    run("--json", tmp_path / "x.json")
-    assert time.monotonic() > moments[0][0] and not moments[0][1]
-    thread.join()
+        assert process.wait(60) == 0
     assert names(tmp_path) == {"x.json"}
 
 
@@ -280,6 +288,29 @@ def test_the_second_writer_does_not_wait_for_ever(run, tmp_path):
     line = f"perf: error: another process is writing {tmp_path / 'x.json'}: wait for it, or name another file"
     assert result.stderr.splitlines()[-1] == line and "Throughput" in result.stdout
     assert names(tmp_path) == {"x.json", ".x.json.lock"} and (tmp_path / "x.json").read_text() == "old"
+
+
+def test_python_and_cpp_take_turns(built, tiny, tmp_path, with_shim, monkeypatch):  # noqa: F811
+    """Each knows the other's lock."""
+    path = tmp_path / "x.json"
+    command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-i", "1", "--json", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with only_writer(path):
+            assert any("Throughput" in line for line in iter(process.stdout.readline, ""))
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            assert names(tmp_path) == {".x.json.lock"}
+        assert process.wait(60) == 0 and json.loads(path.read_text())["timings"]
+    with_shim("slow disk")
+    monkeypatch.setattr(outputs, "_PATIENCE", 0.5)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while len(names(tmp_path)) < 3:
+            time.sleep(0.02)
+        with pytest.raises(DemoBertError, match="another process is writing .*x.json: wait for it"):
+            write_json(path, {})
+        process.kill()
+    write_json(path, {})  # and what the killed one left goes
+    assert names(tmp_path) == {"x.json"} and json.loads(path.read_text()) == {}
 
 
 def test_a_file_system_without_locks(run, tmp_path, with_shim):
@@ -405,7 +436,7 @@ def test_short_memory_is_one_line_that_says_so(built, shell):  # noqa: F811
     if sanitized(built):
         pytest.skip("a sanitizer takes all addresses that there are")
     failed = 0
-    for kibibytes in range(40_000, 400_000, 23_000):
+    for kibibytes in (30_000, 60_000, 120_000, 200_000, 300_000, 450_000, 1_200_000):
         result = shell("", before=f"ulimit -v {kibibytes}; ")
         if result.returncode == 0:
             continue
@@ -413,7 +444,16 @@ def test_short_memory_is_one_line_that_says_so(built, shell):  # noqa: F811
         assert result.returncode == 1 and result.stderr.count("perf: error: ") == 1, (kibibytes, result)
         lines = result.stderr.splitlines()
         assert "memory" in lines[-1] and len(lines) <= 2, (kibibytes, result)
-    assert failed > 4
+    assert failed == 6
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_threads_that_can_t_be_started(run, with_shim, threads, monkeypatch):
+    """They need memory for their stacks. The first is perf's own, the others are OpenVINO's."""
+    with_shim("few threads")
+    monkeypatch.setenv("THREADS", str(threads))
+    result = run(code=1)
+    assert "memory" in refusal(result)
 
 
 def test_a_folder_that_a_plain_user_may_not_write(built, tmp_path_factory):  # noqa: F811
