@@ -435,6 +435,90 @@ def test_a_set_through_links(tmp_path):
     assert set(files_of(tmp_path / "far")) == {path.name for path in EngineCard.set_of("x.engine")}
 
 
+def test_wherever_a_builder_of_a_linked_engine_is_killed(tmp_path):
+    """The pending file and what it names lie beside what the link leads to, whoever looks for them."""
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "x" / "x.engine"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "far" / "real.engine")
+    write_set(link, 1)
+    old = files_of(tmp_path / "far"), files_of(link.parent)
+    states = States(tmp_path / "far")
+    with states:
+        write_set(link, 2)
+    new = files_of(tmp_path / "far"), files_of(link.parent)
+    assert old != new and len(states.found) > 3
+    for files in states.found:
+        # The folder of the link is that of the moment after: what is looked at is what becomes of the engine itself.
+        put(tmp_path / "far", files)
+        with only_writer(link):
+            pass
+        finish_pending(link, EngineCard.set_of(link))
+        left = {name: data for name, data in files_of(tmp_path / "far").items() if not name.startswith(".")}
+        assert left in (old[0], new[0])
+
+
+def test_names_that_are_not_unicode(script, small_model, tmp_path):
+    engine = os.path.join(os.fsencode(tmp_path), b"\xff.engine").decode("utf-8", "surrogateescape")
+    assert script("builder.py", "-pt", small_model, "-s", 16, "-o", engine).code == 0
+    assert load_engine(engine, "padded").card.max_sequence_length == 16
+
+
+def test_a_tokenizer_s_link_goes_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "shared.json").write_text("somebody's")
+    EngineCard.tokenizer_path_for(tmp_path / "x.engine").symlink_to(tmp_path / "shared.json")
+    write_set(tmp_path / "x.engine", 1, tokenizer=False)
+    assert files_of(tmp_path).keys() == {"shared.json", "x.engine", "x.engine.json"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+@pytest.mark.parametrize("name", [".out.lock", ".out.abcdefgh.tmp", ".out.pending"])
+def test_what_lies_in_the_way(tmp_path, name, kind):
+    """One line that names it, or it is passed over; never a traceback, and what a link leads to stays."""
+    (tmp_path / "victim").write_text("theirs")
+    path = tmp_path / name
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "victim")
+    else:
+        os.mkfifo(path)
+    try:
+        write_together({tmp_path / "out": b"new", tmp_path / "other": b"new"})
+        assert (tmp_path / "out").read_bytes() == b"new"
+    except DemoBertError as error:
+        assert name in str(error)
+    assert (tmp_path / "victim").read_text() == "theirs"
+
+
+def test_a_user_s_file_with_a_name_like_a_temporary_one(tmp_path):
+    (tmp_path / ".out.Original.tmp").write_text("mine")
+    write_json(tmp_path / "out", 1)
+    assert (tmp_path / ".out.Original.tmp").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_the_state_of_a_partial_output_is_not_written_through_what_is_there(script, small_engine, tmp_path, kind):
+    rows, victim = tmp_path / "rows.jsonl", tmp_path / "victim"
+    rows.write_text('{"question": "When?", "context": "In 1889."}\n')
+    victim.write_text("theirs")
+    for name in ("out.jsonl.partial.json.tmp", ".out.jsonl.partial.json.journal0.tmp"):
+        path = tmp_path / name
+        os.mkfifo(path) if kind == "pipe" else path.mkdir() if kind == "folder" else path.symlink_to(victim)
+    result = script("inference.py", "-e", small_engine, "--rows", rows, "-o", tmp_path / "out.jsonl")
+    assert result.code == 0 or (kind == "folder" and result.error)
+    assert victim.read_text() == "theirs"
+
+
+def test_what_is_printed_is_not_written_over(small_engine, tmp_path):
+    """A file that stdout goes to has two names, and renaming would lose what is printed."""
+    for name in ("/dev/fd/1", "/proc/self/fd/1", str(tmp_path / "out")):
+        command = [sys.executable, ROOT / "inference.py", "-e", small_engine, *QUESTION, "--json", name]
+        with (tmp_path / "out").open("w") as out:
+            result = subprocess.run(list(map(str, command)), stdout=out, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1 and "where this command prints to" in result.stderr
+
+
 def test_builders_of_one_engine_one_after_another(small_model, tmp_path):
     """Two that are started together: both end well, one after the other, or the second is told; one whole set is left."""
     command = [sys.executable, ROOT / "builder.py", "-pt", small_model, "-o", tmp_path / "x.engine", "-s"]
