@@ -10,6 +10,8 @@ ENV REQUIREMENTS="-r requirements.txt -r requirements-notebook.txt -r requiremen
 FROM nvidia/cuda:12.9.1-devel-ubuntu22.04 AS gpu
 # Which TensorRT: 10.x has the plugins and the native layers; "==8.6.1" and ">=11" are the other generations.
 ARG TENSORRT="<11"
+# It becomes an argument of pip's: versions only.
+RUN case "${TENSORRT}" in *[!0-9abrcpost.,\<\>=!~*]*) echo "TENSORRT is not a version: ${TENSORRT}" >&2; exit 2 ;; esac
 ENV REQUIREMENTS="-r requirements.txt -r requirements-notebook.txt -r requirements-cpp.txt -r requirements-gpu.txt \
     tensorrt${TENSORRT} tensorflow-cpu"
 

@@ -8,6 +8,7 @@ def parse(arguments):
     parser = cli.Parser("Time a padded BERT engine on random input.")
     cli.add_engine(parser)
     cli.add_benchmark_arguments(parser)
+    cli.add_trust(parser)
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
 
@@ -18,7 +19,7 @@ def main(arguments) -> None:
     from helpers.backends import load_engine
 
     benchmark.check_benchmark_outputs(args)
-    engine = load_engine(args.engine, "padded", say=cli.note)
+    engine = load_engine(args.engine, "padded", say=cli.note, **cli.trust_of(args))
     cli.note(engine.describe())
     length = benchmark.default_sequence_length(args, engine.card)
     sizes = benchmark.asked_batch_sizes(args, engine.card)

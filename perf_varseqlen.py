@@ -8,6 +8,7 @@ def parse(arguments):
     parser = cli.Parser("Time a packed BERT engine on random input: full sequences, or the lengths of real questions.")
     cli.add_engine(parser)
     cli.add_benchmark_arguments(parser)
+    cli.add_trust(parser)
     parser.add_argument(
         "--lengths-from",
         metavar="FILE",
@@ -30,7 +31,7 @@ def main(arguments) -> None:
 
     benchmark.check_benchmark_outputs(args)
     data = read_squad(args.lengths_from) if args.lengths_from else None
-    engine = load_engine(args.engine, "packed", say=cli.note)
+    engine = load_engine(args.engine, "packed", say=cli.note, **cli.trust_of(args))
     cli.note(engine.describe())
     card, seed, sizes = engine.card, args.random_seed, benchmark.asked_batch_sizes(args, engine.card)
     if data is None:

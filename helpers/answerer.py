@@ -99,10 +99,8 @@ class Answerer:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, options: AnswerOptions = AnswerOptions()):
         card = engine.card
-        longest = card.max_sequence_length
-        if card.config is not None:
-            check_table(tokenizer, card.config)
-            longest = min(longest, card.config.max_position_embeddings)
+        check_table(tokenizer, card.config)
+        longest = min(card.max_sequence_length, card.config.max_position_embeddings)
         sequence_length = options.sequence_length or longest
         batch_size = options.batch_size or (1 if card.layout == "padded" else card.max_batch_size)
         _check_fits("sequence length", "-s", sequence_length, longest)
@@ -124,6 +122,8 @@ class Answerer:
         throughput: bool = False,
         vocab_file=None,
         cased: bool = False,
+        trust_engine: bool = False,
+        config_dir=None,
         say: Callable[[str], object] = lambda message: None,
         load: Callable[..., Engine] = load_engine,
     ) -> "Answerer":
@@ -132,10 +132,13 @@ class Answerer:
         layout      "padded" or "packed": take no other; None: take either
         throughput  prepare for `ask_many`; without it, for one question at a time
         cased       keep upper case and accents, whatever the tokenizer says (WordPiece)
-        say         is told, in a line each, what had to be guessed
+        trust_engine, config_dir
+                    of an engine without its card: see `helpers.backends.load_engine`
+        say         is told, in a line each, what the user should know
         load        loads the engine: `helpers.backends.load_engine`, or `helpers.infer_c_engine.load_engine`
         """
-        loaded = load(engine, layout, throughput=throughput, say=say)
+        trust = {"trust_engine": trust_engine, "config_dir": config_dir}
+        loaded = load(engine, layout, throughput=throughput, say=say, **trust)
         return cls(loaded, engine_tokenizer(engine, loaded.card, vocab_file, cased, say), options)
 
     def __enter__(self) -> "Answerer":
@@ -404,12 +407,17 @@ def engine_tokenizer(
     beside = EngineCard.tokenizer_path_for(engine_path)
     if vocab_file is not None:
         tokenizer = named_tokenizer(vocab_file, card, beside, say)
-    elif beside.exists():
-        tokenizer = load_tokenizer(beside, card.tokenizer_sha256)
-    else:
+    elif not beside.exists():
         raise DemoBertError(
             f"the engine's tokenizer is not at {beside}: copy it there, or name the model's with -v/--vocab-file"
         )
+    elif card.built_without_tokenizer:
+        raise DemoBertError(
+            f"by its card the engine was built without a tokenizer, and {beside} is somebody else's: name the model's "
+            "with -v/--vocab-file"
+        )
+    else:
+        tokenizer = load_tokenizer(beside, card.tokenizer_sha256)
     return tokenizer.with_case(False) if cased else tokenizer
 
 

@@ -18,9 +18,10 @@ from helpers.backends.base import Engine
 from helpers.data_processing import Answer
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError, harmless
-from helpers.files import atomic_write, check_outputs, read_stream, read_text
+from helpers.files import read_stream, read_text
 from helpers.inference_flags import DEFAULT_PREDICTIONS
 from helpers.journal import Journal
+from helpers.outputs import atomic_write, check_outputs, input_files
 from helpers.rows import json_line
 
 RULE = "-" * 24
@@ -40,9 +41,9 @@ def answer(args, layout: str | None, load: Callable[..., Engine] = load_engine) 
     _check_files(args)
     many = bool(args.squad_json or args.rows)
     options = AnswerOptions(**{name: getattr(args, name) for name in AnswerOptions.__dataclass_fields__})
-    tokenizer = {"vocab_file": args.vocab_file, "cased": args.cased}
+    files = {"vocab_file": args.vocab_file, "cased": args.cased} | cli.trust_of(args)
     with Answerer.open(
-        args.engine, options, layout=layout, throughput=many, **tokenizer, say=cli.note, load=load
+        args.engine, options, layout=layout, throughput=many, **files, say=cli.note, load=load
     ) as answerer:
         if args.verbose:
             cli.note(answerer.engine.describe())
@@ -66,9 +67,9 @@ def _check_files(args) -> None:
     outputs = {flag: path for flag, path in outputs.items() if path not in (None, "-")}
     if path := outputs.get("--output-prediction-file"):
         outputs |= zip(("the partial output", "its state"), Journal.paths_for(path))
-    engine = args.engine, EngineCard.path_for(args.engine), EngineCard.tokenizer_path_for(args.engine)
     asked = args.squad_json, args.rows, args.passage_file, args.question_file
-    check_outputs(outputs, (*engine, args.vocab_file, *(path for path in asked if path != "-")))
+    model = input_files(args.vocab_file) + input_files(args.config_dir)
+    check_outputs(outputs, (*EngineCard.set_of(args.engine), *model, *(path for path in asked if path != "-")))
 
 
 def answer_questions(args, answerer: Answerer) -> int:

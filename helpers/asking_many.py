@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,8 +13,9 @@ from tqdm import tqdm
 from helpers import cli
 from helpers.answerer import Answerer, Row
 from helpers.errors import DemoBertError
-from helpers.files import remove_temporaries, sha256_of, write_json
+from helpers.files import sha256_of
 from helpers.journal import Journal, Stdout
+from helpers.outputs import write_json
 from helpers.rows import CsvLines, JsonLines, QuestionRow, RowsFile
 from helpers.squad import read_squad
 from helpers.tokenization import Tokenizer
@@ -36,7 +36,8 @@ def answer_rows(args, answerer: Answerer) -> int:
             journal.append(form.header, 0, 0, "")
         summary = _fill(journal, answerer, rows, top_k, form.line, rows.estimated_total)
         journal.publish()
-    print(f"{summary}, {journal.failed} failed: {output}", file=sys.stderr if output == "-" else sys.stdout)
+    say = cli.note if output == "-" else print
+    say(f"{summary}, {journal.failed} failed: {output}")
     return int(journal.failed > 0)
 
 
@@ -59,8 +60,6 @@ def _write_predictions(args, results: list[dict]) -> None:
     for result in results:
         if "error" in result:
             cli.note(f'Note: question {cli.one_line(result["id"])} is predicted "": {result["error"]}')
-    for path in filter(None, (args.output_prediction_file, args.n_best_output, args.null_odds_output)):
-        remove_temporaries(path)
     write_json(args.output_prediction_file, {result["id"]: result.get("answer", "") for result in results})
     if args.n_best_output:
         write_json(args.n_best_output, {result["id"]: result.get("n_best", []) for result in results})

@@ -32,8 +32,10 @@ class _Inputs:
 
     def check(self) -> None:
         """Raises DemoBertError unless the batch is well formed; whether it fits an engine is that one's business."""
-        if any(array.dtype != np.int32 for array in self.inputs().values()):
-            raise DemoBertError("inputs must be int32")
+        for name, array in self.inputs().items():
+            if not isinstance(array, np.ndarray) or array.dtype != np.int32:
+                kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise DemoBertError(f"{name} must be a numpy array of int32, not {kind}")
         self._check_shapes()
 
 

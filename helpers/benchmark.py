@@ -9,11 +9,8 @@ from tqdm import tqdm
 from helpers.backends.base import Engine, check_batch_size
 from helpers.batching import Batch, PackedBatch, PaddedBatch
 from helpers.engine_card import EngineCard
-from helpers.files import atomic_write, check_outputs, write_json
+from helpers.outputs import atomic_write, check_outputs, input_files, write_json
 from helpers.pictures import new_figure
-
-#: Ids to draw from where an engine without a card does not tell its vocabulary: fewer than any BERT has.
-_SAFE_VOCAB_SIZE = 100
 
 DEFAULT_SEQUENCE_LENGTH = 128
 
@@ -79,14 +76,14 @@ class Timing:
 def random_batch(card: EngineCard, batch_size: int, sequence_length: int, seed: int) -> PaddedBatch:
     """Full rows of random word pieces; the second half of each is the passage's segment."""
     shape = (batch_size, sequence_length)
-    input_ids = np.random.default_rng(seed).integers(0, _vocab_size(card), shape, np.int32)
+    input_ids = np.random.default_rng(seed).integers(0, card.config.vocab_size, shape, np.int32)
     segment_ids = np.broadcast_to(_segments(card, sequence_length), shape).copy()
     return PaddedBatch(input_ids, segment_ids, np.ones(shape, np.int32))
 
 
 def random_packed_batch(card: EngineCard, lengths: Sequence[int], seed: int) -> PackedBatch:
     """Sequences of random word pieces, of these lengths, end to end."""
-    input_ids = np.random.default_rng(seed).integers(0, _vocab_size(card), sum(lengths), np.int32)
+    input_ids = np.random.default_rng(seed).integers(0, card.config.vocab_size, sum(lengths), np.int32)
     segment_ids = np.concatenate([_segments(card, length) for length in lengths])
     cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
     return PackedBatch(input_ids, segment_ids, cu_seqlens, np.zeros(max(lengths), np.int32))
@@ -99,22 +96,18 @@ def spread_lengths(lengths: Sequence[int], count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(chosen).tolist()
 
 
-def _vocab_size(card: EngineCard) -> int:
-    return card.config.vocab_size if card.config else _SAFE_VOCAB_SIZE
-
-
 def _segments(card: EngineCard, length: int) -> np.ndarray:
     segments = np.zeros(length, np.int32)
-    if card.config is None or card.config.type_vocab_size > 1:
+    if card.config.type_vocab_size > 1:
         segments[length // 2 :] = 1
     return segments
 
 
 def check_benchmark_outputs(args) -> None:
     """Say what can't be written before anything is timed. Raises DemoBertError."""
-    engine = args.engine, EngineCard.path_for(args.engine), EngineCard.tokenizer_path_for(args.engine)
-    named = getattr(args, "lengths_from", None), getattr(args, "vocab_file", None)
-    check_outputs({"--json": args.json, "--plot": args.plot}, (*engine, *named))
+    named = args.config_dir, getattr(args, "lengths_from", None), getattr(args, "vocab_file", None)
+    inputs = [file for path in named for file in input_files(path)]
+    check_outputs({"--json": args.json, "--plot": args.plot}, (*EngineCard.set_of(args.engine), *inputs))
 
 
 def default_sequence_length(args, card: EngineCard) -> int:
@@ -143,7 +136,7 @@ def time_batches(args, engine: Engine, batches: Sequence[Batch], sequence_length
     if args.json:
         write_json(args.json, as_json(engine, timings))
     if args.plot:
-        title = f"{engine.card.backend}, {'+'.join(engine.card.precision)}, length {sequence_length}"
+        title = f"{engine.card.backend}, {engine.card.precisions}, length {sequence_length}"
         plot(timings, title, args.plot)
 
 

@@ -1,5 +1,6 @@
 """From the builders' arguments (builder_flags.py) to an engine file, its card and its tokenizer."""
 
+import os
 import time
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from helpers.builder_flags import (
     notes_on_unused_flags,
 )
 from helpers.engine_card import EngineCard, is_engine
-from helpers.files import check_outputs
 from helpers.model_folder import ModelFolder, folder_of, is_folder_of
+from helpers.outputs import check_outputs, finish_pending, input_files, only_writer
 from helpers.quantization import Quantization
 from helpers.ranges import CalibrationOptions, calibrated_ranges, trained_ranges
 from helpers.weights import BertWeights, load_weights
@@ -24,12 +25,21 @@ from helpers.weights.pytorch_checkpoint import only_file
 
 
 def build_engine(args) -> None:
-    """Build the engine that the arguments, once checked, describe; write it with card and tokenizer. Raises DemoBertError."""
-    card, tokenizer = EngineCard.path_for(args.output), EngineCard.tokenizer_path_for(args.output)
+    """Build the engine that the arguments, once checked, describe; write it with card and tokenizer. Raises DemoBertError.
+
+    From its first check on, no other process builds it.
+    """
+    tokenizer, engine, card = EngineCard.set_of(args.output)
     # A cache that is yet to be written must not be replaced by the engine, either.
     caches = [_calibration_cache(args)] if args.int8 or args.fp8 else []
-    outputs = {"--output": args.output, "the engine's card": card, "the engine's tokenizer": tokenizer}
-    check_outputs(outputs, _inputs(args) + caches)
+    outputs = {"--output": engine, "the engine's card": card, "the engine's tokenizer": tokenizer}
+    with only_writer(engine, "--output"):
+        finish_pending(engine, outputs.values(), discard=True)
+        check_outputs(outputs, _inputs(args) + caches)
+        _build(args)
+
+
+def _build(args) -> None:
     lower_case = True if args.uncased else False if args.cased else None
     folder = folder_of(args.config_dir, args.pytorch)
     # A configuration of its own may be that of the model before it was fine-tuned.
@@ -89,10 +99,17 @@ def _checkpoint(args) -> str | None:
 
 
 def _inputs(args) -> list:
-    """The files that a build reads, as far as the arguments name them; of folders, what lies in them."""
+    """The files that a build reads, as far as the arguments name them; of folders, what lies in them but engines.
+
+    A checkpoint's name may begin those of its files: TensorFlow's, and ONNX's external data.
+    """
     named = (_checkpoint(args), args.config_dir, args.vocab_file, args.squad_json, args.timing_cache_file)
-    paths = [Path(name) for name in named if name is not None]
-    return paths + [entry for path in paths if path.is_dir() for entry in path.glob("*") if not is_engine(entry)]
+    named = [Path(name) for name in named if name is not None]
+    found = [file for path in named for file in input_files(path)]
+    if checkpoint := _checkpoint(args):
+        beside = input_files(os.path.dirname(checkpoint) or ".")
+        found += [path for path in beside if path.name.startswith(os.path.basename(checkpoint) or "/")]
+    return named + [path for path in found if not is_engine(path)]
 
 
 def _read_weights(args, config: BertConfig) -> BertWeights:
@@ -126,7 +143,7 @@ def _calibration_cache(args) -> Path:
     """The calibration cache of --calib-path, or the engine's neighbour with the model's name and the length."""
     if args.calib_path:
         return Path(args.calib_path)
-    model = Path(_checkpoint(args) or "model").resolve().stem
+    model = Path(os.path.realpath(_checkpoint(args) or "model")).stem
     return Path(args.output).parent / f"{model}_{_longest(args)}.calibration"
 
 

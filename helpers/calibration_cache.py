@@ -14,7 +14,8 @@ import numpy as np
 from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.files import atomic_write, read_text, require_file, sha256_of
+from helpers.files import read_text, require_file, sha256_of
+from helpers.outputs import atomic_write
 from helpers.tokenization import Tokenizer
 from helpers.weights import BertWeights
 

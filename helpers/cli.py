@@ -1,11 +1,14 @@
 """What the command lines share: argument groups, notes on stderr, errors → one line and an exit code."""
 
 import argparse
+import contextlib
+import errno
 import os
+import signal
 import sys
 import traceback
 
-from helpers.errors import ERROR_LENGTH, DemoBertError, not_installed, one_line
+from helpers.errors import ERROR_LENGTH, DemoBertError, is_short_of_memory, not_installed, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +19,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (-h explains the flags)\n")
+
+    def _print_message(self, message, file=None):
+        # argparse's own passes over a stream that can't be written, and the script would end well.
+        (file or sys.stderr).write(message)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -57,6 +64,19 @@ def add_engine(parser: Parser) -> None:
     parser.add_argument("-e", "--engine", required=True, help="engine file, written by builder.py")
 
 
+def add_trust(group) -> None:
+    """Flags of those who load the engine; see `trust_of`."""
+    trust = "load an engine that has no card beside it: loading an engine runs what is in it"
+    group.add_argument("--trust-engine", action="store_true", help=trust)
+    config = "folder of the model's configuration, for such an engine where it does not tell the sizes of its tables"
+    group.add_argument("-c", "--config-dir", metavar="DIR", help=config)
+
+
+def trust_of(args) -> dict:
+    """What `load_engine` and `Answerer.open` are to know of an engine without its card."""
+    return {"trust_engine": args.trust_engine, "config_dir": args.config_dir}
+
+
 def add_vocabulary(group, default: str = "the tokenizer's files of the config folder") -> None:
     text = f"vocab.txt, tokenizer.json or a folder with the tokenizer's files (default: {default})"
     group.add_argument("-v", "--vocab-file", metavar="FILE", help=text)
@@ -81,41 +101,96 @@ def add_benchmark_arguments(parser: Parser) -> None:
 
 
 def note(message: str) -> None:
-    """A line for people, on stderr; stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
+    """A line for people, on stderr; stdout holds results only. Where stderr can't be written, nobody reads it."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def run(main) -> None:
-    """Run `main(arguments)` as a script: one line and an exit code for the user's mistakes, 130 for Ctrl-C."""
+    """Run `main(arguments)` as a script; this is where a process's end is decided.
+
+    One line and an exit code for what the user can mend, 130 for Ctrl-C, 143 and 129 for SIGTERM and SIGHUP, for which
+    files that are being written are removed first. A traceback is a bug of ours.
+    """
     arguments = sys.argv[1:]
-    verbose = "--verbose" in arguments
     program = os.path.basename(sys.argv[0])
-    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a letter is no reason to end
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    _open_standard_streams()
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup's stays ignored
+                signal.signal(number, _end_by_signal)
     try:
-        code = main(arguments)
+        code = _code_of(main, arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (DemoBertError, ModuleNotFoundError, MemoryError) as error:
+    except Exception as error:
         line = _line_of(error)
         if line is None:
             raise
-        if verbose:
+        if "--verbose" in arguments:
             traceback.print_exc()
         note(f"{program}: error: {line}")
         code = getattr(error, "exit_code", 1)
+    _give_up_streams()
     sys.exit(code or 0)
+
+
+def _code_of(main, arguments: list[str]) -> int | None:
+    try:
+        return main(arguments)
+    except SystemExit as end:  # argparse's, after the help or an error; a signal's
+        return end.code
+
+
+def _open_standard_streams() -> None:
+    """Give those that are closed a place: else the next file that is opened would be one of them.
+
+    Nothing is read from it; what is written to stdout fails there as it should, what is written to stderr is lost.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # a terminal that can't show a letter is no reason to end
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _end_by_signal(number, frame) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise SystemExit(128 + number)
+
+
+def _give_up_streams() -> None:
+    """Python would try again, at its end, to write what could not be written, and say so in many lines."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _line_of(error: Exception) -> str | None:
     """What the user is told of an error; None: it is a bug of ours."""
+    if isinstance(error, DemoBertError):
+        return one_line(error, ERROR_LENGTH)
     if isinstance(error, ModuleNotFoundError):
         return not_installed(error.name)
-    if isinstance(error, MemoryError):
+    if is_short_of_memory(error):
         return "not enough memory for this model, batch size and sequence length"
-    return one_line(error, ERROR_LENGTH)
+    if isinstance(error, ImportError):
+        return one_line(f"a package can't be loaded ({error}): install it again", ERROR_LENGTH)
+    if isinstance(error, OSError):
+        # Files are read and written by functions that say what they are: this is a stream, or a path that is odd.
+        stream = "stdin can't be read" if error.errno == errno.EISDIR else "stdout can't be written"
+        if error.errno == errno.ENOENT and error.filename is None:  # os.getcwd's
+            stream = "the folder that this runs in is gone"
+        what = stream if error.filename is None else f"can't use {error.filename}"
+        return one_line(f"{what}: {error.strerror or error}", ERROR_LENGTH)
+    return None

@@ -1,11 +1,13 @@
 """The engine card: what an engine file can't say of itself, as JSON beside it (`<engine>.json`)."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
-from helpers.files import json_bytes, read_json, write_json
+from helpers.files import read_json
+from helpers.outputs import json_bytes, write_json
 
 LAYOUTS = ("padded", "packed")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -13,19 +15,20 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 @dataclass(frozen=True)
 class EngineCard:
-    """One engine, described. The defaults are what is taken of an engine without a card file.
+    """One engine, described: by its card file, or, where an engine without one is trusted, by the engine itself.
 
     backend            "openvino", "tensorrt" or "tensorrt_rtx"
     backend_version    the version that built it, as the backend itself spells it
     device             the device it was built for, as the backend names it
     layout             "padded" ([B, S] inputs) or "packed" ([T] inputs)
     network            "layers", "plugin" or "native": the form of the network
-    precision          the types it computes in, widest last: ["fp32"], ["bf16"], ["int8", "bf16"]…
+    precision          the types it computes in, widest last: ["fp32"], ["bf16"], ["int8", "bf16"]…; [] where a plan
+                       without a card file does not tell
     batch_sizes        ascending; the last is the largest that it serves
     sequence_lengths   ascending; likewise, in tokens
-    config             the model's shape; None: not known (only without a card file)
+    config             the model's shape
     tokenizer_sha256   SHA-256 of the tokenizer beside the engine; None: it was built without one
-    engine_sha256      SHA-256 of the engine file
+    engine_sha256      SHA-256 of the engine file; "" without a card file
     engine_bytes       its size
     settings           what the backend needs to load the engine again (strings)
     """
@@ -38,7 +41,7 @@ class EngineCard:
     precision: list
     batch_sizes: list
     sequence_lengths: list
-    config: BertConfig | None = None
+    config: BertConfig
     tokenizer_sha256: str | None = None
     engine_sha256: str = ""
     engine_bytes: int = 0
@@ -56,6 +59,16 @@ class EngineCard:
     def max_tokens(self) -> int:
         """The most tokens that a packed engine takes at once: those of its largest profile, filled."""
         return self.max_batch_size * self.max_sequence_length
+
+    @property
+    def precisions(self) -> str:
+        """The types that it computes in, for people: "int8+fp32"."""
+        return "+".join(self.precision) or "a precision that it does not tell"
+
+    @property
+    def built_without_tokenizer(self) -> bool:
+        """What a card file says; an engine without one does not tell."""
+        return self.tokenizer_sha256 is None and self.engine_sha256 != ""
 
     def to_bytes(self) -> bytes:
         """The card's file."""
@@ -75,6 +88,11 @@ class EngineCard:
         return Path(f"{engine_path}.tokenizer.json")
 
     @classmethod
+    def set_of(cls, engine_path) -> tuple[Path, Path, Path]:
+        """The three files of an engine: its tokenizer, itself, its card."""
+        return cls.tokenizer_path_for(engine_path), Path(engine_path), cls.path_for(engine_path)
+
+    @classmethod
     def read(cls, path) -> "EngineCard":
         """Read and check a card. Raises DemoBertError where a field is missing or makes no sense."""
         values = read_json(path, "engine card")
@@ -89,6 +107,53 @@ class EngineCard:
             return cls(**fields)
         except DemoBertError as error:
             raise DemoBertError(f"the engine card {path} can't be used: {error}; build the engine again") from None
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine without its card has to tell, which is written into it as its network's name.
+
+    `precision` and `config` are EngineCard's; `precision` is [] where only the configuration is known, by -c.
+    """
+
+    precision: list
+    config: BertConfig
+
+    def network_name(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def told(cls, path, name: str, config: BertConfig | None) -> "EngineFacts":
+        """Of the engine `path` whose network has this name; `config` is what the user says of it, or None.
+
+        Raises DemoBertError where neither tells the sizes of the tables, or both do, and differ.
+        """
+        own = cls._read(name)
+        if own is None:
+            if config is None:
+                raise DemoBertError(
+                    f"{path} does not tell the sizes of its tables; name the folder of the model's configuration with "
+                    "-c, or build it again"
+                )
+            return cls([], config)
+        for table in ("vocab_size", "type_vocab_size", "max_position_embeddings") if config else ():
+            if getattr(config, table) != getattr(own.config, table):
+                raise DemoBertError(
+                    f"{path} was built with {table} {getattr(own.config, table)}, the configuration of -c has "
+                    f"{getattr(config, table)}"
+                )
+        return own
+
+    @classmethod
+    def _read(cls, name: str) -> "EngineFacts | None":
+        """None where the name is no such facts: another program's, or an older version's."""
+        try:
+            values = json.loads(name)
+            precision, config = values["precision"], values["config"]
+            known = isinstance(precision, list) and precision and all(item in PRECISIONS for item in precision)
+            return cls(precision, BertConfig.from_dict(config)) if known else None
+        except (ValueError, TypeError, KeyError, RecursionError, DemoBertError):
+            return None
 
 
 def is_engine(path) -> bool:

@@ -31,6 +31,21 @@ def missing_package(package: str, install: str, why: str) -> DemoBertError:
     return DemoBertError(f"{why} needs the package {package}, which is not installed: pip install {install}")
 
 
+#: How libraries say that memory is short where they don't raise a MemoryError.
+_SHORT_OF_MEMORY = re.compile(
+    r"bad[_ ]alloc|out of memory|cannot allocate memory|can't alloc|can't start new thread|failed to map segment"
+    r"|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short; also a SystemError, which is how C code that forgets to say it ends."""
+    if isinstance(error, (MemoryError, SystemError)):
+        return True
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and bool(_SHORT_OF_MEMORY.search(str(error)))
+
+
 def not_installed(module: str | None) -> str | None:
     """What to say of a module that Python did not find; None where installing a package would not help.
 

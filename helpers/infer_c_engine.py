@@ -7,15 +7,17 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from helpers.backends import without_card
+from helpers.backends import card_of, without_card
 from helpers.backends.base import Engine
 from helpers.batching import Batch
+from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError
 
@@ -30,6 +32,8 @@ def load_engine(
     layout: str | None = None,
     throughput: bool = False,
     say: Callable[[str], object] = lambda message: None,
+    trust_engine: bool = False,
+    config_dir=None,
     enable_graph: bool = False,
 ) -> "InferCEngine":
     """As `helpers.backends.load_engine`, through infer_c; `layout` None takes either. Raises DemoBertError.
@@ -37,18 +41,25 @@ def load_engine(
     `enable_graph` replays a CUDA graph for each shape that comes again (TensorRT).
     """
     module = _module()
-    card_path = EngineCard.path_for(path)
-    card = EngineCard.read(card_path) if card_path.exists() else None
+    card = card_of(path, say, trust_engine, config_dir)
+    config = "" if config_dir is None else json.dumps(asdict(BertConfig.from_folder(config_dir)))
     try:
-        bert = module.bert_inf(path, enable_graph=enable_graph, throughput=throughput)
+        trust = {"trust_engine": trust_engine, "config": config}
+        bert = module.bert_inf(path, enable_graph=enable_graph, throughput=throughput, **trust)
     except module.Error as error:
         raise DemoBertError(error) from error
-    engine = InferCEngine(card or EngineCard(**json.loads(bert.card)), module, bert)
+    engine = InferCEngine(card or _card_told_by(bert), module, bert)
     if card is None:
-        say(without_card(card_path, engine.card))
+        say(without_card(path, engine.card))
     if layout not in (None, engine.card.layout):
         raise DemoBertError(f"{path} is a {engine.card.layout} engine, not a {layout} one")
     return engine
+
+
+def _card_told_by(bert) -> EngineCard:
+    """The card of an engine that has no card file. Raises DemoBertError where what it tells makes no sense."""
+    fields = json.loads(bert.card)
+    return EngineCard(**fields | {"config": BertConfig.from_dict(fields["config"])})
 
 
 def _module():
@@ -86,8 +97,11 @@ class InferCEngine(Engine):
         self._threads = ThreadPoolExecutor(self.parallel_runs)  # it starts no thread before it needs one
 
     def _infer(self, batch: Batch) -> np.ndarray:
+        return self._run(batch.inputs().values())
+
+    def _run(self, inputs: Iterable[np.ndarray]) -> np.ndarray:
         try:
-            return self._bert.run(*batch.inputs().values())
+            return self._bert.run(*inputs)
         except self._error as error:
             raise DemoBertError(error) from error
 
@@ -111,7 +125,7 @@ class InferCEngine(Engine):
 
         def run_once() -> float:
             start = time.perf_counter()
-            self._bert.run(*inputs)
+            self._run(inputs)
             return (time.perf_counter() - start) * 1e3
 
         return run_once

@@ -94,6 +94,7 @@ def _add_options(group, layout: str | None) -> None:
     )
     tokenizer = "vocab.txt, tokenizer.json or the model's folder (default: the engine's tokenizer)"
     group.add_argument("-v", "--vocab-file", metavar="FILE", help=tokenizer)
+    cli.add_trust(group)
     cased = "keep upper case and accents (default: as the tokenizer says)"
     group.add_argument("--cased", action="store_true", help=cased)
 
@@ -102,7 +103,7 @@ def check_inference_arguments(args) -> None:
     """Say what contradicts itself or has no effect. Raises UsageError."""
     single = {"-p": args.passage, "-pf": args.passage_file, "-q": args.question, "-qf": args.question_file}
     for first, second, what in (("-p", "-pf", "passage"), ("-q", "-qf", "question")):
-        if single[first] and single[second]:
+        if single[first] is not None and single[second] is not None:
             raise UsageError(f"give the {what} with {first} or with {second}, not both")
     if args.squad_json and args.rows:
         raise UsageError("give a SQuAD file (-sq) or a table of questions (--rows), not both")
@@ -123,7 +124,7 @@ def _check_effect(args, asks: str, single: dict) -> None:
     only |= {flag: ("-p", value) for flag, value in single.items()}
     only |= {"--json": ("-p", args.json), "--top-k": ("-p --rows", args.top_k)}
     for flag, (ways, value) in only.items():
-        if value and asks not in ways.split():
+        if value is not None and value is not False and asks not in ways.split():
             if asks == "-p":
                 raise UsageError(f"{flag} needs {' or '.join(_WAYS[way] for way in ways.split())}")
             raise UsageError(f"{flag} has no effect on {_WAYS[asks]}: leave it out")

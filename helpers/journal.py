@@ -13,7 +13,8 @@ from pathlib import Path
 
 from helpers.cli import note
 from helpers.errors import DemoBertError
-from helpers.files import json_bytes, read_json
+from helpers.files import read_json
+from helpers.outputs import json_bytes, place_of
 
 try:
     import fcntl
@@ -36,12 +37,16 @@ class Journal:
     """
 
     def __init__(self, output, facts: dict, fresh: bool = False):
-        self.output = Path(output)
+        self.output = place_of(output)
         self.path, self._state_path = self.paths_for(output)
         self._facts = json.loads(json.dumps(facts))
         self.entries, self.failed, self.digest = 0, 0, ""
         self._bytes, self._is_whole, self.published = 0, False, False
         self._content = hashlib.sha256()
+        for path in (self.path, self._state_path):
+            place_of(path, "the partial output")
+            if os.path.islink(path):  # it would be what the link leads to that is cut
+                raise DemoBertError(f"{path} is a link, and not of this tool: name another output, or remove it")
         was_there = self.path.exists()
         if was_there and self.path.stat().st_size and not self._state_path.exists():
             raise DemoBertError(f"{self.path} is in the way, and not of this tool: name another output, or remove it")
@@ -59,7 +64,8 @@ class Journal:
     @staticmethod
     def paths_for(output) -> tuple[Path, Path]:
         """The partial output and its state."""
-        return Path(f"{output}.partial"), Path(f"{output}.partial.json")
+        place = os.path.realpath(output) if os.path.islink(output) else output  # it is renamed within its folder
+        return Path(f"{place}.partial"), Path(f"{place}.partial.json")
 
     def __enter__(self) -> "Journal":
         return self
@@ -181,11 +187,16 @@ class Journal:
     def _write_state(self) -> None:
         state = {"facts": self._facts, "entries": self.entries, "failed": self.failed, "digest": self.digest}
         state |= {"bytes": self._bytes, "content": self._content.hexdigest(), "whole": self._is_whole}
-        new = Path(f"{self._state_path}.tmp")  # of one name: there is only one writer
+        # Of one name, since there is only one writer; never through what somebody has put there.
+        new = self._state_path.parent / f".{self._state_path.name}.journal0.tmp"
         try:
-            new.write_bytes(json_bytes(state))
+            new.unlink(missing_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+                file.write(json_bytes(state))
             os.replace(new, self._state_path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
             raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.errors import DemoBertError
-from helpers.files import write_together
+from helpers.outputs import write_together
 from helpers.pictures import new_figure
 
 #: Bars of a histogram.

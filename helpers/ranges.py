@@ -10,8 +10,8 @@ from helpers import calibrator, cli, quantization
 from helpers.build_options import CALIBRATION_METHODS
 from helpers.calibration_cache import Fingerprint, data_fingerprint, model_fingerprint, read_cache, write_cache
 from helpers.errors import DemoBertError
-from helpers.files import check_outputs
 from helpers.model_folder import ModelFolder
+from helpers.outputs import check_outputs
 from helpers.quantization import Quantization
 from helpers.squad import SquadExample, read_squad
 from helpers.tokenization import Tokenizer

@@ -632,14 +632,14 @@ def named_tokenizer(path, card: EngineCard, beside: Path, say: Callable[[str], o
 
 def _readings(path, card: EngineCard, beside: Path, say: Callable[[str], object]) -> Iterator[Tokenizer]:
     """The tokenizers that `path` can be, likeliest first."""
-    if _is_bare(path) and beside.exists():
+    if _is_bare(path) and beside.exists() and not card.built_without_tokenizer:
         yield _with_vocabulary(load_tokenizer(beside, card.tokenizer_sha256), path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     config = next((folder / name for name in CONFIG_NAMES if (folder / name).is_file()), None)
     options = ReadingOptions(
         model=_settings_object(config) if config else {},
         model_file=config.name if config else "",
-        has_segments=card.config is None or card.config.type_vocab_size > 1,
+        has_segments=card.config.type_vocab_size > 1,
     )
     found = find_tokenizer(folder, path, replace(options, say=say))
     if card.tokenizer_sha256 is None:

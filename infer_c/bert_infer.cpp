@@ -1,21 +1,29 @@
 #include "bert_infer.h"
 
 #include <dlfcn.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
+#include <new>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
 
 #include "backend.h"
+#include "input_file.h"
 #include "sha256.h"
 
 namespace demobert {
 namespace {
 
 constexpr int kRunsToPrepare = 2;  // the second run of a shape captures its CUDA graph
+
+constexpr auto kLongestRename = std::chrono::seconds(2);  // of three files by who is not dead
 
 std::string text(std::int64_t number) {
     return std::to_string(number);
@@ -45,7 +53,11 @@ LoadFunction backend_loader(const std::string& name) {
     // Local: two releases of TensorRT have the same symbols, and must not see each other's.
     void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) {
-        throw Error("the " + name + " backend of infer_c is not built or can't be loaded (" + one_line(dlerror()) +
+        const std::string reason = one_line(dlerror());
+        if (tells_of_short_memory(reason)) {
+            throw std::bad_alloc();
+        }
+        throw Error("the " + name + " backend of infer_c is not built or can't be loaded (" + reason +
                     "); see what cmake says of it");
     }
     void* symbol = dlsym(handle, kLoadSymbol);
@@ -55,38 +67,52 @@ LoadFunction backend_loader(const std::string& name) {
     return reinterpret_cast<LoadFunction>(symbol);
 }
 
-std::vector<char> read_file(const std::string& path) {
-    std::error_code failed;
-    const auto status = std::filesystem::status(path, failed);
-    if (!std::filesystem::exists(status)) {
-        throw Error("engine not found: " + path);
+// The engine that the card describes. Its size is looked at first: what a card does not speak of may be of any.
+std::vector<char> read_described(const std::string& path, const EngineCard& card) {
+    const std::uint64_t size = file_size(path, "engine");
+    if (size != static_cast<std::uint64_t>(card.engine_bytes)) {
+        throw Error(path + " has " + std::to_string(size) + " bytes, its card says " + text(card.engine_bytes) +
+                    ": it is truncated or another engine; build it again");
     }
-    if (!std::filesystem::is_regular_file(status)) {
-        throw Error("engine is not a file: " + path);
-    }
-    std::ifstream file(path, std::ios::binary);
-    const std::uintmax_t size = std::filesystem::file_size(path, failed);
-    if (!file || failed) {
-        throw Error("engine can't be read: " + path);
-    }
-    if (size == 0) {
-        throw Error("engine is empty: " + path);
-    }
-    std::vector<char> bytes(size);
-    if (!file.read(bytes.data(), static_cast<std::streamsize>(size))) {
-        throw Error("engine can't be read: " + path);
+    std::vector<char> bytes = read_file(path, "engine");
+    if (sha256(bytes.data(), bytes.size()) != card.engine_sha256) {
+        throw Error(path + " is not the engine that its card describes, or is damaged; build it again");
     }
     return bytes;
 }
 
-void check_pair(const std::string& path, const std::vector<char>& bytes, const EngineCard& card) {
-    if (static_cast<std::int64_t>(bytes.size()) != card.engine_bytes) {
-        throw Error(path + " has " + std::to_string(bytes.size()) + " bytes, its card says " + text(card.engine_bytes) +
-                    ": it is truncated or another engine; build it again");
+// The list of the new files of an engine that are being put in their places (helpers/outputs.py).
+bool is_pending(const std::string& engine) {
+    std::error_code failed;
+    const std::filesystem::path path = std::filesystem::weakly_canonical(engine, failed);  // it lies beside no link
+    const auto list = path.parent_path() / ("." + path.filename().string() + ".pending");
+    return std::filesystem::exists(std::filesystem::symlink_status(list, failed));
+}
+
+// Throws Error where engine, card and tokenizer may not belong together, which the scripts can mend.
+void check_not_torn(const std::string& engine) {
+    const auto end = std::chrono::steady_clock::now() + kLongestRename;
+    while (is_pending(engine)) {
+        if (std::chrono::steady_clock::now() > end) {
+            throw Error(engine +
+                        " is torn: whoever wrote it was killed while the new files were put in place; perf.py and "
+                        "inference.py finish that, or build it again");
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
-    if (sha256(bytes.data(), bytes.size()) != card.engine_sha256) {
-        throw Error(path + " is not the engine that its card describes, or is damaged; build it again");
+}
+
+EngineCard read_card_of(const std::string& path, const LoadOptions& options) {
+    if (!options.config.empty()) {
+        throw UsageError(kConfigHasNoEffect);
     }
+    EngineCard card = read_card(card_path(path));
+    const auto known = std::any_of(kBackends.begin(), kBackends.end(),
+                                   [&](const Backend& backend) { return card.backend == backend.name; });
+    if (!known) {
+        throw Error("there is no backend '" + card.backend + "' here (there is: openvino, tensorrt, tensorrt_rtx)");
+    }
+    return card;
 }
 
 std::string backend_of(const std::string& path, const std::vector<char>& bytes) {
@@ -138,7 +164,49 @@ void check_cu_seqlens(const std::int32_t* starts, const Shape& shape) {
     }
 }
 
+TableSizes given_tables(const std::string& config) {
+    try {
+        return table_sizes(config);
+    } catch (const Error& error) {
+        throw Error("the model's configuration that is given can't be used: " + std::string(error.what()));
+    }
+}
+
+void check_same(const std::string& path, const char* table, std::int64_t own, std::int64_t given) {
+    if (own != given) {
+        throw Error(path + " was built with " + table + " " + text(own) + ", the configuration of -c has " +
+                    text(given));
+    }
+}
+
 }  // namespace
+
+void describe_by(EngineCard& card, const EngineFile& file, const std::optional<NetworkFacts>& named) {
+    const std::string& config = file.options.config;
+    if (!named && config.empty()) {
+        throw Error(file.path +
+                    " does not tell the sizes of its tables; name the folder of the model's configuration with -c, or "
+                    "build it again");
+    }
+    card.precision = named ? named->precision : std::vector<std::string>();
+    card.config = named ? named->config : config;
+    card.tables = named ? named->tables : given_tables(config);
+    if (named && !config.empty()) {
+        const TableSizes own = named->tables, given = given_tables(config);
+        check_same(file.path, "vocab_size", own.vocab_size, given.vocab_size);
+        check_same(file.path, "type_vocab_size", own.type_vocab_size, given.type_vocab_size);
+        check_same(file.path, "max_position_embeddings", own.max_position_embeddings, given.max_position_embeddings);
+    }
+}
+
+bool tells_of_short_memory(std::string_view text) {
+    // new's, the loader's, mmap's by OpenVINO's code generator, and a thread's that has no room for its stack.
+    constexpr std::array<std::string_view, 6> kSigns = {
+        "bad_alloc",     "annot allocate memory", "failed to map segment",
+        "out of memory", "can't alloc",           "Resource temporarily unavailable"};
+    return std::any_of(kSigns.begin(), kSigns.end(),
+                       [&](std::string_view sign) { return text.find(sign) != std::string_view::npos; });
+}
 
 std::string one_line(const std::string& text) {
     std::string line;
@@ -215,17 +283,14 @@ void check_batch(const EngineCard& card, const Batch& batch) {
     } else {
         check_cu_seqlens(batch.inputs[2], shape);
     }
-    if (card.vocab_size) {
-        check_ids(batch.inputs[0], shape.tokens, "token", *card.vocab_size);
-    }
-    if (card.type_vocab_size) {
-        check_ids(batch.inputs[1], shape.tokens, "segment", *card.type_vocab_size);
-    }
+    check_ids(batch.inputs[0], shape.tokens, "token", card.tables.vocab_size);
+    check_ids(batch.inputs[1], shape.tokens, "segment", card.tables.type_vocab_size);
 }
 
 void Engine::prepare(std::int64_t batch_size, std::int64_t sequence_length) {
     check_sizes(card_, batch_size, sequence_length);
-    const OwnBatch zeros(card_.layout, batch_size, sequence_length, [] { return 0; }, 0);
+    const OwnBatch zeros(
+        card_.layout, batch_size, sequence_length, [] { return 0; }, 0);
     std::vector<float> logits(static_cast<std::size_t>(zeros.batch.shape.tokens * kLogits));
     for (int run = 0; run < kRunsToPrepare; ++run) {
         infer(zeros.batch, logits.data());
@@ -255,22 +320,35 @@ std::vector<double> Engine::time(const Batch& batch, std::int64_t iterations, st
     return latencies;
 }
 
+std::string card_path(const std::string& engine) {
+    return engine + ".json";
+}
+
+bool has_card(const std::string& engine) {
+    struct stat found {};
+    return lstat(card_path(engine).c_str(), &found) == 0 || errno != ENOENT;
+}
+
 std::unique_ptr<Engine> load_engine(const std::string& path, const LoadOptions& options) {
-    const auto bytes = std::make_shared<const std::vector<char>>(read_file(path));
-    const std::string card_path = path + ".json";
-    std::optional<EngineCard> card;
-    if (std::filesystem::exists(card_path)) {
-        card = read_card(card_path);
-        check_pair(path, *bytes, *card);
-        const auto known = std::any_of(kBackends.begin(), kBackends.end(),
-                                       [&](const Backend& backend) { return card->backend == backend.name; });
-        if (!known) {
-            throw Error("there is no backend '" + card->backend +
-                        "' here (there is: openvino, tensorrt, tensorrt_rtx)");
-        }
+    check_not_torn(path);
+    if (file_size(path, "engine") == 0) {
+        throw Error("engine is empty: " + path);
     }
-    const LoadFunction load = backend_loader(card ? card->backend : backend_of(path, *bytes));
-    return std::unique_ptr<Engine>(load({path, bytes, card ? &*card : nullptr, options}));
+    std::optional<EngineCard> card;
+    std::vector<char> bytes;
+    if (has_card(path)) {
+        card = read_card_of(path, options);
+        bytes = read_described(path, *card);
+    } else if (options.trust_engine) {
+        bytes = read_file(path, "engine");
+    } else {
+        throw Error(path + " has no engine card (" + card_path(path) +
+                    "): loading an engine runs what is in it; copy its card beside it, or, if you built it yourself, "
+                    "pass --trust-engine");
+    }
+    const LoadFunction load = backend_loader(card ? card->backend : backend_of(path, bytes));
+    const auto shared = std::make_shared<const std::vector<char>>(std::move(bytes));
+    return std::unique_ptr<Engine>(load({path, shared, card ? &*card : nullptr, options}));
 }
 
 }  // namespace demobert

@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine_card.h"
@@ -21,6 +22,12 @@ namespace demobert {
 class DEMOBERT_SHARED Error : public std::runtime_error {
 public:
     using std::runtime_error::runtime_error;
+};
+
+// Arguments that contradict each other: exit code 2.
+class DEMOBERT_SHARED UsageError : public Error {
+public:
+    using Error::Error;
 };
 
 // The numbers that give all inputs of an engine their shapes.
@@ -57,6 +64,8 @@ struct OwnBatch {
 struct LoadOptions {
     bool throughput = false;    // rather the rate of many runs at once than the latency of one
     bool enable_graph = false;  // replay a captured CUDA graph instead of launching the network's kernels one by one
+    bool trust_engine = false;  // load an engine without its card: loading one runs what is in it
+    std::string config;  // the model's configuration, JSON as in a card, for an engine without one; empty: not given
 };
 
 constexpr std::int64_t kLogits = 2;  // start and end
@@ -109,9 +118,21 @@ void check_sizes(const EngineCard& card, std::int64_t batch_size, std::int64_t s
 // Throws Error unless `batch` is well formed and fits the engine's sizes and embedding tables.
 void check_batch(const EngineCard& card, const Batch& batch);
 
-// Load the engine file `path` and hold it against its card, `<path>.json`; without one, a card is guessed from the
-// engine. Throws Error where anything does not fit.
+// The card's path, beside the engine's.
+std::string card_path(const std::string& engine);
+
+// Why a model's configuration is refused for an engine that has its card.
+constexpr const char* kConfigHasNoEffect = "-c has no effect: the engine has its card";
+
+// Whether the engine has a card, if only one that can't be read.
+bool has_card(const std::string& engine);
+
+// Load the engine file `path` and hold it against its card. Without one it has to be trusted, and its card is read from
+// the engine. Throws Error where anything does not fit, UsageError for options that do not.
 std::unique_ptr<Engine> load_engine(const std::string& path, const LoadOptions& options);
+
+// Whether what a library says of a failure, in its own kind of error, comes of short memory.
+bool tells_of_short_memory(std::string_view text);
 
 // `text` with everything that would break a line or drive a terminal made a space, and runs of spaces made one.
 std::string one_line(const std::string& text);

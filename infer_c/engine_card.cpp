@@ -1,18 +1,21 @@
 #include "engine_card.h"
 
 #include <algorithm>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "bert_infer.h"
+#include "input_file.h"
+#include "json.h"
 
 namespace demobert {
 namespace {
 
-using Json = nlohmann::ordered_json;
+constexpr std::uint64_t kLargestCard = 1 << 20;  // bytes; a card has two thousand
 
-constexpr std::int64_t kLargest =
-    1 << 24;  // of a size, a length or a table: far over any BERT's, and no product overflows
+constexpr std::int64_t kLargest = 1 << 24;  // of a size or a length: far over any BERT's, and no product overflows
+
+// The limits of helpers/bert_config.py, and what it takes where a configuration does not say.
+constexpr std::int64_t kMostWords = 1 << 21, kMostSegments = 1 << 10, kMostPositions = 1 << 16;
+constexpr std::int64_t kUsualSegments = 2, kUsualPositions = 512;
 
 std::int64_t whole(const Json& value, const std::string& name) {
     if (!value.is_number_integer() || value < 1 || value > kLargest) {
@@ -56,6 +59,17 @@ Layout layout_of(const Json& card) {
     throw Error("layout is '" + name + "'");
 }
 
+TableSizes tables_of(const Json& config) {
+    if (!config.is_object()) {
+        throw Error("the configuration is not a JSON object");
+    }
+    const auto size_of = [&](const char* name, std::int64_t most, std::int64_t usual) {
+        return config.contains(name) ? whole_number(config, name, most) : usual;
+    };
+    return {whole_number(config, "vocab_size", kMostWords), size_of("type_vocab_size", kMostSegments, kUsualSegments),
+            size_of("max_position_embeddings", kMostPositions, kUsualPositions)};
+}
+
 std::vector<std::string> precision_of(const Json& card) {
     static const std::vector<std::string> known = {"fp32", "fp16", "bf16", "int8", "fp8"};
     const auto precision = card.at("precision").get<std::vector<std::string>>();
@@ -90,8 +104,7 @@ EngineCard from_json(const Json& values) {
     card.settings = values.at("settings").get<std::map<std::string, std::string>>();
     const Json& config = values.at("config");
     card.config = config.dump();
-    card.vocab_size = whole(config.at("vocab_size"), "vocab_size");
-    card.type_vocab_size = whole(config.value("type_vocab_size", Json(2)), "type_vocab_size");
+    card.tables = tables_of(config);
     return card;
 }
 
@@ -112,7 +125,7 @@ std::string EngineCard::precisions() const {
     for (const std::string& item : precision) {
         joined += (joined.empty() ? "" : "+") + item;
     }
-    return joined;
+    return joined.empty() ? "a precision that it does not tell" : joined;
 }
 
 std::string EngineCard::sizes() const {
@@ -138,19 +151,31 @@ std::string EngineCard::json() const {
     return card.dump();
 }
 
+TableSizes table_sizes(const std::string& config) {
+    return tables_of(parse_json(config));
+}
+
 EngineCard read_card(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    if (!file) {
-        throw Error("engine card can't be read: " + path);
-    }
+    const std::vector<char> text = read_file(path, "engine card", kLargestCard);
     try {
-        return from_json(Json::parse(file));
-    } catch (const Json::parse_error& error) {
-        throw Error("the engine card " + path + " can't be used: it is not JSON (byte " + std::to_string(error.byte) +
-                    "); build the engine again");
+        return from_json(parse_json({text.data(), text.size()}));
+    } catch (const std::bad_alloc&) {
+        throw;
     } catch (const std::exception& error) {
         throw Error("the engine card " + path + " can't be used: " + one_line(error.what()) +
                     "; build the engine again");
+    }
+}
+
+std::optional<NetworkFacts> read_network_name(const std::string& name) {
+    try {
+        const Json facts = parse_json(name);
+        const Json& config = facts.at("config");
+        return NetworkFacts{precision_of(facts), config.dump(), tables_of(config)};
+    } catch (const std::bad_alloc&) {
+        throw;
+    } catch (const std::exception&) {  // no JSON, or other JSON: the caller says what is missing
+        return std::nullopt;
     }
 }
 

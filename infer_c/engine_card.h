@@ -17,6 +17,16 @@ const std::vector<std::string>& input_names(Layout layout);
 
 const char* name_of(Layout layout);
 
+// How many rows a model's tables have: what can be asked of them, whatever the file says that claims it.
+struct TableSizes {
+    std::int64_t vocab_size = 0;
+    std::int64_t type_vocab_size = 0;
+    std::int64_t max_position_embeddings = 0;
+};
+
+// Those of a configuration, JSON as in a card. Throws Error where they make no sense.
+TableSizes table_sizes(const std::string& config);
+
 // The fields are helpers/engine_card.py's. Sizes are ascending; the last is the largest that the engine serves.
 struct EngineCard {
     std::string backend;
@@ -31,15 +41,14 @@ struct EngineCard {
     std::string engine_sha256;
     std::int64_t engine_bytes = 0;
     std::map<std::string, std::string> settings;
-    std::string config = "null";             // the model's configuration, as JSON
-    std::optional<std::int64_t> vocab_size;  // of the configuration; none: not known
-    std::optional<std::int64_t> type_vocab_size;
+    std::string config;  // the model's configuration, as JSON
+    TableSizes tables;   // of the configuration
 
     std::int64_t max_batch_size() const { return batch_sizes.back(); }
     std::int64_t max_sequence_length() const { return sequence_lengths.back(); }
     std::int64_t max_tokens() const { return max_batch_size() * max_sequence_length(); }
 
-    // "int8+bf16"
+    // "int8+bf16". A plan without its card may not tell: then there is none in `precision`.
     std::string precisions() const;
 
     // ", batch size up to 8, sequence length up to 384": how every engine's description ends.
@@ -51,5 +60,16 @@ struct EngineCard {
 
 // Read and check a card. Throws Error where a field is missing or makes no sense.
 EngineCard read_card(const std::string& path);
+
+// What the builder writes into the name of a network, for an engine that has lost its card: EngineFacts of
+// helpers/engine_card.py.
+struct NetworkFacts {
+    std::vector<std::string> precision;
+    std::string config;
+    TableSizes tables;
+};
+
+// Nothing where the name is another: that of an older engine, or of somebody else's.
+std::optional<NetworkFacts> read_network_name(const std::string& name);
 
 }  // namespace demobert

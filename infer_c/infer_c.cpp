@@ -10,6 +10,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bert_infer.h"
@@ -43,6 +44,73 @@ py::array as_input(const py::handle& given, const std::string& name, py::ssize_t
     return array;
 }
 
+// Bytes from `begin` to before `end`, as numbers: what is compared are addresses of different objects.
+struct Extent {
+    std::int64_t begin = 0, end = 0;
+};
+
+// Where the elements of an array lie, by its strides; nothing where the addresses overflow.
+std::optional<Extent> extent_of(const py::array& array) {
+    const auto begin = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(array.data()));
+    Extent extent{begin, begin};
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+        std::int64_t span = 0;
+        std::int64_t& side = array.strides(i) < 0 ? extent.begin : extent.end;
+        if (__builtin_mul_overflow(array.shape(i) - 1, array.strides(i), &span) ||
+            __builtin_add_overflow(side, span, &side)) {
+            return std::nullopt;
+        }
+    }
+    extent.end += array.itemsize();
+    return extent;
+}
+
+// The memory of an object that shows its own: an array, or what lends it in one piece. Nothing where it does not tell.
+std::optional<Extent> memory_of(const py::object& owner) {
+    if (py::isinstance<py::array>(owner)) {
+        return extent_of(py::reinterpret_borrow<py::array>(owner));
+    }
+    Py_buffer view{};
+    if (!PyObject_CheckBuffer(owner.ptr()) || PyObject_GetBuffer(owner.ptr(), &view, PyBUF_SIMPLE) != 0) {
+        PyErr_Clear();
+        return std::nullopt;
+    }
+    const auto begin = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(view.buf));
+    const Extent extent{begin, begin + view.len};
+    PyBuffer_Release(&view);
+    return extent;
+}
+
+// What an object is a view of; null: of nothing.
+py::object base_of(const py::object& view) {
+    py::object base = py::isinstance<py::array>(view) ? py::reinterpret_borrow<py::array>(view).base()
+                                                      : py::getattr(view, "base", py::none());
+    return base && base.is_none() ? py::object() : base;
+}
+
+// The object whose memory an array shows, at the end of a chain of views; the array itself where that is its own.
+py::object owner_of(const py::array& array) {
+    constexpr int kLongestChain = 100;  // an object can say that it is a view of itself
+    py::object owner = array;
+    for (int i = 0; i < kLongestChain; ++i) {
+        py::object base = base_of(owner);
+        if (!base) {
+            break;
+        }
+        owner = std::move(base);
+    }
+    return owner;
+}
+
+// numpy.lib.stride_tricks.as_strided makes arrays of any shape and strides: those that leave their memory can't be
+// read.
+void check_memory(const py::array& array, const std::string& name) {
+    const std::optional<Extent> used = extent_of(array), owned = memory_of(owner_of(array));
+    if (!used || (owned && (used->begin < owned->begin || used->end > owned->end))) {
+        throw py::value_error(name + " has strides that leave its memory");
+    }
+}
+
 // The array itself where its elements lie one after the other, and where int32 may lie; else a copy.
 py::array contiguous(const py::array& array) {
     constexpr int kAsGiven = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
@@ -56,9 +124,11 @@ py::array contiguous(const py::array& array) {
 class BertInf {
 public:
     BertInf(const std::filesystem::path& engine, std::optional<std::int64_t> max_batch,
-            std::optional<std::int64_t> max_seq, bool enable_graph, bool throughput) {
+            std::optional<std::int64_t> max_seq, bool enable_graph, bool throughput, bool trust_engine,
+            const py::str& config) {
+        const std::string text = config;  // here, where Python can say that it is no Unicode
         const py::gil_scoped_release unlocked;
-        engine_ = demobert::load_engine(engine.string(), {throughput, enable_graph});
+        engine_ = demobert::load_engine(engine.string(), {throughput, enable_graph, trust_engine, text});
         const auto& card = engine_->card();
         max_batch_ = max_batch.value_or(card.max_batch_size());
         max_length_ = max_seq.value_or(card.max_sequence_length());
@@ -90,9 +160,10 @@ public:
         }
         check_shapes(inputs, batch.shape.inputs(layout));
         check_limits(batch.shape);  // before anything of this size is allocated
-        for (py::array& input : inputs) {
-            input = contiguous(input);
-            batch.inputs.push_back(static_cast<const std::int32_t*>(input.data()));
+        for (std::size_t i = 0; i < names.size(); ++i) {
+            check_memory(inputs[i], names[i]);
+            inputs[i] = contiguous(inputs[i]);
+            batch.inputs.push_back(static_cast<const std::int32_t*>(inputs[i].data()));
         }
         std::vector<py::ssize_t> output = {batch.shape.tokens, demobert::kLogits};
         if (layout == Layout::padded) {
@@ -137,6 +208,20 @@ private:
     std::int64_t max_length_ = 0;
 };
 
+// The engine of `self`. Where __init__ was not called, as by copy.copy, or has failed, pybind11 would hand out memory
+// that nothing has been written to.
+BertInf& initialised(const py::object& self) {
+    if (!py::isinstance<BertInf>(self)) {
+        throw py::type_error("this is a method of bert_inf, not of " +
+                             py::str(py::type::of(self).attr("__name__")).cast<std::string>());
+    }
+    auto* instance = reinterpret_cast<py::detail::instance*>(self.ptr());
+    if (!instance->get_value_and_holder(py::detail::get_type_info(typeid(BertInf))).holder_constructed()) {
+        throw Error("this bert_inf holds no engine: its __init__ was not called, or failed");
+    }
+    return self.cast<BertInf&>();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(infer_c, module) {
@@ -156,34 +241,45 @@ PYBIND11_MODULE(infer_c, module) {
     });
 
     py::class_<BertInf>(module, "bert_inf", "A loaded engine. Its methods may be called from several threads at once.")
-        .def(py::init<const std::filesystem::path&, std::optional<std::int64_t>, std::optional<std::int64_t>, bool,
-                      bool>(),
-             "engine"_a, "max_batch"_a = py::none(), "max_seq"_a = py::none(), "enable_graph"_a = false,
-             "throughput"_a = false,
-             "Load the file `engine` for at most `max_batch` sequences of `max_seq` tokens (default: the engine's\n"
-             "largest). `enable_graph` replays a CUDA graph per shape (TensorRT); `throughput` prefers the rate of "
-             "many\n"
-             "runs at once to the latency of one (OpenVINO). Raises Error.")
-        .def("prepare", &BertInf::prepare, "batch_size"_a, "sequence_length"_a,
-             "Do now what the first run of this shape would have to: select the optimization profile, load kernels,\n"
-             "capture the CUDA graph. Raises Error.")
-        .def("run", &BertInf::run,
-             "Start and end logits, float32: run(input_ids, segment_ids, input_mask), each int32 [B, S], gives [B, S, "
-             "2];\n"
-             "with a packed engine run(input_ids [T], segment_ids [T], cu_seqlens [B + 1], max_seqlen [Smax]) gives\n"
-             "[T, 2]. Python's lock is released meanwhile; the arrays must not change. Raises TypeError, ValueError, "
-             "Error.")
+        .def(
+            py::init<const std::filesystem::path&, std::optional<std::int64_t>, std::optional<std::int64_t>, bool, bool,
+                     bool, const py::str&>(),
+            "engine"_a, "max_batch"_a = py::none(), "max_seq"_a = py::none(), "enable_graph"_a = false,
+            "throughput"_a = false, "trust_engine"_a = false, "config"_a = "",
+            "Load the file `engine` for at most `max_batch` sequences of `max_seq` tokens (default: the engine's\n"
+            "largest). `enable_graph` replays a CUDA graph per shape (TensorRT); `throughput` prefers the rate of "
+            "many\n"
+            "runs at once to the latency of one (OpenVINO). `trust_engine` loads an engine without its card, which\n"
+            "runs what is in it; `config` is then the model's configuration, JSON as in a card, where the engine does\n"
+            "not tell it. Raises Error.")
+        .def(
+            "prepare",
+            [](const py::object& self, std::int64_t batch_size, std::int64_t sequence_length) {
+                initialised(self).prepare(batch_size, sequence_length);
+            },
+            "batch_size"_a, "sequence_length"_a,
+            "Do now what the first run of this shape would have to: select the optimization profile, load kernels,\n"
+            "capture the CUDA graph. Raises Error.")
+        .def(
+            "run", [](const py::object& self, const py::args& arrays) { return initialised(self).run(arrays); },
+            "Start and end logits, float32: run(input_ids, segment_ids, input_mask), each int32 [B, S], gives [B, S, "
+            "2];\n"
+            "with a packed engine run(input_ids [T], segment_ids [T], cu_seqlens [B + 1], max_seqlen [Smax]) gives\n"
+            "[T, 2]. Python's lock is released meanwhile; the arrays must not change. Raises TypeError, ValueError, "
+            "Error.")
         .def(
             "padded_length",
-            [](const BertInf& self, std::int64_t length) { return self.engine().padded_length(length); }, "length"_a,
-            "The length to pad a batch to whose longest sequence has `length` tokens.")
+            [](const py::object& self, std::int64_t length) {
+                return initialised(self).engine().padded_length(length);
+            },
+            "length"_a, "The length to pad a batch to whose longest sequence has `length` tokens.")
         .def(
-            "describe", [](const BertInf& self) { return self.engine().describe(); },
+            "describe", [](const py::object& self) { return initialised(self).engine().describe(); },
             "One line for people: backend, device, precision, sizes.")
         .def_property_readonly(
-            "parallel_runs", [](const BertInf& self) { return self.engine().parallel_runs(); },
+            "parallel_runs", [](const py::object& self) { return initialised(self).engine().parallel_runs(); },
             "How many calls of run() at once use the device best.")
         .def_property_readonly(
-            "card", [](const BertInf& self) { return self.engine().card().json(); },
-            "The engine's card, read or guessed, as JSON.");
+            "card", [](const py::object& self) { return initialised(self).engine().card().json(); },
+            "The engine's card, or what it would say, as JSON.");
 }

@@ -1,9 +1,12 @@
 // The CPU engine: an OpenVINO blob and requests to run it. The settings are helpers/backends/openvino/engine.py's.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <map>
 #include <mutex>
+#include <new>
 #include <openvino/openvino.hpp>
 #include <string_view>
 #include <utility>
@@ -17,6 +20,9 @@ constexpr const char* kDevice = "CPU";
 
 // Every new length has kernels compiled for it, and they work on blocks of 16 rows anyway.
 constexpr std::int64_t kLengthMultiple = 16;
+
+// Bytes of addresses that OpenVINO and its threads take for a model of no size.
+constexpr std::size_t kLeastMemory = 512 << 20;
 
 // OpenVINO's type for each precision of the card.
 const std::map<std::string, ov::element::Type> kTypes = {
@@ -49,7 +55,8 @@ std::string blob_fact(const std::vector<char>& bytes, const std::string& key) {
     }
     const std::size_t value = at + begin.size();
     std::string fact = facts.substr(value, facts.find(';', value) - value);
-    std::replace_if(fact.begin(), fact.end(), [](char byte) { return byte < ' ' || byte > '~'; }, '?');
+    std::replace_if(
+        fact.begin(), fact.end(), [](char byte) { return byte < ' ' || byte > '~'; }, '?');
     return fact;
 }
 
@@ -62,19 +69,48 @@ void check_version(const EngineFile& file) {
     }
 }
 
+ov::element::Type type_of(const EngineFile& file, const std::string& precision) {
+    const auto type = kTypes.find(precision);
+    if (type == kTypes.end()) {
+        throw Error(file.path + " computes in " + precision + (file.card ? " by its card" : " by its network's name") +
+                    ", openvino's never do; build it again");
+    }
+    return type->second;
+}
+
 ov::AnyMap settings_for(const EngineFile& file) {
     using ov::hint::PerformanceMode;
-    ov::AnyMap settings{
+    return {
         ov::hint::performance_mode(file.options.throughput ? PerformanceMode::THROUGHPUT : PerformanceMode::LATENCY)};
-    if (file.card != nullptr) {
-        const auto type = kTypes.find(file.card->precision.back());
-        if (type == kTypes.end()) {
-            throw Error(file.path + " computes in " + file.card->precision.back() +
-                        " by its card, openvino's never do; build it again");
+}
+
+// What `work` gives. OpenVINO throws errors of its own, also where memory is short; whatever it is comes out as
+// std::bad_alloc, or as an Error that begins with `what`.
+template <typename Work>
+auto guarded(const std::string& what, const Work& work) {
+    try {
+        return work();
+    } catch (const Error&) {
+        throw;
+    } catch (const std::bad_alloc&) {
+        throw;
+    } catch (const std::exception& error) {
+        if (tells_of_short_memory(error.what())) {
+            throw std::bad_alloc();
         }
-        settings.insert(ov::hint::inference_precision(type->second));
+        throw Error(what + ": " + one_line(error.what()));
     }
-    return settings;
+}
+
+// Throws std::bad_alloc where OpenVINO would soon be out of memory: its threads (oneTBB 2022) then wait for each other
+// for ever, or end the process.
+void require_memory(std::size_t engine_bytes) {
+    const std::size_t wanted = kLeastMemory + 2 * engine_bytes;
+    void* const room = mmap(nullptr, wanted, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) {
+        throw std::bad_alloc();
+    }
+    munmap(room, wanted);
 }
 
 // One for the process: making one loads the CPU plugin. Never destroyed, since engines may outlive static objects.
@@ -83,23 +119,25 @@ ov::Core& core() {
     return *only;
 }
 
-ov::CompiledModel import(const EngineFile& file) {
+ov::CompiledModel import(const EngineFile& file, const ov::AnyMap& settings) {
     // The model may go on reading the blob: a tensor that owns its share of the bytes keeps them.
     const ov::Tensor bytes(ov::element::u8, {file.bytes->size()}, static_cast<const void*>(file.bytes->data()));
     const ov::Tensor blob(bytes, std::const_pointer_cast<std::vector<char>>(file.bytes));
-    const ov::AnyMap settings = settings_for(file);
     try {
         return core().import_model(blob, kDevice, settings);
-    } catch (const std::exception&) {  // a damaged blob: OpenVINO's own, or std::length_error and the like
+    } catch (const std::exception& error) {  // a damaged blob: OpenVINO's own, or std::length_error and the like
+        if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr || tells_of_short_memory(error.what())) {
+            throw std::bad_alloc();
+        }
         const std::string isa = blob_fact(*file.bytes, "isa");
         throw Error("OpenVINO can't load the engine " + file.path + ": it is damaged, or built for another CPU (" +
                     (isa.empty() ? "another machine" : isa) + "); build it again");
     }
 }
 
-// A card from what the blob itself tells: layout, largest batch size and longest sequence by its inputs. Text is
-// guessed to be lower-cased. Throws Error for others' blobs.
-EngineCard guess_card(const EngineFile& file, const ov::CompiledModel& model) {
+// What the blob itself tells: layout, largest batch size and longest sequence by its inputs. Throws Error for others'
+// blobs.
+EngineCard read_inputs(const EngineFile& file, const ov::CompiledModel& model) {
     EngineCard card;
     std::vector<std::string> names;
     std::vector<std::vector<std::int64_t>> largest;
@@ -122,36 +160,57 @@ EngineCard guess_card(const EngineFile& file, const ov::CompiledModel& model) {
     if (card.max_batch_size() < 1 || card.max_sequence_length() < 1) {
         throw Error(file.path + " does not tell the sizes that it serves; build it again");
     }
+    return card;
+}
+
+struct Loaded {
+    ov::CompiledModel model;
+    EngineCard card;
+};
+
+Loaded load_with_card(const EngineFile& file) {
+    const EngineCard& card = *file.card;
+    ov::AnyMap settings = settings_for(file);
+    settings.insert(ov::hint::inference_precision(type_of(file, card.precision.back())));
+    const ov::CompiledModel model = import(file, settings);
+    const EngineCard served = read_inputs(file, model);
+    if (card.layout != served.layout || card.max_batch_size() != served.max_batch_size() ||
+        card.max_sequence_length() != served.max_sequence_length()) {
+        throw Error(file.path + " serves " + name_of(served.layout) + " batches" + served.sizes() + "; its card says " +
+                    name_of(card.layout) + card.sizes() + "; build it again");
+    }
+    return {model, card};
+}
+
+// By the network's name, which is known when the engine has been imported: then it is imported again, where it was
+// built in another precision than that which OpenVINO takes unasked.
+Loaded load_without_card(const EngineFile& file) {
+    ov::AnyMap settings = settings_for(file);
+    ov::CompiledModel model = import(file, settings);
+    EngineCard card = read_inputs(file, model);
+    const std::optional<NetworkFacts> named = read_network_name(model.get_property(ov::model_name));
+    if (!named) {
+        throw Error(file.path + " does not tell in what precision it was built; build it again");
+    }
+    describe_by(card, file, named);
     card.backend = "openvino";
     card.backend_version = version();
     card.device = model.get_property(ov::execution_devices).at(0);
     card.network = "layers";
-    const ov::element::Type type = model.get_property(ov::hint::inference_precision);
-    const auto known =
-        std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& item) { return item.second == type; });
-    card.precision = {known == kTypes.end() ? "fp32" : known->first};
     card.engine_bytes = static_cast<std::int64_t>(file.bytes->size());
-    return card;
-}
-
-EngineCard card_for(const EngineFile& file, const ov::CompiledModel& model) {
-    EngineCard guessed = guess_card(file, model);
-    if (file.card == nullptr) {
-        return guessed;
+    const ov::element::Type type = type_of(file, card.precision.back());
+    if (model.get_property(ov::hint::inference_precision) != type) {
+        model = {};  // not two of them at once
+        settings.insert(ov::hint::inference_precision(type));
+        model = import(file, settings);
     }
-    const EngineCard& card = *file.card;
-    if (card.layout != guessed.layout || card.max_batch_size() != guessed.max_batch_size() ||
-        card.max_sequence_length() != guessed.max_sequence_length()) {
-        throw Error(file.path + " serves " + name_of(guessed.layout) + " batches" + guessed.sizes() +
-                    "; its card says " + name_of(card.layout) + card.sizes() + "; build it again");
-    }
-    return card;
+    return {model, card};
 }
 
 class OpenVINOEngine : public Engine {
 public:
-    OpenVINOEngine(const EngineFile& file, ov::CompiledModel model)
-        : Engine(card_for(file, model), file.path), model_(std::move(model)) {
+    OpenVINOEngine(const EngineFile& file, Loaded loaded)
+        : Engine(std::move(loaded.card), file.path), model_(std::move(loaded.model)) {
         if (model_.outputs().size() != 1 || model_.output().get_element_type() != ov::element::f32) {
             throw Error(file.path + " does not give float32 logits; build it again");
         }
@@ -164,8 +223,9 @@ public:
     }
 
     std::int64_t padded_length(std::int64_t length) const override {
-        const std::int64_t blocks = (length + kLengthMultiple - 1) / kLengthMultiple;
-        return std::min(blocks * kLengthMultiple, card().max_sequence_length());
+        const std::int64_t longest = card().max_sequence_length();
+        const std::int64_t blocks = (std::min(length, longest) + kLengthMultiple - 1) / kLengthMultiple;
+        return std::min(blocks * kLengthMultiple, longest);
     }
 
     std::int64_t parallel_runs() const override {
@@ -175,26 +235,32 @@ public:
 protected:
     // Each call has a request of its own while it runs; there are never more than calls at once.
     void infer(const Batch& batch, float* logits) override {
-        ov::InferRequest request = take_request();
-        bind(request, batch, logits);
-        request.infer();
-        const std::lock_guard<std::mutex> lock(mutex_);
-        idle_.push_back(std::move(request));
+        guarded(cannot_run(), [&] {
+            ov::InferRequest request = take_request();
+            bind(request, batch, logits);
+            request.infer();
+            const std::lock_guard<std::mutex> lock(mutex_);
+            idle_.push_back(std::move(request));
+        });
     }
 
     std::function<double()> timed_run(const Batch& batch) override {
         auto logits = std::make_shared<std::vector<float>>(static_cast<std::size_t>(batch.shape.tokens * kLogits));
-        ov::InferRequest request = model_.create_infer_request();
+        ov::InferRequest request = guarded(cannot_run(), [&] { return model_.create_infer_request(); });
         bind(request, batch, logits->data());
-        return [request, logits]() mutable {
+        return [request, logits, what = cannot_run()]() mutable {
             using Clock = std::chrono::steady_clock;
-            const auto start = Clock::now();
-            request.infer();
-            return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+            return guarded(what, [&] {
+                const auto start = Clock::now();
+                request.infer();
+                return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+            });
         };
     }
 
 private:
+    std::string cannot_run() const { return "OpenVINO can't run the engine " + path(); }
+
     ov::InferRequest take_request() {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -234,11 +300,10 @@ Engine* demobert_load(const EngineFile& file) {
         throw Error("CUDA Graph needs a TensorRT engine, and " + file.path + " is OpenVINO's, for the CPU");
     }
     check_version(file);
-    try {
-        return new OpenVINOEngine(file, import(file));
-    } catch (const ov::Exception& error) {
-        throw Error("OpenVINO can't run the engine " + file.path + ": " + one_line(error.what()));
-    }
+    require_memory(file.bytes->size());
+    return guarded("OpenVINO can't run the engine " + file.path, [&] {
+        return new OpenVINOEngine(file, file.card ? load_with_card(file) : load_without_card(file));
+    });
 }
 
 }  // namespace demobert

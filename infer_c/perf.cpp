@@ -5,33 +5,26 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <functional>
-#include <new>
-#include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bert_infer.h"
+#include "json.h"
+#include "model_config.h"
+#include "output_file.h"
+#include "process.h"
 
 namespace demobert {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr std::int64_t kDefaultLength = 128;
-constexpr std::int64_t kSafeVocabSize = 100;  // for an engine that does not tell its own: fewer than any BERT has
-
-// Arguments that can't be used: exit code 2.
-class UsageError : public Error {
-public:
-    using Error::Error;
-};
 
 struct Arguments {
     std::string engine;
@@ -42,11 +35,13 @@ struct Arguments {
     double duration = 0;
     std::uint64_t seed = 12345;
     std::string json;
+    std::string config_dir;
+    bool trust_engine = false;
     bool enable_graph = false;
     bool help = false;
 };
 
-std::int64_t whole_number(const std::string& text, std::int64_t smallest) {
+std::int64_t number(const std::string& text, std::int64_t smallest) {
     std::size_t end = 0;
     std::int64_t value = -1;
     try {
@@ -68,6 +63,13 @@ double seconds(const std::string& text) {
     return value;
 }
 
+std::string file_name(const std::string& text) {
+    if (text.empty()) {
+        throw UsageError("'' is not the name of a file");
+    }
+    return text;
+}
+
 struct Flag {
     std::vector<std::string> names;
     const char* metavar;  // null: a switch
@@ -81,23 +83,23 @@ const std::vector<Flag>& flags() {
         {{"-e", "--engine"},
          "FILE",
          "engine file, written by builder.py or builder_varseqlen.py (required)",
-         [](Arguments& a, const std::string& value) { a.engine = value; }},
+         [](Arguments& a, const std::string& value) { a.engine = file_name(value); }},
         {{"-b", "--batch-size"},
          "N",
          "batch size; repeat for more (default: 1)",
-         [](Arguments& a, const std::string& value) { a.batch_sizes.push_back(whole_number(value, 1)); }},
+         [](Arguments& a, const std::string& value) { a.batch_sizes.push_back(number(value, 1)); }},
         {{"-s", "--sequence-length"},
          "N",
          "sequence length in tokens (default: 128, or the engine's longest if that is shorter)",
-         [](Arguments& a, const std::string& value) { a.sequence_length = whole_number(value, 1); }},
+         [](Arguments& a, const std::string& value) { a.sequence_length = number(value, 1); }},
         {{"-i", "--iterations"},
          "N",
          "runs to time (default: 200)",
-         [](Arguments& a, const std::string& value) { a.iterations = whole_number(value, 1); }},
+         [](Arguments& a, const std::string& value) { a.iterations = number(value, 1); }},
         {{"-w", "--warm-up-runs"},
          "N",
          "runs before that (default: 10)",
-         [](Arguments& a, const std::string& value) { a.warm_up_runs = whole_number(value, 0); }},
+         [](Arguments& a, const std::string& value) { a.warm_up_runs = number(value, 0); }},
         {{"-d", "--duration"},
          "S",
          "go on for at least so many seconds (default: 0)",
@@ -105,7 +107,16 @@ const std::vector<Flag>& flags() {
         {{"-r", "--random-seed"},
          "N",
          "seed of the random inputs (default: 12345)",
-         [](Arguments& a, const std::string& value) { a.seed = static_cast<std::uint64_t>(whole_number(value, 0)); }},
+         [](Arguments& a, const std::string& value) { a.seed = static_cast<std::uint64_t>(number(value, 0)); }},
+        {{"-c", "--config-dir"},
+         "DIR",
+         "folder of the model's configuration, or that file: for an engine that has no card and does not tell its "
+         "sizes",
+         [](Arguments& a, const std::string& value) { a.config_dir = file_name(value); }},
+        {{"--trust-engine"},
+         nullptr,
+         "load an engine without its card, which runs what is in it: only one that you built yourself",
+         [](Arguments& a, const std::string&) { a.trust_engine = true; }},
         {{"--enable_graph", "--enable-graph"},
          nullptr,
          "replay a CUDA graph (TensorRT engines)",
@@ -113,7 +124,7 @@ const std::vector<Flag>& flags() {
         {{"--json"},
          "FILE",
          "write the figures as JSON",
-         [](Arguments& a, const std::string& value) { a.json = value; }},
+         [](Arguments& a, const std::string& value) { a.json = file_name(value); }},
     };
     return all;
 }
@@ -133,12 +144,12 @@ std::string help() {
 }
 
 // The flag of `argument`, and the value attached to it: "--json=FILE" and "-b8" as well as "-b". Null: no such flag.
-std::pair<const Flag*, std::string> find_flag(const std::string& argument) {
+std::pair<const Flag*, std::optional<std::string>> find_flag(const std::string& argument) {
     for (const Flag& flag : flags()) {
         for (const std::string& name : flag.names) {
             const bool is_long = name[1] == '-';
             if (argument == name) {
-                return {&flag, ""};
+                return {&flag, std::nullopt};
             }
             const std::string begin = is_long ? name + "=" : name;
             if (flag.metavar != nullptr && argument.rfind(begin, 0) == 0) {
@@ -146,7 +157,7 @@ std::pair<const Flag*, std::string> find_flag(const std::string& argument) {
             }
         }
     }
-    return {nullptr, ""};
+    return {nullptr, std::nullopt};
 }
 
 Arguments parse(const std::vector<std::string>& given) {
@@ -156,14 +167,14 @@ Arguments parse(const std::vector<std::string>& given) {
         if (flag == nullptr) {
             throw UsageError("unrecognized argument: " + given[i]);
         }
-        if (flag->metavar != nullptr && value.empty()) {
+        if (flag->metavar != nullptr && !value) {
             if (++i == given.size()) {
                 throw UsageError("argument " + given[i - 1] + ": expected one argument");
             }
             value = given[i];
         }
         try {
-            flag->apply(arguments, value);
+            flag->apply(arguments, value.value_or(""));
         } catch (const UsageError& error) {
             throw UsageError("argument " + flag->names.back() + ": " + error.what());
         }
@@ -228,19 +239,17 @@ Timing timing_of(std::vector<double> latencies, const Shape& shape) {
 }
 
 void report(const Timing& timing, Layout layout) {
-    std::printf("    Total Time: %.3f ms for %lld iterations\n", timing.total_ms,
-                static_cast<long long>(timing.iterations));
-    std::printf("    Average Time: %.3f ms    Median Time: %.3f ms\n", timing.average_ms, timing.median_ms);
-    std::printf("    95th Percentile Time: %.3f ms    99th Percentile Time: %.3f ms\n", timing.percentile_95_ms,
-                timing.percentile_99_ms);
-    std::printf("    Throughput: %.3f Sentences/Sec\n", timing.sentences_per_second);
+    print("    Total Time: %.3f ms for %lld iterations\n", timing.total_ms, static_cast<long long>(timing.iterations));
+    print("    Average Time: %.3f ms    Median Time: %.3f ms\n", timing.average_ms, timing.median_ms);
+    print("    95th Percentile Time: %.3f ms    99th Percentile Time: %.3f ms\n", timing.percentile_95_ms,
+          timing.percentile_99_ms);
+    print("    Throughput: %.3f Sentences/Sec\n", timing.sentences_per_second);
     if (layout == Layout::packed) {
-        std::printf("    Tokens: %lld, %.0f Tokens/Sec    Padding saved: %.1f %% of %lld × %lld = %lld\n",
-                    static_cast<long long>(timing.tokens), timing.tokens_per_second, 100 * timing.padding_saved,
-                    static_cast<long long>(timing.batch_size), static_cast<long long>(timing.sequence_length),
-                    static_cast<long long>(timing.batch_size * timing.sequence_length));
+        print("    Tokens: %lld, %.0f Tokens/Sec    Padding saved: %.1f %% of %lld × %lld = %lld\n",
+              static_cast<long long>(timing.tokens), timing.tokens_per_second, 100 * timing.padding_saved,
+              static_cast<long long>(timing.batch_size), static_cast<long long>(timing.sequence_length),
+              static_cast<long long>(timing.batch_size * timing.sequence_length));
     }
-    std::fflush(stdout);
 }
 
 // How many runs are done, on one line of a terminal; nothing elsewhere.
@@ -275,67 +284,71 @@ private:
 // Full rows of random word pieces; the second half of each is the passage's segment.
 OwnBatch random_batch(const EngineCard& card, std::int64_t batch_size, std::int64_t length, std::uint64_t seed) {
     std::mt19937_64 generator(seed);
-    const auto largest = static_cast<std::int32_t>(card.vocab_size.value_or(kSafeVocabSize) - 1);
-    std::uniform_int_distribution<std::int32_t> ids(0, largest);
-    const std::int32_t segment = card.type_vocab_size.value_or(2) > 1 ? 1 : 0;
+    std::uniform_int_distribution<std::int32_t> ids(0, static_cast<std::int32_t>(card.tables.vocab_size - 1));
+    const std::int32_t segment = card.tables.type_vocab_size > 1 ? 1 : 0;
     return {card.layout, batch_size, length, [&] { return ids(generator); }, segment};
 }
 
-// A file that takes the place of `path` once it is whole. Throws Error.
-void write_file(const std::string& path, const std::string& content) {
-    const std::filesystem::path whole(path);
-    std::string name = (whole.parent_path() / ("." + whole.filename().string() + ".XXXXXX")).string();
-    const int handle = mkstemp(name.data());
-    std::FILE* file = handle < 0 ? nullptr : fdopen(handle, "w");
-    if (file == nullptr) {
-        throw Error("can't write " + path + ": " + std::strerror(errno));
+// What --json must not replace.
+std::vector<std::string> inputs_of(const Arguments& arguments) {
+    const std::string& engine = arguments.engine;
+    std::vector<std::string> inputs = {engine, card_path(engine), engine + ".tokenizer.json"};
+    if (!arguments.config_dir.empty()) {
+        const std::vector<std::string> files = model_files(arguments.config_dir);
+        inputs.insert(inputs.end(), files.begin(), files.end());
     }
-    const bool written = std::fwrite(content.data(), 1, content.size(), file) == content.size();
-    const bool flushed = std::fflush(file) == 0 && fsync(handle) == 0;
-    const bool closed = std::fclose(file) == 0;
-    std::error_code failed;
-    if (written && flushed && closed) {
-        using std::filesystem::perms;  // mkstemp's 0600 would hide the file from others who may read the folder
-        std::filesystem::permissions(
-            name, perms::owner_read | perms::owner_write | perms::group_read | perms::others_read, failed);
-        std::filesystem::rename(name, path, failed);
-    }
-    if (!written || !flushed || !closed || failed) {
-        const std::string reason = failed ? failed.message() : "the disk may be full";
-        std::filesystem::remove(name, failed);
-        throw Error("can't write " + path + ": " + reason);
-    }
+    return inputs;
 }
 
-// Say before anything is timed that --json can't be written, or would replace the engine. Throws Error.
-void check_output(const Arguments& arguments) {
-    if (arguments.json.empty()) {
-        return;
-    }
-    const std::filesystem::path path(arguments.json);
-    const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
-    std::error_code failed;
-    if (!std::filesystem::is_directory(folder, failed)) {
-        throw Error("--json: the folder " + folder.string() + " does not exist; create it first");
-    }
-    if (std::filesystem::is_directory(path, failed)) {
-        throw Error("--json is a folder, not a file: " + path.string());
-    }
-    if (access(folder.c_str(), W_OK | X_OK) != 0) {
-        throw Error("--json: can't write into " + folder.string() + ": " + std::strerror(errno));
-    }
-    for (const std::string& input : {arguments.engine, arguments.engine + ".json"}) {
-        if (std::filesystem::equivalent(path, input, failed)) {
-            throw Error("--json " + path.string() + " would replace an input; name another file");
+// A line for people; stdout holds results only.
+void note(const std::string& text) {
+    std::fprintf(stderr, "%s\n", one_line(text).c_str());
+}
+
+// What an engine without a card is taken for.
+std::string without_card(const EngineCard& card, const std::string& engine) {
+    return "no engine card " + card_path(engine) + "; the engine itself tells: " + card.backend + ", " +
+           name_of(card.layout) + ", " + card.precisions() + card.sizes() + ", vocabulary of " +
+           std::to_string(card.tables.vocab_size) + "; nothing vouches for its bytes or its tokenizer";
+}
+
+std::unique_ptr<Engine> load(const Arguments& arguments) {
+    LoadOptions options;
+    options.enable_graph = arguments.enable_graph;
+    options.trust_engine = arguments.trust_engine;
+    const bool described = has_card(arguments.engine);
+    if (!arguments.config_dir.empty()) {
+        if (described) {
+            throw UsageError(kConfigHasNoEffect);
         }
+        options.config = read_model_config(arguments.config_dir);
     }
+    if (arguments.trust_engine && described) {
+        note("Note: --trust-engine has no effect: the engine has its card");
+    }
+    auto engine = load_engine(arguments.engine, options);
+    if (!described) {
+        note(without_card(engine->card(), arguments.engine));
+    }
+    note(engine->describe());
+    return engine;
+}
+
+Timing time_batch(Engine& engine, const Arguments& arguments, std::int64_t batch_size, std::int64_t length) {
+    const OwnBatch own = random_batch(engine.card(), batch_size, length, arguments.seed);
+    Progress progress(arguments.duration > 0 ? 0 : arguments.iterations + arguments.warm_up_runs);
+    std::vector<double> latencies = engine.time(own.batch, arguments.iterations, arguments.warm_up_runs,
+                                                arguments.duration, [&] { progress.update(); });
+    return timing_of(std::move(latencies), own.batch.shape);
 }
 
 void run(const Arguments& arguments) {
-    check_output(arguments);
-    const auto engine = load_engine(arguments.engine, {false, arguments.enable_graph});
+    std::optional<OutputFile> output;
+    if (!arguments.json.empty()) {
+        output.emplace("--json", arguments.json, inputs_of(arguments));
+    }
+    const auto engine = load(arguments);
     const EngineCard& card = engine->card();
-    std::fprintf(stderr, "%s\n", engine->describe().c_str());
     const std::int64_t length =
         arguments.sequence_length ? arguments.sequence_length : std::min(kDefaultLength, card.max_sequence_length());
     for (const std::int64_t size : arguments.batch_sizes) {  // one that does not fit ends the run before the first
@@ -343,50 +356,33 @@ void run(const Arguments& arguments) {
     }
     Json timings = Json::array();
     for (const std::int64_t size : arguments.batch_sizes) {
-        std::printf("Running %lld iterations with Batch Size: %lld\n", static_cast<long long>(arguments.iterations),
-                    static_cast<long long>(size));
-        std::fflush(stdout);
-        const OwnBatch own = random_batch(card, size, length, arguments.seed);
-        std::vector<double> latencies;
-        {
-            Progress progress(arguments.duration > 0 ? 0 : arguments.iterations + arguments.warm_up_runs);
-            latencies = engine->time(own.batch, arguments.iterations, arguments.warm_up_runs, arguments.duration,
-                                     [&] { progress.update(); });
+        print("Running %lld iterations with Batch Size: %lld\n", static_cast<long long>(arguments.iterations),
+              static_cast<long long>(size));
+        if (!output && !all_was_printed()) {  // nobody would see the figures
+            return;
         }
-        const Timing timing = timing_of(std::move(latencies), own.batch.shape);
+        const Timing timing = time_batch(*engine, arguments, size, length);
         report(timing, card.layout);
         timings.push_back(timing.json());
     }
-    if (!arguments.json.empty()) {
+    if (output) {
         const Json all = {{"engine", engine->describe()}, {"card", Json::parse(card.json())}, {"timings", timings}};
-        write_file(arguments.json, all.dump(2) + "\n");
+        output->write(all.dump(2) + "\n");
     }
 }
 
-int main_of(const std::vector<std::string>& given) {
-    try {
-        const Arguments arguments = parse(given);
-        if (arguments.help) {
-            std::printf("%s", help().c_str());
-        } else {
-            run(arguments);
-        }
-        return 0;
-    } catch (const UsageError& error) {
-        std::fprintf(stderr, "perf: error: %s (-h explains the flags)\n", one_line(error.what()).c_str());
-        return 2;
-    } catch (const std::bad_alloc&) {
-        std::fprintf(stderr, "perf: error: not enough memory for this model, batch size and sequence length\n");
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "perf: error: %s\n", one_line(error.what()).c_str());
+void perf(const std::vector<std::string>& given) {
+    const Arguments arguments = parse(given);
+    if (arguments.help) {
+        print("%s", help().c_str());
+    } else {
+        run(arguments);
     }
-    return 1;
 }
 
 }  // namespace
 }  // namespace demobert
 
 int main(int count, char** given) {
-    std::signal(SIGINT, [](int) { _exit(130); });
-    return demobert::main_of({given + 1, given + count});
+    return demobert::run_program("perf", [&] { demobert::perf({given + std::min(count, 1), given + count}); });
 }

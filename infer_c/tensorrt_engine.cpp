@@ -233,22 +233,14 @@ Plan read_plan(std::unique_ptr<nvinfer1::ICudaEngine> engine, const std::string&
     return plan;
 }
 
-// A card from what the plan itself tells; text is guessed to be lower-cased.
-EngineCard card_for(const EngineFile& file, const Plan& plan, const cuda::Gpu& gpu) {
-    if (file.card != nullptr) {
-        if (file.card->layout != plan.layout) {
-            throw Error(file.path + " is a " + name_of(plan.layout) + " engine, its card says " +
-                        name_of(file.card->layout) + "; build it again");
-        }
-        return *file.card;
-    }
+// What a plan without its card tells. Unlike OpenVINO's engines it needs no word on its precision to be loaded.
+EngineCard read_card_of(const EngineFile& file, const Plan& plan, const cuda::Gpu& gpu) {
     EngineCard card;
     card.backend = kBackend;
     card.backend_version = version();
     card.device = gpu.describe();
     card.layout = plan.layout;
     card.network = plan.is_plugin_network ? "plugin" : "native";
-    card.precision = {"fp32"};
     for (const Profile& profile : plan.profiles) {
         card.batch_sizes.push_back(profile.max_batch);
         card.sequence_lengths.push_back(profile.length);
@@ -258,7 +250,20 @@ EngineCard card_for(const EngineFile& file, const Plan& plan, const cuda::Gpu& g
         sizes->erase(std::unique(sizes->begin(), sizes->end()), sizes->end());
     }
     card.engine_bytes = static_cast<std::int64_t>(file.bytes->size());
+    const char* name = plan.engine->getName();
+    describe_by(card, file, read_network_name(name == nullptr ? "" : name));
     return card;
+}
+
+EngineCard card_for(const EngineFile& file, const Plan& plan, const cuda::Gpu& gpu) {
+    if (file.card == nullptr) {
+        return read_card_of(file, plan, gpu);
+    }
+    if (file.card->layout != plan.layout) {
+        throw Error(file.path + " is a " + name_of(plan.layout) + " engine, its card says " +
+                    name_of(file.card->layout) + "; build it again");
+    }
+    return *file.card;
 }
 
 // Copy int32 rows [rows, columns] into [all_rows, all_columns]: zeros on the right, copies of the first row below.

@@ -20,8 +20,9 @@ export DEMOBERT_CPP_BUILD="$build" LD_LIBRARY_PATH="$build"
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export TBB_ENABLE_SANITIZERS=1 # oneTBB leaves out RTLD_DEEPBIND, which ASan does not allow
 preloaded="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)"
-ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$preloaded" "$python" -m pytest tests/test_infer_c.py --capture=sys \
-    --deselect tests/test_infer_c.py::test_all_of_xquad_gives_the_same_predictions \
+ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$preloaded" "$python" -m pytest tests/test_infer_c.py tests/test_perf_outputs.py \
+    --capture=sys \
+    --deselect tests/test_infer_c.py::test_questions_of_all_of_xquad_get_the_same_predictions \
     --deselect tests/test_infer_c.py::test_loading_and_freeing_again_and_again_does_not_grow_memory "$@"
 
 engine="$(mktemp -d)/mini.engine"

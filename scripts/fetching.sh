@@ -5,8 +5,11 @@
 # connection breaks or the server fails, and the next call goes on from there. Returns curl's exit code, with the
 # server's answer in http_status.
 fetch() {
-    local url=$1 part=$2 attempt status progress=(--silent --show-error)
+    local url=$1 part=$2 attempt status lock progress=(--silent --show-error)
     command -v curl >/dev/null || fail "curl is not installed: apt-get install curl"
+    # Two downloads would write into each other's part. The lock ends with this script.
+    exec {lock}>>"$part" || fail "$part can't be written"
+    ! command -v flock >/dev/null || flock --nonblock "$lock" || fail "another download of $url is running: wait for it"
     [ -t 2 ] && progress=(--progress-bar)
     for attempt in 1 2 3; do
         [ "$attempt" = 1 ] || sleep 1
@@ -16,10 +19,11 @@ fetch() {
             --continue-at - --write-out '%{http_code}' --globoff --output "$part" --url "$url") || status=$?
         case $status in
         0) return 0 ;;
-        22) is_refusal && return 22 ;; # asking again would not help
+        22) ! is_refusal || break ;; # asking again would not help
         33) rm -f "$part" ;;           # the server can't go on from the middle: from the start, then
         esac
     done
+    [ -s "$part" ] || rm -f "$part"
     return "$status"
 }
 

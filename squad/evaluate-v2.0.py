@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import cli
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import check_outputs, read_json, write_json
+from helpers.files import read_json
+from helpers.outputs import check_outputs, write_json
 from helpers.precision_recall import picture_outputs, write_pictures
 from helpers.squad import exact_match, normalise_answer, read_predictions, read_squad, token_f1
 

@@ -2,38 +2,24 @@
 
     python3 -m tests.fuzz_archives --rounds 20000
 
-runs so many in worker processes of limited memory and prints what came of them. A round that ends in a traceback, a
-crash, something left behind, a file outside its folder or a folder that is not what the archive declares is named with
-its seed, and the exit code is 1; `--seed N --rounds 1` repeats it.
+See tests/fuzzing.py for what is said and how a round is repeated. Faults are also something left behind, a file outside
+its folder, and a folder that is not what the archive declares.
 """
 
-import argparse
 import io
-import multiprocessing
 import os
-import resource
 import shutil
 import struct
 import sys
-import tempfile
-import time
 import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from helpers.errors import DemoBertError, one_line
+from helpers.errors import DemoBertError
 from scripts.downloading.unpack import unpack
-
-#: Seconds that an archive may take, and bytes of address space that a worker may have.
-TIME_LIMIT, MEMORY_LIMIT = 10.0, 2 << 30
-
-#: Rounds that one worker does in turn.
-_ROUNDS_OF_A_WORKER = 500
-
-#: What a round can come to; the last ones are faults.
-GOOD, FAULTS = ("unpacked", "refused"), ("tracebacks", "crashes", "leftovers", "escapes", "wrong")
+from tests import fuzzing
 
 _NAMES = (
     *("../escaped", "/escaped", "a/../../escaped", "..", ".", "", "a\0b", "a\nb", "\x1b[2J", "A", "a", "a/", "a/b"),
@@ -176,17 +162,11 @@ def one_round(seed: int, seeds: list[Path], work: Path) -> str:
     place = work / "place"
     place.mkdir(parents=True)
     (work / "archive.zip").write_bytes(damaged(rng, seeds[rng.integers(len(seeds))]))
-    start = time.perf_counter()
     try:
         unpack(work / "archive.zip", place / "out")
         outcome = "unpacked"
     except DemoBertError as error:
-        outcome = "refused" if len(one_line(error, 1500)) > 10 else "tracebacks"
-    except BaseException as error:
-        print(f"round {seed}: {type(error).__name__}: {error}", flush=True)
-        return "tracebacks"
-    if time.perf_counter() - start > TIME_LIMIT:
-        return "crashes"
+        outcome = fuzzing.refused(error)
     if sorted(os.listdir(work)) != ["archive.zip", "place"] or os.path.lexists("/escaped"):
         return "escapes"
     if os.listdir(place) != (["out"] if outcome == "unpacked" else []):
@@ -206,57 +186,8 @@ def _is_as_declared(archive: Path, folder: Path) -> bool:
     return sizes == declared
 
 
-def run_rounds(first: int, count: int, seeds: list[Path]) -> dict[str, int]:
-    """Rounds in this process: what came of them → how many."""
-    outcomes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as work:
-        for seed in range(first, first + count):
-            outcome = one_round(seed, seeds, Path(work) / "work")
-            if outcome in FAULTS:
-                print(f"round {seed}: {outcome}", flush=True)
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return outcomes
-
-
-def _worker(first: int, count: int, seeds: list[Path], results) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    results.send(run_rounds(first, count, seeds))
-
-
-def _in_a_worker(context, first: int, count: int, seeds: list[Path]) -> dict[str, int]:
-    """`run_rounds` in a process of its own; one that dies or hangs is a crash."""
-    results, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_worker, args=(first, count, seeds, sender))
-    process.start()
-    sender.close()
-    try:
-        outcome = results.recv() if results.poll(TIME_LIMIT * 30) else None
-    except EOFError:
-        outcome = None
-    process.join(TIME_LIMIT)
-    if process.is_alive() or process.exitcode or outcome is None:
-        process.kill()
-        print(f"a worker hangs or died ({process.exitcode}) in rounds {first} to {first + count - 1}")
-        return {"crashes": 1}
-    return outcome
-
-
 def main(arguments) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=int.from_bytes(np.random.bytes(4), "little"))
-    args = parser.parse_args(arguments)
-    print(f"first seed {args.seed}", flush=True)
-    totals = dict.fromkeys((*GOOD, *FAULTS), 0)
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as root:
-        seeds = write_seeds(Path(root))
-        for first in range(args.seed, args.seed + args.rounds, _ROUNDS_OF_A_WORKER):
-            count = min(_ROUNDS_OF_A_WORKER, args.seed + args.rounds - first)
-            for name, number in _in_a_worker(context, first, count, seeds).items():
-                totals[name] += number
-    print(", ".join(f"{number} {name}" for name, number in totals.items()))
-    return 1 if any(totals[name] for name in FAULTS) else 0
+    return fuzzing.run(arguments, __doc__.splitlines()[0], write_seeds, one_round, memory=2 << 30)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import files, tokenizer_files
+from helpers import bert_config, files, tokenizer_files
+from helpers.backends import load_engine
+from helpers.batching import PaddedBatch
+from helpers.engine_card import EngineCard, EngineFacts
 from helpers.errors import DemoBertError
-from helpers.files import write_json
-from tests import checkpoints
+from helpers.outputs import write_json
+from tests import checkpoints, fuzz_readers, fuzzing
 from tests.conftest import BUNDLED
 from tests.reference_bert import BertConfig, random_weights
 from tests.test_weights import Payload
@@ -70,11 +73,12 @@ def test_engine_files(script, engine, damage, card, program):
             "flipped": flipped,
         }
         engine.write_bytes(damaged[damage])
-    if not card:
-        Path(f"{engine}.json").unlink()
     flags = (
         ["-p", PASSAGE, "-q", "When?", "-v", BUNDLED / "vocab.txt"] if program == "inference.py" else ["-s", 8, "-i", 1]
     )
+    if not card:
+        Path(f"{engine}.json").unlink()
+        flags.append("--trust-engine")
     result = script(program, "-e", engine, *flags)
     message = {
         "missing": "not found",
@@ -91,7 +95,7 @@ def test_truncated_by_little_without_a_card(script, engine):
     """Nothing but the last closing tags of the network's description is missing; the blob's own reader finds it."""
     engine.write_bytes(engine.read_bytes()[:-20])
     Path(f"{engine}.json").unlink()
-    assert "engine" in script("perf.py", "-e", engine, "-s", 8, "-i", 1).error
+    assert "engine" in script("perf.py", "-e", engine, "--trust-engine", "-s", 8, "-i", 1).error
 
 
 def test_engine_of_another_version(script, engine):
@@ -100,7 +104,7 @@ def test_engine_of_another_version(script, engine):
     other = version.replace(b"2026", b"2024")
     engine.write_bytes(content.replace(b"ov=" + version, b"ov=" + other, 1))
     Path(f"{engine}.json").unlink()
-    assert f"built with OpenVINO {other.decode()}" in script("perf.py", "-e", engine, "-i", 1).error
+    assert f"built with OpenVINO {other.decode()}" in script("perf.py", "-e", engine, "--trust-engine", "-i", 1).error
 
 
 def test_card_of_another_version(script, engine):
@@ -110,11 +114,10 @@ def test_card_of_another_version(script, engine):
 
 def test_blob_for_another_cpu(script, engine):
     content = engine.read_bytes()
-    engine.write_bytes(content.replace(b"isa=Intel", b"isa=Other", 1))
     Path(f"{engine}.json").unlink()
-    assert "another CPU" in script("perf.py", "-e", engine, "-i", 1).error
-    engine.write_bytes(content.replace(b"isa=Intel", b"isa=\xff\xff\xff\xff\xff", 1))  # not even text
-    assert "another CPU" in script("perf.py", "-e", engine, "-i", 1).error
+    for other in (b"isa=Other", b"isa=\xff\xff\xff\xff\xff"):  # the second is not even text
+        engine.write_bytes(content.replace(b"isa=Intel", other, 1))
+        assert "another CPU" in script("perf.py", "-e", engine, "--trust-engine", "-i", 1).error
 
 
 def test_somebody_else_s_blob(script, tmp_path):
@@ -125,18 +128,92 @@ def test_somebody_else_s_blob(script, tmp_path):
     blob = ov.Core().compile_model(ov.Model([op.relu(parameter)], [parameter]), "CPU").export_model()
     path = tmp_path / "other.engine"
     path.write_bytes(blob.getvalue())
-    assert "not one of builder.py's" in script("perf.py", "-e", path, "-i", 1).error
+    assert "not one of builder.py's" in script("perf.py", "-e", path, "--trust-engine", "-i", 1).error
+
+
+@pytest.mark.parametrize("program", ["inference.py", "perf.py"])
+def test_an_engine_without_its_card_is_not_loaded_unless_it_is_trusted(script, engine, program):
+    """What is in an engine is run: one that nothing vouches for is not even opened."""
+    Path(f"{engine}.json").unlink()
+    flags = ["-p", PASSAGE, "-q", "When?"] if program == "inference.py" else ["-s", 8, "-i", 1]
+    result = script(program, "-e", engine, *flags)
+    assert result.code == 1 and "no engine card" in result.error and "--trust-engine" in result.error
+    result = script(program, "-e", engine, *flags, "--trust-engine")
+    assert result.code == 0 and "the engine itself tells: openvino, padded, fp32, batch size up to" in result.err
+
+
+def test_a_card_leaves_nothing_to_trust(script, engine):
+    result = ask(script, engine, "--trust-engine")
+    assert result.code == 0 and "--trust-engine has no effect" in result.err
+    result = ask(script, engine, "-c", BUNDLED)
+    assert result.code == 2 and "-c has no effect" in result.error
 
 
 def test_card_missing_needs_a_vocabulary(script, engine):
     Path(f"{engine}.json").unlink()
-    result = ask(script, engine)
-    assert result.code == 0 and "guessed" in result.err and "Answer: '1889'" in result.out
+    result = ask(script, engine, "--trust-engine")
+    assert result.code == 0 and "Answer: '1889'" in result.out
     Path(f"{engine}.tokenizer.json").unlink()
-    result = ask(script, engine)
+    result = ask(script, engine, "--trust-engine")
     assert result.code == 1 and "-v/--vocab-file" in result.error
-    result = ask(script, engine, "-v", BUNDLED / "vocab.txt")
-    assert result.code == 0 and "guessed" in result.err and "Answer: '1889'" in result.out
+    result = ask(script, engine, "--trust-engine", "-v", BUNDLED / "vocab.txt")
+    assert result.code == 0 and "Answer: '1889'" in result.out
+
+
+def test_a_card_without_a_tokenizer_does_not_turn_its_check_off(script, engine):
+    """A null in the card says that there was none: not that any will do."""
+    edit_card(engine, tokenizer_sha256=None)
+    result = ask(script, engine)
+    assert result.code == 1 and "built without a tokenizer" in result.error and "-v/--vocab-file" in result.error
+    assert ask(script, engine, "-v", BUNDLED / "vocab.txt").code == 0
+
+
+def test_a_trusted_engine_checks_ids_against_its_own_tables(engine):
+    """Ids outside the vocabulary have no row in the table: what they would read is anybody's."""
+    config = EngineCard.read(f"{engine}.json").config
+    Path(f"{engine}.json").unlink()
+    loaded = load_engine(engine, "padded", trust_engine=True)
+    assert loaded.card.config == config and loaded.card.precision == ["fp32"]
+    for ids, segments in ((config.vocab_size, 0), (-1, 0), (0, config.type_vocab_size)):
+        batch = PaddedBatch(*(np.full((1, 4), value, np.int32) for value in (ids, segments, 1)))
+        with pytest.raises(DemoBertError, match="id is outside the model's"):
+            loaded.run(batch)
+
+
+def test_what_a_trusted_engine_tells_is_held_against_the_model_named(engine, tmp_path):
+    Path(f"{engine}.json").unlink()
+    assert load_engine(engine, "padded", trust_engine=True, config_dir=BUNDLED).card.config.vocab_size
+    values = json.loads((BUNDLED / "config.json").read_text())
+    for table in ("vocab_size", "type_vocab_size", "max_position_embeddings"):
+        (tmp_path / "config.json").write_text(json.dumps(values | {table: values[table] + 1}))
+        with pytest.raises(DemoBertError, match=f"was built with {table} {values[table]}, the configuration of -c has"):
+            load_engine(engine, "padded", trust_engine=True, config_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bert", "[]", "7", "{}", '{"precision": ["fp32"]}', '{"precision": [], "config": {}}', "[" * 100_000]
+    + ['{"precision": ["fp32"], "config": {"vocab_size": 1e999}}', '{"precision": 7, "config": null}'],
+)
+def test_an_engine_that_does_not_tell_its_tables(name):
+    """Another program's engine, an older version's, or a hostile one's."""
+    with pytest.raises(DemoBertError, match="does not tell the sizes of its tables; name the folder"):
+        EngineFacts.told("x.engine", name, None)
+    config = bert_config.BertConfig.from_folder(BUNDLED)
+    assert EngineFacts.told("x.engine", name, config) == EngineFacts([], config)
+
+
+def test_a_blob_without_its_precision_is_refused(script, tmp_path, monkeypatch):
+    """In what precision a blob runs is decided where it is loaded: it would be another than it was built with."""
+    monkeypatch.setattr(EngineFacts, "network_name", lambda self: "bert")  # as older versions called it
+    engine = tmp_path / "older.engine"
+    assert script("builder.py", "-pt", BUNDLED, "-o", engine, "-s", 16).code == 0
+    assert script("perf.py", "-e", engine, "-s", 8, "-i", 1).code == 0
+    Path(f"{engine}.json").unlink()
+    result = script("perf.py", "-e", engine, "-s", 8, "-i", 1, "--trust-engine")
+    assert result.code == 1 and "name the folder of the model's configuration with -c" in result.error
+    result = script("perf.py", "-e", engine, "-s", 8, "-i", 1, "--trust-engine", "-c", BUNDLED)
+    assert result.code == 1 and "does not tell in what precision it was built" in result.error
 
 
 @pytest.mark.parametrize(
@@ -748,3 +825,23 @@ def test_too_little_memory_is_one_line(script, engine, monkeypatch):
 
     monkeypatch.setattr(OpenVINOEngine, "timed_run", no_memory)
     assert "not enough memory" in script("perf.py", "-e", engine, "-i", 1, "-s", 8).error
+
+
+#: Kinds of files whose seeds are written in a moment: without TensorFlow, and without torch's exporter.
+QUICK = ("safetensors", "shards", "pickled", "legacy", "megatron", "config", "cache", "engine", "cardless", "run")
+QUICK += ("squad", "squad2", "predictions", "csv", "jsonl", "journal", "pending")
+
+
+def test_every_reader_reads_or_refuses_what_is_damaged(rng, tmp_path):
+    """100,000 rounds and more, of all kinds: bash scripts/fuzz.sh 600"""
+    seeds, first = fuzz_readers.write_seeds(QUICK, tmp_path), int(rng.integers(1 << 32))
+    outcomes = fuzzing.run_rounds(first, 200, seeds, fuzz_readers.one_round)
+    assert not set(outcomes) & set(fuzzing.FAULTS) and len(outcomes) > 20, outcomes
+
+
+def test_the_readers_fuzzer_finds_what_is_wrong(monkeypatch, tmp_path):
+    """A traceback, and an engine that is loaded although nothing vouches for it."""
+    seeds = fuzz_readers.write_seeds(("cardless",), tmp_path)
+    for broken, outcome in ((lambda *_: None, "wrong"), (lambda *_: 1 / 0, "tracebacks")):
+        monkeypatch.setattr(fuzz_readers, "load_engine", broken)
+        assert outcome in fuzzing.run_rounds(0, 3, seeds, fuzz_readers.one_round), outcome

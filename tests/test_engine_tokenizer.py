@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import files
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError
-from helpers.files import write_together
 from tests import tokenizer_folders as folders
 from tests.checkpoints import pytorch_state, write_folder
 from tests.reference_bert import random_weights
@@ -194,25 +191,3 @@ def test_outputs_may_not_replace_the_tokenizer(script, built, tmp_path):
     assert "would replace an input" in result.error
     result = script("builder.py", "-pt", folder, "-o", engine, "-v", path, "--backend", "openvino")
     assert "would replace an input" in result.error
-
-
-@pytest.mark.parametrize("failing", range(1, 5))
-def test_files_are_written_all_or_none(tmp_path, monkeypatch, failing):
-    paths = [tmp_path / name for name in "abc"]
-    paths[0].write_bytes(b"old a")
-    paths[2].write_bytes(b"old c")
-    replace_file, calls = os.replace, []
-
-    def failing_replace(*arguments):
-        calls.append(arguments)
-        if len(calls) == failing:
-            raise OSError(28, "No space left on device")
-        replace_file(*arguments)
-
-    monkeypatch.setattr(files.os, "replace", failing_replace)
-    with pytest.raises(DemoBertError, match="No space left"):
-        write_together({paths[0]: b"new a", paths[1]: b"new b", paths[2]: None})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old a", "c": b"old c"}
-    monkeypatch.setattr(files.os, "replace", replace_file)
-    write_together({paths[0]: b"new a", paths[1]: b"new b", paths[2]: None})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new a", "b": b"new b"}

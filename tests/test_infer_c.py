@@ -3,6 +3,7 @@
 DEMOBERT_CPP_BUILD=FOLDER takes a build that is there, such as one with sanitizers (scripts/check_sanitizers.sh).
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ import pytest
 import builder
 import builder_varseqlen
 from helpers import infer_c_engine
-from helpers.backends import load_engine
+from helpers.backends import load_engine, without_card
 from helpers.batching import PaddedBatch
 from helpers.benchmark import random_batch, random_packed_batch
 from helpers.bert_config import BertConfig
-from helpers.engine_card import EngineCard
+from helpers.engine_card import EngineCard, EngineFacts
+from helpers.errors import DemoBertError
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
@@ -74,10 +76,15 @@ def build_clean_tree(folder: Path) -> Path:
     return build
 
 
+@functools.cache  # for all modules that import the fixture
+def clean_build(tmp_path_factory) -> Path:
+    return build_clean_tree(tmp_path_factory.mktemp("tree"))
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = os.environ.get("DEMOBERT_CPP_BUILD")
-    folder = Path(folder) if folder else build_clean_tree(tmp_path_factory.mktemp("tree"))
+    folder = Path(folder) if folder else clean_build(tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(infer_c_engine, "BUILD_FOLDER", folder)
         yield Built(folder, infer_c_engine._module())
@@ -308,6 +315,178 @@ def test_what_a_padded_engine_refuses(built, tiny, arrays, error, message):
     bert = built.module.bert_inf(tiny[2])
     with pytest.raises(built.module.Error if error == "Error" else error, match=message):
         bert.run(*arrays)
+
+
+class Strange(np.ndarray):
+    """An array that says of itself what is not so."""
+
+    shape = property(lambda self: (1 << 40, 1 << 40))
+    strides = property(lambda self: (0, 0))
+    dtype = property(lambda self: 1 / 0)
+    base = property(lambda self: self)
+
+
+def in_its_memory(shape, strides, offset=0):
+    """A view of 6 numbers of 4 bytes, within larger memory that is not its own."""
+    memory = np.ones(6, np.int32)
+    return np.lib.stride_tricks.as_strided(memory[offset:], shape, strides)
+
+
+def test_arrays_of_every_kind(built, rng, tiny):
+    """Whatever is given: logits, or an error in one line."""
+    bert = built.module.bert_inf(tiny[2])
+    wanted = bert.run(ONES, ONES * 0, ONES)
+    large = np.zeros((1 << 27,), np.int32)  # pages of zeros that are never touched
+    far = np.lib.stride_tricks.as_strided(large, (2, 3), (4 << 26, 4 << 24))
+    np.testing.assert_array_equal(bert.run(ONES, far, ONES), wanted)
+    np.testing.assert_array_equal(bert.run(np.broadcast_to(np.int32(1), (2, 3)), ONES * 0, ONES.view(Strange)), wanted)
+    memory = bytearray(ONES.tobytes())
+    for lent in (memory, memoryview(memory), bytes(memory)):
+        np.testing.assert_array_equal(bert.run(np.frombuffer(lent, np.int32).reshape(2, 3), ONES * 0, ONES), wanted)
+    records = np.ones((2, 3), [("one", "<i4"), ("two", "<i4")])
+    np.testing.assert_array_equal(bert.run(records["two"], ONES * 0, np.array(np.ones((2, 3)), "<i4")), wanted)
+    for given in (
+        *(5, "text", b"bytes", [[1]], ((1,),), {}, None, object(), np.int32(1), memory, memoryview(ONES), range(3), np),
+        *(records, ONES.astype("V4"), ONES.astype("U4"), ONES.astype("M8[s]"), np.matrix(ONES.astype(float))),
+        np.ma.array(ONES.astype(np.int16)),
+    ):
+        for place in range(3):
+            with pytest.raises(TypeError, match="must be"):
+                bert.run(*[given if place == i else ONES for i in range(3)])
+    with pytest.raises(ZeroDivisionError):  # its own
+        bert.run(ONES.astype(float).view(Strange), ONES, ONES)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((2, 3), (1 << 40, 4)),
+        ((2, 3), (-(1 << 40), 4)),
+        ((2, 3), (4, -(1 << 40))),
+        ((2, 3), (2**63 - 8, 4)),
+        ((2, 3), (2**62, 2**62)),
+        ((2, 3), (16, 4)),  # one number beyond the end
+        ((2, 3), (-4, 4)),  # one before the beginning
+    ],
+)
+def test_strides_that_leave_the_memory(built, tiny, shape, strides):
+    """as_strided makes such arrays: reading them ends the process, or shows what is not theirs."""
+    bert = built.module.bert_inf(tiny[2])
+    for order in (in_its_memory(shape, strides), in_its_memory(shape, strides)[:, ::1]):
+        with pytest.raises(ValueError, match="segment_ids has strides that leave its memory"):
+            bert.run(ONES, order, ONES)
+    column_major = np.ones((6, 2), np.int32, order="F")
+    with pytest.raises(ValueError, match="input_ids has strides that leave its memory"):
+        bert.run(np.lib.stride_tricks.as_strided(column_major, shape, (1 << 40, 4)), ONES, ONES)
+    lent = np.frombuffer(bytearray(24), np.int32)
+    with pytest.raises(ValueError, match="input_ids has strides that leave its memory"):
+        bert.run(np.lib.stride_tricks.as_strided(lent, shape, strides), ONES, ONES)
+
+
+def members(bert) -> dict:
+    """Every method and property of a bert_inf, as something to call."""
+    return {
+        "run": lambda: bert.run(ONES, ONES, ONES),
+        "run without arrays": lambda: bert.run(),
+        "prepare": lambda: bert.prepare(1, 1),
+        "padded_length": lambda: bert.padded_length(3),
+        "describe": lambda: bert.describe(),
+        "parallel_runs": lambda: bert.parallel_runs,
+        "card": lambda: bert.card,
+    }
+
+
+def test_a_bert_inf_that_holds_no_engine(built, tiny, tmp_path):
+    """In a process of its own: what is not so would crash it."""
+    code = f"""
+import copy, sys
+from tests.test_infer_c import *
+infer_c_engine.BUILD_FOLDER = Path({str(built.folder)!r})
+module = infer_c_engine._module()
+
+class Child(module.bert_inf):
+    def __init__(self):
+        pass
+
+class Failed(module.bert_inf):
+    def __init__(self, path):
+        try:
+            super().__init__(path)
+        except module.Error:
+            pass
+
+def by_copy():
+    return copy.copy(module.bert_inf({str(tiny[2])!r}))
+
+ways = [lambda: module.bert_inf.__new__(module.bert_inf), lambda: Child.__new__(Child), Child, by_copy]
+ways += [lambda: Failed("/nowhere"), lambda: Failed.__new__(Failed, "x")]
+for way in ways:
+    try:
+        empty = way()
+    except TypeError as error:  # pybind11 sees to it, or Python
+        print("refused", str(error).count("\\n"))
+        continue
+    for name, use in members(empty).items():
+        try:
+            use()
+        except module.Error as error:
+            assert "holds no engine" in str(error)
+            print("told", str(error).count("\\n"))
+    del empty
+whole = Child.__new__(Child)
+module.bert_inf.__init__(whole, {str(tiny[2])!r})
+module.bert_inf.__init__(whole, {str(tiny[2])!r})
+assert {{name: str(use()) for name, use in members(whole).items() if name in ("padded_length", "card")}}
+for use in (module.bert_inf.run, module.bert_inf.describe, module.bert_inf.card.fget):
+    for other in (5, None, object()):
+        try:
+            use(other)
+        except TypeError as error:
+            print("told", str(error).count("\\n"))
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result
+    lines = result.stdout.split()
+    assert lines[-1] == "done" and set(lines[1::2]) == {"0"}, result
+    assert lines.count("told") >= 3 * len(members(None)) + 9
+
+
+def test_lengths_that_no_engine_has(built, tiny):
+    bert = built.module.bert_inf(tiny[2])
+    longest = tiny[0].max_position_embeddings
+    for length in (longest + 1, 2**63 - 1, 2**62):
+        assert bert.padded_length(length) == longest
+    assert bert.padded_length(-(2**63)) <= 0
+    with pytest.raises(TypeError):
+        bert.padded_length(2**63)
+
+
+def test_short_memory_is_a_memory_error(built, tiny):
+    """The module's part of `ulimit -v`: what OpenVINO makes of it is told apart from a damaged engine."""
+    if "sanitized" in built.folder.name:
+        pytest.skip("a sanitizer takes all addresses that there are")
+    code = f"""
+import resource, sys
+from pathlib import Path
+from helpers import infer_c_engine
+infer_c_engine.BUILD_FOLDER = Path({str(built.folder)!r})
+module = infer_c_engine._module()
+size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]),) * 2)
+try:
+    module.bert_inf({str(tiny[2])!r})
+    print("loaded")
+except MemoryError:
+    print("MemoryError")
+"""
+    found = []
+    for more in (2, 60, 114, 400, 2000):  # OpenVINO hangs in the third, and by chance in others
+        command = [sys.executable, "-c", code, str(more << 20)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, (more, result)
+        found.append(result.stdout.strip())
+    assert found == ["MemoryError"] * 4 + ["loaded"]
 
 
 PACKED = {"input_ids": [1] * 5, "segment_ids": [0] * 5, "cu_seqlens": [0, 2, 5], "max_seqlen": [0] * 3}
@@ -556,26 +735,275 @@ def test_card_fields_of_the_wrong_kind(built, tiny, tmp_path, name):
         built.module.bert_inf(path)
 
 
-def test_engines_without_a_card(built, script, tiny, bundled_engine, tmp_path):
-    config, _, engine = tiny
-    path = tmp_path / "bare.engine"
+def bare_copy(engine: Path, folder: Path) -> Path:
+    """A copy of an engine alone: no card, no tokenizer."""
+    path = folder / "bare.engine"
     shutil.copy(engine, path)
-    guessed, python = infer_c_engine.load_engine(path).card, load_engine(path, "padded").card
-    assert guessed == python and guessed.max_batch_size == 5
+    return path
+
+
+def test_an_engine_without_its_card_is_refused(built, script, tiny, bundled_packed, tmp_path):
+    for engine in (tiny[2], bundled_packed):
+        path = bare_copy(engine, tmp_path)
+        with pytest.raises(DemoBertError) as python:
+            load_engine(path, None)
+        with pytest.raises(built.module.Error, match=re.escape(str(python.value))):
+            built.module.bert_inf(path)
+        assert built.perf("-e", path, code=1).stderr == f"perf: error: {python.value}\n"
+        assert str(python.value) in script("inference_c.py", "-e", path, *QUESTION).error
+        with pytest.raises(DemoBertError, match=re.escape(str(python.value))):
+            infer_c_engine.load_engine(path)
+    EngineCard.path_for(path).symlink_to("nowhere")  # a card that can't be read is none that can be left out
+    with pytest.raises(built.module.Error, match="engine card not found"):
+        built.module.bert_inf(path, trust_engine=True)
+
+
+@pytest.mark.parametrize(("layout", "precision"), [("padded", []), ("padded", ["--fp16"]), ("packed", ["--int8"])])
+def test_a_trusted_engine_runs_as_it_was_built(built, tmp_path, layout, precision):
+    """By the same numbers as with its card, and ids are checked."""
+    engine = tmp_path / "whole.engine"
+    if precision == ["--int8"]:
+        squad = str(ROOT / "tests" / "data" / "squad_v1.1.json")
+        precision = ["--int8", "-p", str(tmp_path / "ranges.calibration"), "-j", squad]
+    main = builder.main if layout == "padded" else builder_varseqlen.main
+    main(["-pt", str(BUNDLED), "-o", str(engine), "-b", "2", "-s", "16", "--backend", "openvino", *precision])
+    path = bare_copy(engine, tmp_path)
+    whole, trusted = built.module.bert_inf(engine), built.module.bert_inf(path, trust_engine=True)
+    cards = [json.loads(bert.card) for bert in (whole, trusted)]
+    for name in ("backend", "backend_version", "layout", "network", "precision", "batch_sizes", "config", "settings"):
+        assert cards[0][name] == cards[1][name], name
+    python = load_engine(path, layout, trust_engine=True)
+    assert infer_c_engine.load_engine(path, trust_engine=True).card == python.card
+    card = EngineCard.read(EngineCard.path_for(engine))
+    batch = random_batch(card, 2, 16, 1) if layout == "padded" else random_packed_batch(card, [16, 9], 1)
+    inputs = list(batch.inputs().values())
+    np.testing.assert_array_equal(trusted.run(*inputs), whole.run(*inputs))
+    for outside in (card.config.vocab_size, -1):
+        with pytest.raises(built.module.Error, match=f"a token id is outside the model's {card.config.vocab_size}"):
+            trusted.run(np.where(inputs[0] == inputs[0].max(), outside, inputs[0]).astype(np.int32), *inputs[1:])
+    with pytest.raises(built.module.Error, match="a segment id is outside the model's 2"):
+        trusted.run(inputs[0], inputs[1] + 1, *inputs[2:])
+    result = built.perf("-e", path, "--trust-engine", "-i", 1)
+    assert result.stderr.splitlines()[0] == without_card(path, python.card)
+
+
+def test_the_scripts_ask_a_trusted_engine(built, script, bundled_engine, tmp_path):
+    path = bare_copy(bundled_engine, tmp_path)
+    flags = ["-e", path, *QUESTION, "-v", BUNDLED / "vocab.txt", "--trust-engine"]
+    answers = [script(name, *flags, "-c", BUNDLED) for name in ("inference.py", "inference_c.py")]
+    assert without_rate(answers[0].out) == without_rate(answers[1].out) and "Answer: " in answers[1].out
+    assert answers[0].err == answers[1].err and "no engine card" in answers[1].err
+
+
+def test_a_card_leaves_nothing_to_trust(built, script, tiny):
+    folder = tiny[2].parent
+    note = "Note: --trust-engine has no effect: the engine has its card"
+    assert built.perf("-e", tiny[2], "--trust-engine", "-i", 1).stderr.splitlines()[0] == note
+    refusal = "-c has no effect: the engine has its card"
+    for trust in ([], ["--trust-engine"]):
+        line = built.perf("-e", tiny[2], "-c", folder, *trust, code=2).stderr.splitlines()[-1]
+        assert line == f"perf: error: {refusal} (-h explains the flags)"
+    result = script("inference_c.py", "-e", tiny[2], *QUESTION, "-c", folder)
+    assert result.code == 2 and refusal in result.error
+    with pytest.raises(built.module.Error, match=refusal):
+        built.module.bert_inf(tiny[2], config="{}")
+
+
+NAMES = [
+    "bert",  # of an older version's engine
+    "",
+    "[]",
+    "{}",
+    '{"precision": ["fp32"]}',
+    '{"precision": [], "config": {"vocab_size": 200}}',
+    '{"precision": ["int4"], "config": {"vocab_size": 200}}',
+    '{"precision": ["fp32"], "config": {"vocab_size": 0}}',
+    '{"precision": ["fp32"], "config": {"vocab_size": 1e3}}',
+    '{"precision": ["fp32"], "config": {"vocab_size": 2097153}}',
+    '{"precision": ["fp32"], "config": {"vocab_size": 18446744073709551615}}',
+    '{"precision": ["fp32"], "config": {"vocab_size": 200, "type_vocab_size": -1}}',
+    '{"precision": ["fp32"], "config": {"vocab_size": 200, "max_position_embeddings": null}}',
+    '{"precision": ["fp32"], "config": ' + '{"x":' * 50_000 + "1" + "}" * 50_000 + "}",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:70])
+def test_names_that_tell_nothing(built, tmp_path, monkeypatch, rng, name):
+    monkeypatch.setattr(EngineFacts, "network_name", lambda self: name)
+    config = BertConfig(32, 1, 2, 32, vocab_size=200, max_position_embeddings=8)
+    path = bare_copy(build_tiny(tmp_path, rng, config)[2], tmp_path)
+    message = f"{path} does not tell in what precision it was built; build it again"
+    for flags in ([], ["-c", tmp_path]):
+        result = built.perf("-e", path, "--trust-engine", *flags, code=1)
+        assert result.stderr == f"perf: error: {message}\n"
+    with pytest.raises(built.module.Error, match=re.escape(message)):
+        built.module.bert_inf(path, trust_engine=True)
+
+
+def test_a_precision_that_is_not_openvino_s(built, tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(EngineFacts, "network_name", lambda self: json.dumps(asdict(self) | {"precision": ["fp8"]}))
+    path = bare_copy(build_tiny(tmp_path, rng)[2], tmp_path)
+    with pytest.raises(built.module.Error, match="computes in fp8 by its network's name, openvino's never do"):
+        built.module.bert_inf(path, trust_engine=True)
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+DISTILBERT = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "activation": "gelu"}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """An engine without a card: a vocabulary of 200, two segments, 40 positions."""
+    folder = tmp_path_factory.mktemp("bare")
+    config = BertConfig(32, 1, 2, 32, vocab_size=200, max_position_embeddings=40)
+    return bare_copy(build_tiny(folder, np.random.default_rng(5), config)[2], folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"vocab_size": 201},
+        {"type_vocab_size": 1},
+        {"max_position_embeddings": 41},
+        {"vocab_size": "200"},
+        {"max_position_embeddings": None, "vocab_size": 7},
+        {"model_type": "roberta", "max_position_embeddings": 42},
+        {"model_type": "roberta"},
+        {"model_type": "camembert", "max_position_embeddings": 45, "pad_token_id": 4},
+        {"model_type": "xlm-roberta", "max_position_embeddings": 41, "pad_token_id": 0},
+        {"model_type": "roberta", "max_position_embeddings": 41, "pad_token_id": 40},
+        {"model_type": "roberta", "pad_token_id": "1"},
+        {"model_type": None, "architectures": ["RobertaForQuestionAnswering"], "max_position_embeddings": 42},
+        {"model_type": None, "architectures": ["RobertaForQuestionAnswering"]},
+        {"model_type": None, "architectures": "Roberta"},
+        {"model_type": "electra", "embedding_size": 32},
+        {"model_type": "albert", "embedding_size": 16},
+        {"model_type": "distilbert", "type_vocab_size": 2, **DISTILBERT},
+        {"model_type": None, "architectures": ["DistilBertModel"], **DISTILBERT},
+        {"model_type": "t5"},
+        {"model_type": ["bert"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["bert_config.json", "config.json"])
+def test_the_model_s_configuration_is_read_as_in_python(built, bare, tmp_path, changes, name):
+    values = SIZES | {"vocab_size": 200, "max_position_embeddings": 40, "model_type": "bert"} | changes
+    (tmp_path / name).write_text(json.dumps(values))
+    try:
+        load_engine(bare, "padded", trust_engine=True, config_dir=tmp_path)
+        told = None
+    except DemoBertError as error:
+        told = str(error)
+    for named in (tmp_path, tmp_path / name):
+        result = built.perf("-e", bare, "--trust-engine", "-c", named, "-i", 1, code=1 if told else 0)
+        line = result.stderr.splitlines()[-1]
+        if told and "was built with" in told:
+            assert line == f"perf: error: {told}"
+        assert not told or line.startswith("perf: error: ")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "no bert_config.json or config.json in"),
+        (lambda path: None, "model configuration not found: "),
+        (os.mkfifo, "model configuration is not a file: "),
+        (lambda path: path.write_text("{"), "it is not JSON"),
+        (lambda path: path.write_text("[1]"), "the configuration is not a JSON object"),
+        (lambda path: path.write_text("[" * 100_000 + "]" * 100_000), "nested more than 100 levels deep"),
+        (lambda path: os.truncate(path.open("w").name, 1 << 40), "model configuration is larger than 64 MiB"),
+    ],
+)
+def test_configurations_that_are_none(built, bare, tmp_path, make, message):
+    make(tmp_path / "named")
+    result = built.perf("-e", bare, "--trust-engine", "-c", tmp_path / "named", code=1)
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_configuration_that_python_gives(built, bare):
+    config = {"vocab_size": 200, "max_position_embeddings": 40}
+    built.module.bert_inf(bare, trust_engine=True, config=json.dumps(config))
+    with pytest.raises(built.module.Error, match="was built with vocab_size 200, the configuration of -c has 9"):
+        built.module.bert_inf(bare, trust_engine=True, config=json.dumps(config | {"vocab_size": 9}))
+    for text in ("{", "[" * 100_000 + "]" * 100_000, "7", "{}", '{"vocab_size": -1}', "\0", "\ud800"):
+        with pytest.raises((built.module.Error, TypeError, ValueError)) as raised:
+            built.module.bert_inf(bare, trust_engine=True, config=text)
+        assert "can't be used" in str(raised.value) or text == "\ud800"
+    with pytest.raises(TypeError):
+        built.module.bert_inf(bare, trust_engine=True, config=config)
+
+
+def test_what_is_no_engine_at_all(built, tmp_path):
     (tmp_path / "other.engine").write_bytes(b"some text")
     with pytest.raises(built.module.Error, match="is not an engine of any backend here"):
-        built.module.bert_inf(tmp_path / "other.engine")
+        built.module.bert_inf(tmp_path / "other.engine", trust_engine=True)
     for magic, backend in ((b"ptrt", "tensorrt"), (b"vtrt", "tensorrt_rtx")):
         (tmp_path / "plan.engine").write_bytes(magic + bytes(100))
         with pytest.raises(
             built.module.Error, match=f"the {backend} backend of infer_c is not built|no NVIDIA GPU answers"
         ):
-            built.module.bert_inf(tmp_path / "plan.engine")
-    shutil.copy(bundled_engine, path)
-    vocabulary = ["-v", BUNDLED / "vocab.txt"]
-    answers = [script(name, "-e", path, *QUESTION, *vocabulary) for name in ("inference.py", "inference_c.py")]
-    assert without_rate(answers[0].out) == without_rate(answers[1].out)
-    assert answers[0].err == answers[1].err and "no engine card" in answers[1].err
+            built.module.bert_inf(tmp_path / "plan.engine", trust_engine=True)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("suffix", ["", ".json"])
+def test_fifos_and_folders_in_the_place_of_files(built, tiny, tmp_path, trust, suffix):
+    """A FIFO would block whoever opens it."""
+    for make in (os.mkfifo, os.mkdir):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        path = folder / "x.engine"
+        if suffix:
+            shutil.copy(tiny[2], path)
+        make(f"{path}{suffix}")
+        what = "engine card" if suffix else "engine"
+        result = built.perf("-e", path, *["--trust-engine"] * trust, code=1)
+        assert result.stderr.splitlines()[-1] == f"perf: error: {what} is not a file: {path}{suffix}"
+        with pytest.raises(built.module.Error, match=f"^{what} is not a file: "):
+            built.module.bert_inf(path, trust_engine=trust)
+
+
+def test_a_card_larger_than_any_is_not_read(built, tiny, tmp_path):
+    """A file of 1 TiB that takes no room on the disk: memory for it would be the end of the machine."""
+    path = bare_copy(tiny[2], tmp_path)
+    with EngineCard.path_for(path).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(built.module.Error, match="engine card is larger than 1 MiB: "):
+        built.module.bert_inf(path)
+    EngineCard.path_for(path).write_bytes(EngineCard.path_for(tiny[2]).read_bytes())
+    os.truncate(path, 1 << 40)
+    with pytest.raises(built.module.Error, match="has 1099511627776 bytes, its card says"):
+        built.module.bert_inf(path)
+
+
+@pytest.mark.parametrize("field", ["config", "settings", "precision", "batch_sizes"])
+@pytest.mark.parametrize("begin,end", [("[", "]"), ('{"x":', "}")], ids=["lists", "objects"])
+def test_cards_that_are_nested_deeply(built, tiny, tmp_path, field, begin, end):
+    path = bare_copy(tiny[2], tmp_path)
+    card = json.loads(EngineCard.path_for(tiny[2]).read_text())
+    text = json.dumps(card | {field: "DEEP"})
+    for depth in (101, 100_000):
+        EngineCard.path_for(path).write_text(text.replace('"DEEP"', begin * depth + "1" + end * depth))
+        with pytest.raises(built.module.Error, match="can't be used: it is nested more than 100 levels deep"):
+            built.module.bert_inf(path)
+
+
+def test_a_torn_engine_is_told_from_a_damaged_one(built, tiny, tmp_path):
+    """helpers/outputs.py leaves `.NAME.pending` beside an engine where its writer was killed between two renames."""
+    path = bare_copy(tiny[2], tmp_path)
+    shutil.copy(EngineCard.path_for(tiny[2]), EngineCard.path_for(path))
+    pending = tmp_path / f".{path.name}.pending"
+    for content in ("{}", None):
+        if content is None:
+            pending.unlink()
+            pending.symlink_to("nowhere")
+        else:
+            pending.write_text(content)
+        result = built.perf("-e", path, code=1)
+        assert f"{path} is torn: whoever wrote it was killed" in result.stderr and "build it again" in result.stderr
+    threading.Timer(0.5, pending.unlink).start()  # a writer that lives
+    built.perf("-e", path, "-i", 1)
 
 
 def test_cuda_graph_needs_tensorrt(built, script, bundled_engine):

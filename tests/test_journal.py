@@ -4,7 +4,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +15,10 @@ import pytest
 from helpers.errors import DemoBertError
 from helpers.journal import Journal
 from tests.conftest import ROOT
+from tests.kill_states import States, files_of, put
 from tests.stand_in import StandIn, random_rows, read_answers, write_rows, write_stand_in
 
 FACTS = {"engine": "e", "options": {"n": 1}}
-
-#: The code that touches the files of a run.
-WRITERS = {str(ROOT / "helpers" / name) for name in ("journal.py", "files.py", "asking_many.py")}
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +33,6 @@ def folder(tmp_path):
     return tmp_path / "outputs"
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    """Make the folder hold these files, and no others."""
-    shutil.rmtree(folder)
-    folder.mkdir()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-
-
 def squad_file(path: Path, rows: list[dict], **more) -> Path:
     paragraphs = [
         {"context": row["context"], "qas": [{"id": row["id"], "question": row["question"], "answers": []} | more]}
@@ -58,26 +43,6 @@ def squad_file(path: Path, rows: list[dict], **more) -> Path:
 
 
 # -- killed, and gone on with
-
-
-class States:
-    """All that a kill can leave in a folder: what lies there at each line of the code that writes."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.found = folder, [files_of(folder)]
-
-    def __enter__(self) -> "States":
-        self._before = sys.gettrace()
-        sys.settrace(lambda frame, *_: self._look if frame.f_code.co_filename in WRITERS else None)
-        return self
-
-    def __exit__(self, *_) -> None:
-        sys.settrace(self._before)
-
-    def _look(self, *_):
-        if (files := files_of(self.folder)) != self.found[-1]:
-            self.found.append(files)
-        return self._look
 
 
 def command(kind: str, engine: Path, rows: list[dict], folder: Path) -> list:

@@ -311,10 +311,11 @@ def test_an_engine_of_the_other_layout(script, bundled_engine, bundled_packed_en
 def test_a_packed_blob_without_a_card_is_recognised(script, bundled_packed_engine, tmp_path):
     lone = tmp_path / "lone.engine"
     shutil.copy(bundled_packed_engine, lone)
-    result = script("perf_varseqlen.py", "-e", lone, "-s", 8, "-i", 1, "-w", 0)
+    trusted = ["-e", lone, "--trust-engine", "-s", 8, "-i", 1]
+    result = script("perf_varseqlen.py", *trusted, "-w", 0)
     assert result.code == 0 and "openvino, packed" in result.err
     assert "batch size up to 8, sequence length up to 384" in result.err
-    assert "run it with inference_varseqlen.py" in script("perf.py", "-e", lone, "-s", 8, "-i", 1).error
+    assert "run it with inference_varseqlen.py" in script("perf.py", *trusted).error
 
 
 @pytest.mark.parametrize(

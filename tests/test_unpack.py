@@ -16,7 +16,7 @@ import pytest
 from helpers.errors import DemoBertError, one_line
 from scripts.downloading import unpack as module
 from scripts.downloading.unpack import unpack
-from tests import fuzz_archives
+from tests import fuzz_archives, fuzzing
 from tests.conftest import ROOT
 from tests.fuzz_archives import files_of
 
@@ -306,4 +306,4 @@ def test_the_fuzzer_finds_what_is_wrong(monkeypatch, tmp_path, capsys):
 
     for broken, outcome in ((left, "leftovers"), (escape, "escapes"), (wrong, "wrong"), (traceback, "tracebacks")):
         monkeypatch.setattr(fuzz_archives, "unpack", broken)
-        assert outcome in fuzz_archives.run_rounds(0, 3, seeds), outcome
+        assert outcome in fuzzing.run_rounds(0, 3, seeds, fuzz_archives.one_round), outcome

@@ -4,21 +4,25 @@ A backend is a module with
 
     usable() -> (bool, str)                     does it run on this machine, and if not, why
     prepare(config, options) -> Prepared        can it be built: device, plugins, options, before weights are read
-    load(path, card, throughput) -> Engine      card None: guess one from the file itself
+    load(path, card, throughput, config) -> Engine
+                                                card None: the file itself tells it, and `config` what it does not
     recognises(path) -> bool                    does a file without a card begin like one of its engines
     IGNORED_OPTIONS                             field of BuildOptions → why it changes nothing here
 """
 
 import hashlib
 import importlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.backends.base import BuiltEngine, Engine
 from helpers.bert_config import BertConfig
 from helpers.build_options import BACKENDS, BuildOptions
 from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError
-from helpers.files import require_file, sha256_of, write_together
+from helpers.errors import DemoBertError, UsageError
+from helpers.files import require_file, sha256_of
+from helpers.outputs import finish_pending, write_together
 from helpers.tokenization import Tokenizer
 
 
@@ -69,35 +73,57 @@ def write_engine(
         engine_bytes=len(built.data),
         settings=built.settings,
     )
-    files = {
-        EngineCard.tokenizer_path_for(path): tokenizer.json if tokenizer else None,
-        path: built.data,
-        EngineCard.path_for(path): card.to_bytes(),
-    }
-    write_together(files)
+    contents = tokenizer.json if tokenizer else None, built.data, card.to_bytes()
+    write_together(dict(zip(EngineCard.set_of(path), contents)), main=path)
     return card
 
 
-def load_engine(path, layout: str | None, throughput: bool = False, say=lambda message: None) -> Engine:
+def load_engine(
+    path,
+    layout: str | None,
+    throughput: bool = False,
+    say: Callable[[str], object] = lambda message: None,
+    trust_engine: bool = False,
+    config_dir=None,
+) -> Engine:
     """Load an engine and hold it against its card. Raises DemoBertError where anything does not fit.
 
-    `layout` is what the caller can feed it: "padded" or "packed"; None: either. `throughput` prepares for
-    `Engine.submit`.
-    `say` is told, in one line, what had to be guessed where there is no card.
+    layout        what the caller can feed it: "padded" or "packed"; None: either
+    throughput    prepare for `Engine.submit`
+    say           is told, in one line, what an engine without a card is taken for
+    trust_engine  load it although it has no card: what is in it is run
+    config_dir    the folder of such an engine's model, which tells the sizes of its tables
     """
-    path = require_file(path, "engine")
-    card_path = EngineCard.path_for(path)
-    if card_path.exists():
-        card = EngineCard.read(card_path)
+    path, card = Path(path), card_of(path, say, trust_engine, config_dir)
+    if card is not None:
         _check_pair(path, card)
         engine = backend_module(card.backend).load(path, card, throughput)
     else:
-        engine = _load_without_card(path, throughput)
-        say(without_card(card_path, engine.card))
+        config = None if config_dir is None else BertConfig.from_folder(config_dir)
+        engine = backend_module(_backend_of(path)).load(path, None, throughput, config)
+        say(without_card(path, engine.card))
     if layout not in (None, engine.card.layout):
         script = "inference_varseqlen.py or perf_varseqlen.py" if layout == "padded" else "inference.py or perf.py"
         raise DemoBertError(f"{path} is a {engine.card.layout} engine, run it with {script}")
     return engine
+
+
+def card_of(path, say: Callable[[str], object], trust_engine: bool = False, config_dir=None) -> EngineCard | None:
+    """The engine's card; None: it has none, and is trusted. Raises DemoBertError where it has none, and is not."""
+    finish_pending(path, EngineCard.set_of(path))
+    card_path = EngineCard.path_for(require_file(path, "engine"))
+    if not os.path.exists(card_path):
+        if not trust_engine:
+            raise DemoBertError(
+                f"{path} has no engine card ({card_path}): loading an engine runs what is in it; copy its card beside "
+                "it, or, if you built it yourself, pass --trust-engine"
+            )
+        return None
+    if config_dir is not None:
+        raise UsageError("-c has no effect: the engine has its card")
+    if trust_engine:
+        say("Note: --trust-engine has no effect: the engine has its card")
+    return EngineCard.read(card_path)
 
 
 def _check_pair(path: Path, card: EngineCard) -> None:
@@ -111,19 +137,19 @@ def _check_pair(path: Path, card: EngineCard) -> None:
         raise DemoBertError(f"{path} is not the engine that its card describes, or is damaged; build it again")
 
 
-def _load_without_card(path: Path, throughput: bool) -> Engine:
+def _backend_of(path: Path) -> str:
     for name in BACKENDS:
-        module = backend_module(name)
-        if module.recognises(path):
-            return module.load(path, None, throughput)
+        if backend_module(name).recognises(path):
+            return name
     raise DemoBertError(
         f"{path} is not an engine of any backend here ({', '.join(BACKENDS)}); build one with builder.py"
     )
 
 
-def without_card(card_path: Path, card: EngineCard) -> str:
-    """What had to be guessed of an engine without a card file, in one line."""
+def without_card(path, card: EngineCard) -> str:
+    """What an engine without a card file is taken for, in one line."""
     return (
-        f"no engine card {card_path}; read from the engine or guessed: backend {card.backend}, {card.layout}, {'+'.join(card.precision)}, batch size up to {card.max_batch_size}, "
-        f"sequence length up to {card.max_sequence_length}"
+        f"no engine card {EngineCard.path_for(path)}; the engine itself tells: {card.backend}, {card.layout}, "
+        f"{card.precisions}, batch size up to {card.max_batch_size}, sequence length up to {card.max_sequence_length}, "
+        f"vocabulary of {card.config.vocab_size}; nothing vouches for its bytes or its tokenizer"
     )

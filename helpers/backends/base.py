@@ -139,9 +139,8 @@ class Engine(ABC):
             raise DemoBertError(f"this is a {card.layout} engine: it takes a {wanted.__name__}, not a {given}")
         batch.check()
         _check_sizes(batch, card)
-        if card.config is not None:
-            _check_ids(batch.input_ids, "token", card.config.vocab_size)
-            _check_ids(batch.segment_ids, "segment", card.config.type_vocab_size)
+        _check_ids(batch.input_ids, "token", card.config.vocab_size)
+        _check_ids(batch.segment_ids, "segment", card.config.type_vocab_size)
 
 
 def _check_sizes(batch: Batch, card: EngineCard) -> None:

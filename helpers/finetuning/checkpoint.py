@@ -12,9 +12,9 @@ from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, one_line
 from helpers.families import FAMILIES
-from helpers.files import atomic_write, write_json
 from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
 from helpers.finetuning.training import TrainingState
+from helpers.outputs import atomic_write, write_json
 from helpers.weights import BertWeights, bert_weights
 from helpers.weights.canonical import POSITIONS, TOKEN_TYPES, StoredTensor
 from helpers.weights.pytorch_checkpoint import load_pytorch

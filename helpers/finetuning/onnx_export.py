@@ -13,8 +13,8 @@ from helpers import quantization
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.errors import DemoBertError
-from helpers.files import atomic_write
 from helpers.network_layers import NetworkLayers, Normalised
+from helpers.outputs import atomic_write
 from helpers.weights.pytorch_names import pytorch_name
 
 #: Gelu came with 20; the IR version of that opset's first release.

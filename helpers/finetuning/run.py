@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import json
+import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from helpers.batching import PaddedBatch, length_sorted_batches, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
 from helpers.families import FAMILIES
-from helpers.files import atomic_write, check_outputs, read_json, sha256_of
+from helpers.files import read_json, sha256_of
 from helpers.finetuning.checkpoint import (
     MODEL_NAME,
     ONNX_NAME,
@@ -34,6 +35,7 @@ from helpers.finetuning.preparing import measured_ranges, prune_encoder, rounded
 from helpers.finetuning.training import Progress, TrainingOptions, TrainingState, step_count, train, trained_names
 from helpers.finetuning.windows import TrainingWindow, training_windows
 from helpers.model_folder import ModelFolder, folder_of
+from helpers.outputs import atomic_write, check_outputs
 from helpers.squad import read_squad
 from helpers.tokenizer_files import TOKENIZER_NAMES
 from helpers.weights import BertWeights
@@ -129,8 +131,9 @@ class _Stop:
 def _output_folder(args) -> Path:
     """The folder of -o, made if only its last part is missing. Raises DemoBertError."""
     folder = Path(args.output)
-    source = Path(args.pytorch).resolve()
-    if folder.resolve() in (source, source.parent, args.config_dir and Path(args.config_dir).resolve()):
+    source = os.path.realpath(args.pytorch)
+    taken = source, os.path.dirname(source), args.config_dir and os.path.realpath(args.config_dir)
+    if os.path.realpath(folder) in taken:
         raise UsageError(f"-o {folder} is the folder of the model to start from: name another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE_NAME).exists():
         holds = "a finished model" if (folder / MODEL_NAME).exists() else "no run that was stopped"

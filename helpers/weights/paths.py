@@ -1,5 +1,6 @@
 """Files that a checkpoint names: only ever in its own folder."""
 
+import os
 from pathlib import Path
 
 from helpers.errors import DemoBertError, one_line
@@ -17,10 +18,10 @@ def file_inside(folder: Path, name: str, what: str) -> Path:
     if not name or "\\" in name or "\0" in name or relative.is_absolute() or ".." in relative.parts:
         raise outside
     path = require_file(folder / relative, what)
-    home = folder.resolve()
+    home = Path(os.path.realpath(folder))
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    if not any(path.resolve().is_relative_to(place) for place in allowed):
+    if not any(Path(os.path.realpath(path)).is_relative_to(place) for place in allowed):
         raise outside
     return path

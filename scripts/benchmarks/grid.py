@@ -19,7 +19,7 @@ if __name__ == "__main__":  # the process's own run, whose path begins with this
 from helpers import cli
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import check_outputs
+from helpers.outputs import check_outputs
 from scripts.benchmarks.grid_engines import BUNDLED, INT8_FLAGS, LENGTHS, GridEngine, grid
 from scripts.benchmarks.random_model import RANDOM_SIZES, write_random_model
 from scripts.benchmarks.table import GridRow, redraw, report
@@ -252,7 +252,7 @@ def _attempt(work) -> str | None:
 
 def _precision(path: Path) -> str:
     """What the engine computes in, as its card says: on a CPU, --fp16 may mean bf16."""
-    return "+".join(EngineCard.read(EngineCard.path_for(path)).precision)
+    return EngineCard.read(EngineCard.path_for(path)).precisions
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import numpy as np
 from helpers.answer_options import AnswerOptions
 from helpers.answerer import Answerer
 from helpers.backends import load_engine
-from helpers.files import check_writable, write_json
 from helpers.model_folder import ModelFolder
+from helpers.outputs import place_of, write_json
 from helpers.squad import SquadData, read_squad
 from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.throughput import answer_with_engine, mean_f1
@@ -28,7 +28,7 @@ from scripts.benchmarks.turns import turns
 def benchmark(args) -> None:
     """What scripts/benchmark_packing.py was asked for. Raises DemoBertError."""
     if args.json:
-        check_writable(args.json, "--json")
+        place_of(args.json, "--json")
     data = read_squad(args.squad)
     data = SquadData(data.examples[:: args.every], data.version_2)
     sizes = sorted(set(args.batch_size or [1, 8]))

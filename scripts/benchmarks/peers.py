@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from helpers.files import check_writable, write_json
+from helpers.outputs import place_of, write_json
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.latency import measure_latency
 from scripts.benchmarks.project_engines import EngineBuilder
@@ -31,7 +31,7 @@ THROUGHPUT_LENGTH = 384
 def benchmark(args) -> None:
     """What scripts/benchmark_peers.py was asked for. Raises DemoBertError."""
     if args.json:
-        check_writable(args.json, "--json")
+        place_of(args.json, "--json")
     hugging_face.import_torch("-r requirements-bench.txt", "scripts/benchmark_peers.py")
     warnings.filterwarnings("ignore")  # the peers' packages, between the lines of the tables
     with tempfile.TemporaryDirectory(prefix="demobert-peers-") as folder:

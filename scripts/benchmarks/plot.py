@@ -2,7 +2,7 @@
 
 import math
 
-from helpers.files import atomic_write
+from helpers.outputs import atomic_write
 from helpers.pictures import new_figure
 
 #: How the points of each precision are drawn, in turn: colour alone does not tell all readers the lines apart.

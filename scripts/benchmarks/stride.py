@@ -17,7 +17,7 @@ from pathlib import Path
 from helpers import cli
 from helpers.answer_options import AnswerOptions
 from helpers.errors import DemoBertError
-from helpers.files import check_outputs, write_json
+from helpers.outputs import check_outputs, write_json
 from helpers.squad import SquadData, exact_match, read_predictions, read_squad, token_f1
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from helpers import cli
 from helpers.errors import DemoBertError
-from helpers.files import atomic_write, read_json, read_text
+from helpers.files import read_json, read_text
+from helpers.outputs import atomic_write
 from scripts.benchmarks.plot import plot
 
 

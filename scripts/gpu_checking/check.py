@@ -14,7 +14,8 @@ if __name__ == "__main__":  # the process's own run, whose path begins with this
     sys.path[0] = str(ROOT)
 
 from helpers import cli
-from helpers.files import check_outputs, require_file, write_json
+from helpers.files import require_file
+from helpers.outputs import check_outputs, write_json
 from scripts.benchmarks.random_model import RANDOM_SIZES
 from scripts.gpu_checking import transfer
 

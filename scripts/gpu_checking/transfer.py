@@ -13,7 +13,8 @@ from pathlib import Path
 
 from helpers import cli
 from helpers.errors import DemoBertError
-from helpers.files import atomic_write, read_json, sha256_of, write_json
+from helpers.files import read_json, sha256_of
+from helpers.outputs import atomic_write, write_json
 
 #: TensorRT-RTX, for CUDA 13: libraries and bindings as wheels, and the module itself, which is a source package.
 RTX_VERSION = "1.7.1.116"

@@ -393,6 +393,11 @@ class ICudaEngine(Native):
         raise TensorRTDoubleError(f"the engine has no tensor {name!r}")
 
     @property
+    def name(self):
+        """The network's name."""
+        return self._graph.name
+
+    @property
     def num_io_tensors(self):
         """How many inputs and outputs it has."""
         return len(self._graph.inputs + self._graph.outputs)

@@ -53,6 +53,7 @@ class Graph:
     tensors: list[Tensor] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    name: str = "Unnamed Network 0"
 
     def __post_init__(self):
         self._set: set[int | None] = set()

@@ -237,6 +237,15 @@ class INetworkDefinition(Native):
             graph.node_changed(graph.nodes[record.node])
 
     @property
+    def name(self):
+        """Its name, which its engine has as well."""
+        return self._graph.name
+
+    @name.setter
+    def name(self, value: "str"):
+        self._graph.name = value
+
+    @property
     def num_layers(self):
         """How many layers it has."""
         return len(self._layers)

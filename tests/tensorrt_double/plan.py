@@ -32,7 +32,7 @@ def dump(graph: Graph, facts: dict, version: str) -> bytes:
     nodes = [[n.kind, n.name, n.params, n.inputs, n.outputs, n.precision] for n in graph.nodes]
     tensors = [[t.name, t.node, t.info and t.info[:2], t.forced_type, t.dynamic_range] for t in graph.tensors]
     fields = {"facts": facts, "strongly_typed": graph.strongly_typed, "shape_type": graph.shape_type}
-    fields |= {"nodes": nodes, "tensors": tensors, "inputs": graph.inputs, "outputs": graph.outputs}
+    fields |= {"nodes": nodes, "tensors": tensors, "inputs": graph.inputs, "outputs": graph.outputs, "name": graph.name}
     text = json.dumps(fields, default=plain).encode()
     body = b"".join([text, *arrays])
     return _HEADER.pack(_MAGIC, version.encode(), len(text), len(body), hashlib.sha256(body).digest()) + body
@@ -71,4 +71,5 @@ def _graph(fields: dict, arrays: memoryview) -> Graph:
         Tensor(name, node, info and Info(tuple(info[0]), info[1]), forced, span and tuple(span))
         for name, node, info, forced, span in fields["tensors"]
     ]
-    return Graph(fields["strongly_typed"], fields["shape_type"], nodes, tensors, fields["inputs"], fields["outputs"])
+    names = ("strongly_typed", "shape_type")
+    return Graph(*(fields[name] for name in names), nodes, tensors, *(fields[n] for n in ("inputs", "outputs", "name")))

@@ -32,8 +32,8 @@ def prepare(config, options):
     return _engine_module().PreparedOpenVINO(config, options)
 
 
-def load(path, card, throughput=False):
-    return _engine_module().load(path, card, throughput)
+def load(path, card, throughput=False, config=None):
+    return _engine_module().load(path, card, throughput, config)
 
 
 def recognises(path: Path) -> bool:

@@ -16,8 +16,8 @@ from helpers.batching import INPUT_NAMES, Batch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.build_options import BuildOptions
-from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError, UsageError
+from helpers.engine_card import EngineCard, EngineFacts
+from helpers.errors import DemoBertError, UsageError, is_short_of_memory
 from helpers.quantization import LARGEST, Quantization
 from helpers.weights import BertWeights
 
@@ -92,10 +92,11 @@ class PreparedOpenVINO(Prepared):
         layers = LAYERS[options.layout](weights.config, *sizes, quantization, attention)
         build_bert(layers, weights.config, weights, options.megatron)
         precision = half_precision(core) if options.precision == "fp16" else options.precision
-        overflows = quantization is not None and int8_overflows(core)
-        blob = compile_network(core, layers.model(), precision, overflows).export_model().getbuffer()
-        device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
         precisions = [precision] if quantization is None else [quantization.kind, precision]
+        overflows = quantization is not None and int8_overflows(core)
+        model = layers.model(EngineFacts(precisions, weights.config).network_name())
+        blob = compile_network(core, model, precision, overflows).export_model().getbuffer()
+        device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
         notes = [_OVERFLOW_NOTE] if overflows else []
         notes += [f"--fp16: this CPU's half type is {precision}"] if options.precision == "fp16" else []
         return BuiltEngine(blob, _build_number(), device, "layers", precisions, notes=notes)
@@ -107,23 +108,29 @@ class PreparedOpenVINO(Prepared):
         return self.options.force_int8_multihead or calibrated_for_speed
 
 
-def load(path: Path, card: EngineCard | None, throughput: bool) -> "OpenVINOEngine":
-    """Load a blob. `throughput` trades the latency of one batch for the rate of many (`submit`)."""
+def load(path: Path, card: EngineCard | None, throughput: bool, config: BertConfig | None = None) -> "OpenVINOEngine":
+    """Load a blob. `throughput` trades the latency of one batch for the rate of many (`submit`).
+
+    Without a card its network tells its precision, which has to be known before it is imported to be run; `config` is
+    what the user says of it. Raises DemoBertError.
+    """
     settings = {"PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY"}
     for built_with in (card and card.backend_version, blob_facts(path).get("ov")):
         if built_with and built_with != _build_number():
             raise DemoBertError(
                 f"{path} was built with OpenVINO {built_with}, this is {_build_number()}; build it again"
             )
-    if card is not None:
-        settings["INFERENCE_PRECISION_HINT"] = _type_of(path, card)
+    if card is None:
+        card = _card_told_by(path, _import(path, settings), config)
+    settings["INFERENCE_PRECISION_HINT"] = _type_of(path, card)
     compiled = _import(path, settings)
-    if card is not None:
-        _check_sizes(path, card, compiled)
-    return OpenVINOEngine(card or _guess_card(path, compiled), compiled)
+    _check_sizes(path, card, compiled)
+    return OpenVINOEngine(card, compiled)
 
 
 def _type_of(path: Path, card: EngineCard) -> str:
+    if not card.precision:
+        raise DemoBertError(f"{path} does not tell in what precision it was built; build it again")
     if card.precision[-1] not in TYPES:
         raise DemoBertError(f"{path} computes in {card.precision[-1]} by its card, openvino's never do; build it again")
     return TYPES[card.precision[-1]]
@@ -213,9 +220,8 @@ class OpenVINOEngine(Engine):
     def describe(self) -> str:
         threads = self._compiled.get_property("INFERENCE_NUM_THREADS")
         streams = self._compiled.get_property("NUM_STREAMS")
-        precision = "+".join(self.card.precision)
         return (
-            f"OpenVINO {_build_number()} on {self.card.device}: {self.card.layout}, {precision}, "
+            f"OpenVINO {_build_number()} on {self.card.device}: {self.card.layout}, {self.card.precisions}, "
             f"{threads} threads in {streams} streams, "
             f"batch size up to {self.card.max_batch_size}, sequence length up to {self.card.max_sequence_length}"
         )
@@ -247,26 +253,28 @@ def _import(path: Path, settings: dict) -> ov.CompiledModel:
     except OSError as error:
         raise DemoBertError(f"the engine {path} can't be read: {error.strerror}") from error
     except (RuntimeError, ValueError) as error:  # ValueError: a damaged string inside the blob
+        if is_short_of_memory(error):
+            raise MemoryError from error
         isa = blob_facts(path).get("isa", "another machine")
         raise DemoBertError(
             f"OpenVINO can't load the engine {path}: it is damaged, or built for another CPU ({isa}); build it again"
         ) from error
 
 
-def _guess_card(path: Path, compiled: ov.CompiledModel) -> EngineCard:
-    """A card from what the blob itself tells; text is guessed to be lower-cased, as for most English BERTs."""
+def _card_told_by(path: Path, compiled: ov.CompiledModel, config: BertConfig | None) -> EngineCard:
+    """The card of a blob that has none. Raises DemoBertError where neither it nor `config` tells the tables' sizes."""
     layout, batch_size, length = _blob_sizes(path, compiled)
-    types = {value: key for key, value in TYPES.items()}
-    precision = types.get(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), "fp32")
+    facts = EngineFacts.told(path, compiled.get_property("NETWORK_NAME"), config)
     return EngineCard(
         backend="openvino",
         backend_version=_build_number(),
         device=compiled.get_property("EXECUTION_DEVICES")[0],
         layout=layout,
         network="layers",
-        precision=[precision],
+        precision=facts.precision,
         batch_sizes=[batch_size],
         sequence_lengths=[length],
+        config=facts.config,
         engine_bytes=path.stat().st_size,
     )
 

@@ -75,9 +75,9 @@ class OpenVINOLayers(NetworkLayers):
         self._logits = None
         self._make_inputs(max_batch_size, max_sequence_length)
 
-    def model(self) -> ov.Model:
+    def model(self, name: str = "bert") -> ov.Model:
         """The finished network, after `squad_output`."""
-        return ov.Model([self._logits], self._inputs, "bert")
+        return ov.Model([self._logits], self._inputs, name)
 
     def embeddings(self, word, token_type, position, gamma, beta, name):
         axis = _int64(0)

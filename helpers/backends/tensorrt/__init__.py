@@ -28,8 +28,8 @@ def prepare(config, options):
     return PreparedPlan(config, options, FLAVOUR)
 
 
-def load(path, card, throughput=False):
-    return engine.load_engine(path, card, FLAVOUR)
+def load(path, card, throughput=False, config=None):
+    return engine.load_engine(path, card, FLAVOUR, config)
 
 
 def recognises(path: Path) -> bool:

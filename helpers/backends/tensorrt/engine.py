@@ -13,7 +13,8 @@ from helpers.backends.tensorrt.gpu import Gpu, cuda_driver, gpu, rtx_supports
 from helpers.backends.tensorrt.module import Flavour, explain, load, logger_of, plugin_registry
 from helpers.backends.tensorrt.plan_builder import RTX_DEVICE, Profile
 from helpers.batching import INPUT_NAMES, Batch, PaddedBatch
-from helpers.engine_card import EngineCard
+from helpers.bert_config import BertConfig
+from helpers.engine_card import EngineCard, EngineFacts
 from helpers.errors import DemoBertError
 
 OUTPUT = "logits_out"
@@ -22,8 +23,13 @@ OUTPUT = "logits_out"
 LOGITS = 2
 
 
-def load_engine(path: Path, card: EngineCard | None, flavour: Flavour) -> "TensorRTEngine":
-    """Load a plan. Without a card, one is guessed from the plan. Raises DemoBertError for a plan that does not fit."""
+def load_engine(
+    path: Path, card: EngineCard | None, flavour: Flavour, config: BertConfig | None = None
+) -> "TensorRTEngine":
+    """Load a plan; without a card, by what it tells and `config`, what the user says of it.
+
+    Raises DemoBertError for a plan that does not fit, or whose tables' sizes neither tells.
+    """
     trt = load(flavour)
     if card is not None:
         _check_version(path, card, trt, flavour)
@@ -38,7 +44,10 @@ def load_engine(path: Path, card: EngineCard | None, flavour: Flavour) -> "Tenso
     session = Session(trt, driver)
     try:
         session.open(plan, path)
-        return TensorRTEngine(card or _guess_card(session, device, flavour, len(plan)), session, device)
+        if card is None:
+            facts = EngineFacts.told(path, session.engine.name, config)
+            card = _card_told_by(session, device, flavour, len(plan), facts)
+        return TensorRTEngine(card, session, device)
     except BaseException:
         session.close()
         raise
@@ -313,7 +322,7 @@ class TensorRTEngine(Engine):
         profiles = len(self.session.profiles)
         return (
             f"{self.session.trt.__name__} {card.backend_version} on {self._device}: {card.network} network, "
-            f"{'+'.join(card.precision)}, {profiles} profile{'s' * (profiles != 1)}, "
+            f"{card.precisions}, {profiles} profile{'s' * (profiles != 1)}, "
             f"batch size up to {card.max_batch_size}, sequence length up to {card.max_sequence_length}"
         )
 
@@ -329,8 +338,8 @@ def _padded_inputs(batch: PaddedBatch, rows: int, length: int) -> dict:
     return {name: padded(array) for name, array in batch.inputs().items()}
 
 
-def _guess_card(session: Session, device: Gpu, flavour: Flavour, size: int) -> EngineCard:
-    """A card from what the plan itself tells; text is guessed to be lower-cased, as for most English BERTs."""
+def _card_told_by(session: Session, device: Gpu, flavour: Flavour, size: int, facts: EngineFacts) -> EngineCard:
+    """The card of a plan that has none."""
     profiles = session.profiles
     return EngineCard(
         backend=flavour.backend,
@@ -338,7 +347,8 @@ def _guess_card(session: Session, device: Gpu, flavour: Flavour, size: int) -> E
         device=RTX_DEVICE if flavour.portable else str(device),
         layout=session.layout,
         network="plugin" if session.is_plugin_network else "native",
-        precision=["fp32"],
+        precision=facts.precision,
+        config=facts.config,
         batch_sizes=sorted({profile.max_batch for profile in profiles}),
         sequence_lengths=sorted({profile.length for profile in profiles}),
         engine_bytes=size,

@@ -33,8 +33,9 @@ from helpers.batching import INPUT_NAMES
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.build_options import DEFAULT_WORKSPACE_MIB, BuildOptions
+from helpers.engine_card import EngineFacts
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import atomic_write, check_writable
+from helpers.outputs import atomic_write, place_of
 from helpers.quantization import Quantization
 from helpers.weights import BertWeights
 
@@ -117,23 +118,26 @@ class PreparedPlan(Prepared):
         _add_profiles(builder, builder_config, options)
         portable = self._flavour.portable
         # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
+        precisions = _precisions(options, self._weakly_typed)
+        name = EngineFacts(precisions, weights.config).network_name()
         with _timing_cache(builder_config, None if portable else options.timing_cache):
-            plan = self._plan(builder, builder_config, weights, quantization)
+            plan = self._plan(builder, builder_config, weights, quantization, name)
         return BuiltEngine(
             data=memoryview(plan),
             backend_version=trt.__version__,
             device=self._device,
             network="native" if self._plugins is None else "plugin",
-            precision=_precisions(options, self._weakly_typed),
+            precision=precisions,
             settings={"compute_capabilities": " ".join(options.compute_capabilities)} if portable else {},
             notes=self._notes(),
         )
 
-    def _plan(self, builder, builder_config, weights: BertWeights, quantization: Quantization | None):
+    def _plan(self, builder, builder_config, weights: BertWeights, quantization: Quantization | None, name: str):
         """The plan of the first form of the network that the builder can build. Raises DemoBertError for none."""
         trt, config = self._trt, weights.config
         for form in self._forms(quantization):
             network = builder.create_network(_network_flags(trt, self._weakly_typed))
+            network.name = name
             layers = form(trt, network, self._logger, config)
             build_bert(layers, config, weights, self.options.megatron)
             plan = builder.build_serialized_network(network, builder_config)
@@ -414,7 +418,7 @@ def _timing_cache(config, path: str | None):
     if path is None:
         yield
         return
-    check_writable(path, "--timing-cache-file")
+    place_of(path, "--timing-cache-file")
     try:
         content = Path(path).read_bytes() if Path(path).exists() else b""
     except OSError as error:
