@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.errors import DemoBertError
-from helpers.files import json_bytes, read_json
+from helpers.files import read_json
+from helpers.outputs import json_bytes
 
 #: Its name: by it an export is known, to the next export and to serve.sh.
 CONTENTS = "demobert_export.json"

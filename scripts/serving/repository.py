@@ -16,7 +16,6 @@ from helpers.answerer import Answerer, engine_tokenizer
 from helpers.backends import load_engine
 from helpers.engine_card import EngineCard
 from helpers.errors import ROOT, DemoBertError, UsageError, one_line
-from helpers.files import atomic_write
 from scripts.serving import model_configs
 from scripts.serving.contents import CONTENTS, Contents, read_contents
 from scripts.serving.guide import guide
@@ -70,12 +69,14 @@ class Repository:
 
 def _write(path: Path, content: bytes | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
+    with path.open("xb") as file:
         if isinstance(content, bytes):
             file.write(content)
         else:
             with content.open("rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _put(new: Path, path: Path) -> None:
