@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answer_options import AnswerOptions
+from helpers.answerer import Answerer
+from helpers.batching import INPUT_NAMES
 from helpers.squad import read_squad
 from tests import triton_server
-from tests.conftest import ROOT
+from tests.conftest import BUNDLED, ROOT
 from tests.test_scripts import xquad
 from tests.test_shell_scripts import error_of
 from tests.triton_server import Client, Server, ask, body_of, compare, free_ports, post, serving
@@ -128,6 +132,100 @@ def test_xquad_s_answers_are_inference_py_s(server, bundled_engine, tmp_path):
     data = read_squad(sample)
     assert len(data.examples) >= 20
     assert compare(server.http, data, json.loads(answers.read_text(encoding="utf-8")), clients=4) == []
+
+
+#: In the place of Triton's TensorRT backend, which is not here: an engine of OpenVINO's, given batches as that gives them.
+_CALLED = """
+import sys
+from pathlib import Path
+import numpy as np
+import triton_python_backend_utils as pb_utils
+sys.path.insert(0, str(Path(__file__).parents[2] / "bert_qa" / "1"))
+from helpers.backends import load_engine
+from helpers.batching import BATCH_OF_LAYOUT
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.engine = load_engine(Path(__file__).with_name("bert.engine"), None)
+
+    def execute(self, requests):
+        tensors = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
+        if self.engine.card.layout == "padded":
+            return [self.response(self.engine.run(BATCH_OF_LAYOUT["padded"](**inputs))) for inputs in tensors]
+        lengths = [inputs["input_ids"].size for inputs in tensors]
+        assert all(inputs["input_ids"].shape == (1, length) for inputs, length in zip(tensors, lengths))
+        ids, segments = (np.concatenate([one[name][0] for one in tensors]) for name in ("input_ids", "segment_ids"))
+        bounds = np.cumsum([0, *lengths], dtype=np.int32)
+        logits = self.engine.run(BATCH_OF_LAYOUT["packed"](ids, segments, bounds, np.zeros(max(lengths), np.int32)))
+        return [self.response(logits[None, first:last]) for first, last in zip(bounds, bounds[1:])]
+
+    def response(self, logits):
+        return pb_utils.InferenceResponse([pb_utils.Tensor("logits_out", np.ascontiguousarray(logits, np.float32))])
+"""
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_model_that_runs_the_engine_is_called(layout, repository, bundled_engine, tmp_path):
+    """bert_qa reads text, and asks another model of the server for the logits, as it does with TensorRT's plans."""
+    pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (requirements-dev.txt)")
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as proto
+
+    engine = bundled_engine
+    if layout == "packed":
+        engine = tmp_path / "packed.engine"
+        build = [
+            ROOT / "builder_varseqlen.py",
+            "-pt",
+            BUNDLED,
+            "-o",
+            engine,
+            "-b",
+            8,
+            "-s",
+            128,
+            "--backend",
+            "openvino",
+        ]
+        subprocess.run([sys.executable, *map(str, build)], check=True, stdout=subprocess.DEVNULL)
+    models = tmp_path / "models"
+    shutil.copytree(repository, models)
+    version = models / "bert_qa" / "1"
+    (models / "bert_engine" / "1").mkdir(parents=True)
+    for suffix in ("", ".json"):
+        shutil.copy(f"{engine}{suffix}", models / "bert_engine" / "1" / f"bert.engine{suffix}")
+    shutil.copy(f"{engine}.json", version / "bert.engine.json")
+    (version / "bert.engine").unlink()
+    (models / "bert_engine" / "1" / "model.py").write_text(_CALLED)
+    config = text_format.Parse((models / "bert_qa" / "config.pbtxt").read_text(), proto.ModelConfig())
+    called = {"name": "bert_engine", "lengths": [64, 128] if layout == "padded" else [], "rows": None}
+    config.parameters["engine_model"].string_value = json.dumps(called)
+    options = json.loads(config.parameters["options"].string_value) | {"sequence_length": 128, "batch_size": 4}
+    config.parameters["options"].string_value = json.dumps(options)
+    config.instance_group[0].count = 2
+    del config.model_warmup[:]
+    (models / "bert_qa" / "config.pbtxt").write_text(text_format.MessageToString(config))
+    inputs = {"padded": INPUT_NAMES["padded"], "packed": INPUT_NAMES["packed"][:2]}[layout]
+    own = proto.ModelConfig(name="bert_engine", backend="python", max_batch_size=8)
+    for name in inputs:
+        own.input.add(name=name, data_type="TYPE_INT32", dims=[-1], allow_ragged_batch=layout == "packed")
+    own.output.add(name="logits_out", data_type="TYPE_FP32", dims=[-1, 2])
+    own.dynamic_batching.SetInParent()
+    own.instance_group.add(count=1, kind="KIND_CPU")
+    (models / "bert_engine" / "config.pbtxt").write_text(text_format.MessageToString(own))
+    passages = [" ".join([PASSAGE] * count) for count in (1, 4, 12)]
+    with Answerer.open(engine, AnswerOptions(sequence_length=128)) as answerer:
+        wanted = [answerer.ask(passage, "Who built the mill?") for passage in passages]
+    with serving("--repository", models) as running:
+        outputs = ask(running.http, passages, ["Who built the mill?"] * 3)
+        assert outputs["answer"] == [reply.text for reply in wanted]
+        for probability, reply in zip(outputs["probability"], wanted):
+            assert probability == pytest.approx(reply.answer.probability, abs=1e-3)
+        with Client(running.http) as client:
+            _, _, stats = client.request("GET", "/v2/models/bert_engine/stats")
+    (counts,) = json.loads(stats)["model_stats"]
+    windows = sum(reply.windows for reply in wanted)
+    assert windows >= 5 and counts["inference_count"] == windows
 
 
 # Refusals
@@ -427,8 +525,6 @@ def test_a_port_in_use_is_one_line(repository):
 
 def test_a_model_that_can_t_be_loaded_is_one_line(repository, tmp_path):
     """Here an engine that became another."""
-    import shutil
-
     shutil.copytree(repository, tmp_path / "models")
     engine = tmp_path / "models" / "bert_qa" / "1" / "bert.engine"
     with engine.open("r+b") as file:
