@@ -124,7 +124,7 @@ def parse(arguments):
     number = {"type": cli.positive_int, "metavar": "N"}
     parser.add_argument("--clients", **number, default=16, help="clients that ask at once")
     parser.add_argument("--seconds", **number, default=60, help="how long they ask")
-    parser.add_argument("--instances", **number, default=1, help="serve.sh's flag")
+    parser.add_argument("--instances", **number, default=2, help="serve.sh's flag")
     parser.add_argument("--max-batch-size", **number, default=32, help="serve.sh's flag")
     cli.add_verbose(parser)
     return parser.parse_args(arguments)

@@ -123,9 +123,14 @@ def test_question_answering_s_configuration(export, bundled_engine, tmp_path):
 
 def test_the_defaults(exported_once):
     config = config_of(exported_once, "bert_qa")
-    assert config.instance_group[0].count == 1 and config.max_batch_size == 32
+    assert config.instance_group[0].count == 2 and config.max_batch_size == 32
     assert json.loads(parameters(config)["options"])["batch_size"] == 1
     assert parameters(config)["prepare_for"] == "throughput"
+
+
+def test_one_engine_has_all_cores_where_latency_counts(export, bundled_engine, tmp_path):
+    assert export("-e", bundled_engine, "-o", tmp_path / "models", "--latency").code == 0
+    assert config_of(tmp_path / "models", "bert_qa").instance_group[0].count == 1
 
 
 #: Runs an exported model.py as Triton would: with its version folder on the path, and nothing of this repository.
@@ -320,6 +325,21 @@ def test_an_engine_that_can_t_be_served_is_said_now(export, bundled_engine, tmp_
         file.truncate(1000)
     assert "truncated" in export("-e", engine, "-o", tmp_path / "models").error
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("package", ["tritonclient", "grpc"])
+def test_triton_s_client_that_is_missing_is_one_line(package, bundled_engine, tmp_path):
+    without = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv[0] = 'export_triton.py'; "
+        "runpy.run_path('scripts/export_triton.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", without, "-e", bundled_engine, "-o", tmp_path / "models"]
+    result = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    said = (
+        "writing a configuration for Triton needs the package tritonclient[grpc], which is not installed: pip install"
+    )
+    assert result.returncode == 1 and said in result.stderr and len(result.stderr.splitlines()) == 1, result
+    assert result.stderr.endswith("requirements-serve.txt\n") and listing(tmp_path) == []
 
 
 def test_a_card_s_version_does_not_become_part_of_a_command(export, bundled_engine, tmp_path, monkeypatch):

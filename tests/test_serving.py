@@ -41,7 +41,7 @@ SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 def repository(bundled_engine, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("repository") / "models"
     export = [ROOT / "scripts" / "export_triton.py", "-e", bundled_engine, "-o", folder]
-    export += ["--max-batch-size", 4, "--max-queue-size", 4, "--max-passage", LONGEST]
+    export += ["--instances", 1, "--max-batch-size", 4, "--max-queue-size", 4, "--max-passage", LONGEST]
     subprocess.run([sys.executable, *map(str, export)], check=True)
     return folder
 
@@ -259,6 +259,16 @@ def test_ten_megabytes_are_refused_at_once_and_disturb_nobody(server):
     assert status == 400 and f"at most {LONGEST} are answered" in reply["error"]
     assert time.monotonic() - began < 30
     assert "Ann Roe" in ask(server.http, PASSAGE, "Who built the mill?")["answer"][0]
+
+
+def test_ten_megabytes_are_answered_where_that_is_asked_for(bundled_engine):
+    """Mostly blanks: they take no windows, but all the way through Triton, and places count them."""
+    passage = " " * 5_000_000 + "\n" + PASSAGE + "😀" * 5 + " " * 5_000_000
+    with serving("-e", bundled_engine, "--max-passage", 11_000_000) as running:
+        outputs = ask(running.http, passage, "Who built the mill?")
+        assert passage[outputs["start"][0] : outputs["end"][0]] == outputs["answer"][0]
+        assert "Ann Roe" in outputs["answer"][0] and outputs["start"][0] > 5_000_000
+        assert len(running.backends()) == 2  # the default on a CPU
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,33 @@ def test_a_second_signal_ends_it_at_once(repository, docker):
     assert all(map(gone, pids))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_that_is_asked_for_before_there_is_a_server(repository, docker, tmp_path, monkeypatch, number):
+    """While the engine is exported, here by a program that takes its time."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "x.engine").write_text("x")
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import subprocess, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from scripts.serving import serve\n"
+        "run = subprocess.run\n"
+        "def sleeping(command, **settings):\n"
+        "    print('exporting', flush=True)\n"
+        "    return run(['sleep', '1000'], **settings)\n"
+        "serve.subprocess.run = sleeping\n"
+        "serve.cli.run(serve.main)\n"
+    )
+    command = [sys.executable, slow, "-e", tmp_path / "x.engine"]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "exporting\n"
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("demobert-serve-")]
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    process.stdout.close()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("demobert-serve-")]
+
+
 def test_no_docker_is_one_line(repository, tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     command = [
@@ -213,4 +240,4 @@ def test_reasons(lines, reason):
     said = []
     log = Log(said.append, verbose=False)
     log.read(f"{line}\n".encode() for line in [*lines, "\x1b[2J odd bytes"])
-    assert log.reason().endswith(reason) and said[-1] == "\x1b[2J odd bytes"
+    assert log.reason().endswith(reason) and said[-1] == " [2J odd bytes"  # nothing drives the terminal

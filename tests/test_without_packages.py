@@ -64,6 +64,7 @@ def test_wrong_arguments_need_no_package(script, arguments, said):
         ("perf.py", ("-e", "X"), "numpy", "requirements.txt"),
         ("squad/finetune.py", ("-pt", "X", "-j", "X", "-o", "Y"), "torch", "requirements-finetune.txt"),
         ("scripts/benchmark_peers.py", (), "numpy", "requirements.txt"),
+        ("scripts/export_triton.py", ("-e", "X", "-o", "Y"), "numpy", "requirements.txt"),
     ],
 )
 def test_work_outside_the_environment_says_what_to_install(script, arguments, package, file):

@@ -24,8 +24,11 @@ def add_export_arguments(parser: cli.Parser) -> None:
     """The flags of how an engine is served; `export_arguments` gives them back as words."""
     served = parser.add_argument_group("how it is served")
     number = {"type": cli.positive_int, "metavar": "N"}
-    per_device = "engines: on a CPU in all, which divide its cores among them, else on each GPU"
-    served.add_argument("--instances", **number, default=1, help=per_device)
+    per_device = (
+        "engines: on a CPU in all, which divide its cores among them, else on each GPU (default: 2 on a CPU, where one "
+        "fills the cores while the other's batch runs out; 1 on a GPU, and with --latency)"
+    )
+    served.add_argument("--instances", **number, help=per_device)
     together = "questions that are answered together, and that one request may have"
     served.add_argument("--max-batch-size", **number, default=32, help=together)
     delay = "microseconds to wait for more of them; what comes while the engine works is answered together anyway"

@@ -15,8 +15,10 @@ from helpers.errors import DemoBertError, missing_package
 try:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as proto
-except ModuleNotFoundError as error:
-    raise missing_package(error.name, "-r requirements-serve.txt", "a configuration for Triton") from error
+except (ModuleNotFoundError, RuntimeError) as error:  # RuntimeError: without gRPC
+    raise missing_package(
+        "tritonclient[grpc]", "-r requirements-serve.txt", "writing a configuration for Triton"
+    ) from error
 
 #: The output of a plan.
 LOGITS = "logits_out"

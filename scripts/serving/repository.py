@@ -35,7 +35,7 @@ _PACKAGES = {
 }
 
 #: Flags that are fields of `Serving`.
-_SERVING_FLAGS = ("instances", "max_batch_size", "max_queue_delay", "max_queue_size", "max_passage")
+_SERVING_FLAGS = ("max_batch_size", "max_queue_delay", "max_queue_size", "max_passage")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def repository(args, options: AnswerOptions, say) -> Repository:
     serving = Serving(
         name=args.name,
         kind="KIND_CPU" if on_cpu else "KIND_GPU",
+        instances=args.instances or (2 if on_cpu and not args.latency else 1),
         prepare_for="latency" if args.latency else "throughput",
         **{name: getattr(args, name) for name in _SERVING_FLAGS},
     )

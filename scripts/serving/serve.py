@@ -31,6 +31,9 @@ from scripts.serving.tritonserver import Place
 #: The engine that quickstart.sh builds.
 _ENGINE = ROOT / "engines" / "bert_mini_384.engine"
 
+#: Signals that ask for an end, beside Ctrl-C's.
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+
 _EXAMPLE = """curl -s http://{host}:{port}/v2/models/{model}/infer -d '{{"inputs": [
   {{"name": "passage", "shape": [1, 1], "datatype": "BYTES", "data": ["The tower was built in 1889."]}},
   {{"name": "question", "shape": [1, 1], "datatype": "BYTES", "data": ["When was the tower built?"]}}]}}'"""
@@ -98,6 +101,8 @@ def main(arguments) -> int:
         print("nothing" if args.docker is not None and args.repository else "server")
         return 0
     place = Place(args.address, args.http_port, args.grpc_port, args.metrics_port)
+    for number in _ENDS:  # before there is a server to stop: the temporary folder goes
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="demobert-serve-") as folder:
         repository = Path(args.repository) if args.repository else _exported(args, Path(folder))
         contents = read_contents(repository)
@@ -161,7 +166,7 @@ def _serve(args, place: Place, contents: Contents, supervisor: Supervisor) -> in
         else:
             supervisor.hurry.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*_ENDS, signal.SIGINT):
         signal.signal(number, stop)
     page = None
     host = "127.0.0.1" if args.address == "0.0.0.0" else args.address

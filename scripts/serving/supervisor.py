@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.errors import DemoBertError, one_line
+from helpers.errors import DemoBertError, harmless, one_line
 from scripts.serving.tritonserver import Command, Place
 
 #: Seconds from one look at the processes to the next.
@@ -62,7 +62,7 @@ class Log:
             if _UNLOADING in line:
                 self.unloading.set()
             if self._verbose or not self._is_chatter(line):
-                self._say(line)
+                self._say(harmless(line))
 
     def reason(self) -> str:
         """Why the server could not start, as far as its log tells, in one line."""
