@@ -189,6 +189,8 @@ def _line_of(error: Exception) -> str | None:
     if isinstance(error, OSError):
         # Files are read and written by functions that say what they are: this is a stream, or a path that is odd.
         stream = "stdin can't be read" if error.errno == errno.EISDIR else "stdout can't be written"
+        if error.errno == errno.ENOENT and error.filename is None:  # os.getcwd's
+            stream = "the folder that this runs in is gone"
         what = stream if error.filename is None else f"can't use {error.filename}"
         return one_line(f"{what}: {error.strerror or error}", ERROR_LENGTH)
     return None

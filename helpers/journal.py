@@ -187,12 +187,16 @@ class Journal:
     def _write_state(self) -> None:
         state = {"facts": self._facts, "entries": self.entries, "failed": self.failed, "digest": self.digest}
         state |= {"bytes": self._bytes, "content": self._content.hexdigest(), "whole": self._is_whole}
-        new = Path(f"{self._state_path}.tmp")  # of one name: there is only one writer
+        # Of one name, since there is only one writer; never through what somebody has put there.
+        new = self._state_path.parent / f".{self._state_path.name}.journal0.tmp"
         try:
-            new.write_bytes(json_bytes(state))
+            new.unlink(missing_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+                file.write(json_bytes(state))
             os.replace(new, self._state_path)
         except OSError as error:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
             raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error
 
 

@@ -56,6 +56,8 @@ def place_of(path, what: str = "the output") -> Path:
     """
     path = Path(path)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_what_is_no_file(path, what)
         place = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a circle
         folder = place.parent
         if not folder.is_dir():
@@ -63,10 +65,6 @@ def place_of(path, what: str = "the output") -> Path:
             raise DemoBertError(
                 f"{what}: the folder {shown} does not exist; create it first: mkdir -p {shlex.quote(str(shown))}"
             )
-        with contextlib.suppress(FileNotFoundError):
-            kind = stat.S_IFMT(place.stat().st_mode)
-            if kind != stat.S_IFREG:
-                raise DemoBertError(f"{what} is {_KINDS.get(kind, 'something else')}, not a file: {path}")
         with contextlib.suppress(FileNotFoundError):  # its temporary name is longer than its own
             os.lstat(folder / f".{place.name}.{_RANDOM}.tmp")
     except OSError as error:
@@ -77,6 +75,17 @@ def place_of(path, what: str = "the output") -> Path:
     except OSError as error:
         raise DemoBertError(f"{what}: can't write into {folder}: {error.strerror}") from error
     return place
+
+
+def _refuse_what_is_no_file(path: Path, what: str) -> None:
+    status = path.stat()
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise DemoBertError(f"{what} is {_KINDS.get(kind, 'something else')}, not a file: {path}")
+    for number in (1, 2):  # renamed over, it would lose what is printed
+        with contextlib.suppress(OSError):
+            if os.path.samestat(status, os.fstat(number)):
+                raise DemoBertError(f"{what} {path} is where this command prints to; name another file")
 
 
 def check_outputs(outputs: dict, inputs: Iterable = ()) -> None:
@@ -128,7 +137,7 @@ def only_writer(path, what: str = "the output") -> Iterator[Path]:
     try:
         handle = _locked(lock, path)
     except OSError as error:
-        raise DemoBertError(f"can't write {path}: {error.strerror}") from error
+        raise DemoBertError(f"can't write {path}: its lock {lock}: {error.strerror}; remove that") from error
     _held.add(place)
     try:
         if handle is not None and not _pending_path(place).exists():
@@ -208,7 +217,13 @@ def _file_beside(place: Path, mode: str = "wb"):
 def _remove_temporaries(place: Path) -> None:
     """Remove what killed writers have left beside `place`. There must be no other writer of it."""
     for temporary in place.parent.glob(f".{glob.escape(place.name)}.{_RANDOM}.tmp"):
-        _remove(temporary)
+        if _is_temporary_of(place, temporary.name) and temporary.is_file() and not temporary.is_symlink():
+            _remove(temporary)
+
+
+def _is_temporary_of(place: Path, name: str) -> bool:
+    """Whether tempfile gives such a name to a file beside `place`."""
+    return re.fullmatch(re.escape(f".{place.name}.") + r"[a-z0-9_]{8}\.tmp", name) is not None
 
 
 def _remove(path) -> None:
@@ -275,7 +290,7 @@ def finish_pending(main, paths: Iterable, discard: bool = False) -> None:
                 places = {Path(path): place_of(path) for path in paths}
                 _put_in_place(main, places, _read_pending(pending, places))
     except DemoBertError as error:
-        if discard:
+        if discard and not pending.is_dir():
             _remove(pending)
             return
         raise DemoBertError(
@@ -285,13 +300,16 @@ def finish_pending(main, paths: Iterable, discard: bool = False) -> None:
 
 
 def _pending_path(main) -> Path:
-    return Path(main).parent / f".{Path(main).name}.pending"
+    """Beside the file itself, as its lock: not beside a link to it."""
+    place = Path(os.path.realpath(main))
+    return place.parent / f".{place.name}.pending"
 
 
 def _write_pending(main: Path, temporaries: dict) -> None:
     pending = _pending_path(main)
     try:
-        os.replace(pending.parent / _written_beside(pending, json_bytes(temporaries)), pending)
+        # Names need not be Unicode: JSON's escapes hold them all the same.
+        os.replace(pending.parent / _written_beside(pending, json.dumps(temporaries).encode("ascii")), pending)
     except OSError as error:
         raise DemoBertError(f"can't write {pending}: {error.strerror}") from error
 
@@ -302,8 +320,7 @@ def _read_pending(pending: Path, places: dict[Path, Path]) -> dict[str, str | No
     sound = isinstance(values, dict) and set(values) == {path.name for path in places}
     for path, place in places.items() if sound else ():
         name = values[path.name]
-        pattern = re.escape(f".{place.name}.") + r"[a-z0-9_]{8}\.tmp"
-        sound = sound and (name is None or (isinstance(name, str) and re.fullmatch(pattern, name) is not None))
+        sound = sound and (name is None or (isinstance(name, str) and _is_temporary_of(place, name)))
     if not sound:
         raise DemoBertError(f"{pending} is damaged")
     return values
@@ -315,7 +332,7 @@ def _put_in_place(main: Path, places: dict[Path, Path], temporaries: dict[str, s
         for path, place in places.items():
             name = temporaries[path.name]
             if name is None:
-                _remove(place)
+                _remove(path)  # a link, not what it leads to
                 continue
             with contextlib.suppress(FileNotFoundError):  # it is in its place
                 os.replace(place.parent / name, place)

@@ -83,8 +83,8 @@ std::vector<char> read_described(const std::string& path, const EngineCard& card
 
 // The list of the new files of an engine that are being put in their places (helpers/outputs.py).
 bool is_pending(const std::string& engine) {
-    const std::filesystem::path path(engine);
     std::error_code failed;
+    const std::filesystem::path path = std::filesystem::weakly_canonical(engine, failed);  // it lies beside no link
     const auto list = path.parent_path() / ("." + path.filename().string() + ".pending");
     return std::filesystem::exists(std::filesystem::symlink_status(list, failed));
 }

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,31 @@ def build_bundled(folder: Path, *flags: str) -> Path:
     builder = importlib.import_module("builder")
     engine = folder / "bert_mini.engine"
     builder.main(["-pt", str(BUNDLED), "-o", str(engine), "-b", "8", "-s", "384", "--backend", "openvino", *flags])
+    return engine
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """The bundled model's folder, but for its size: two layers of random weights. For tests that want no right answer."""
+    from helpers.bert_config import BertConfig
+    from tests import checkpoints
+    from tests.reference_bert import random_weights
+
+    folder = tmp_path_factory.mktemp("small_model")
+    config = BertConfig(48, 2, 3, 64, BertConfig.from_folder(BUNDLED).vocab_size, 64)
+    tensors = random_weights(config, np.random.default_rng(7))
+    checkpoints.write_folder(folder, config, checkpoints.pytorch_state(config, tensors))
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_engine(small_model, tmp_path_factory) -> Path:
+    """Its engine: batch sizes up to 8, lengths up to 64. Never written to by tests."""
+    engine = tmp_path_factory.mktemp("small") / "small.engine"
+    arguments = ["-pt", str(small_model), "-o", str(engine), "-b", "8", "-s", "64", "--backend", "openvino"]
+    importlib.import_module("builder").main(arguments)
     return engine
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from helpers.errors import DemoBertError, one_line
 
@@ -187,12 +188,14 @@ def run(arguments, description: str, write_seeds: Callable, one_round: Callable[
     end, totals = time.monotonic() + (args.seconds or float("inf")), Counter()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as root:
-        seeds = write_seeds(Path(root))
+        seeds, progress = write_seeds(Path(root)), tqdm(total=args.rounds, unit="round", mininterval=5)
         for first in range(args.seed, args.seed + rounds, _ROUNDS_OF_A_WORKER):
             count = min(_ROUNDS_OF_A_WORKER, args.seed + rounds - first)
             totals += _in_a_worker(context, first, count, seeds, one_round, memory)
+            progress.update(count)
             if time.monotonic() > end:
                 break
+        progress.close()
     totals += Counter()
     faults = {name: totals[name] for name in FAULTS[:2]} | {name: totals[name] for name in FAULTS if totals[name]}
     others = {name: number for name, number in sorted(totals.items()) if name not in FAULTS}

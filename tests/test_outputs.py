@@ -30,7 +30,7 @@ from helpers.outputs import (
     write_json,
     write_together,
 )
-from tests.conftest import BUNDLED, ROOT
+from tests.conftest import ROOT
 from tests.kill_states import States, files_of, put
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
@@ -68,7 +68,7 @@ def test_what_is_no_file_is_not_written(tmp_path, kind, linked):
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", node.name}
 
 
-def output_commands(engine: Path, folder: Path) -> dict[str, list]:
+def output_commands(engine: Path, model: Path, folder: Path) -> dict[str, list]:
     """A command for each output flag, but for the output's path."""
     ask = ["inference.py", "-e", engine]
     squad = [*ask, "-sq", SQUAD]
@@ -76,7 +76,7 @@ def output_commands(engine: Path, folder: Path) -> dict[str, list]:
     rows.write_text('{"question": "When?", "context": "In 1889."}\n')
     time_it = ["perf.py", "-e", engine, "-s", 8, "-i", 1, "-w", 0]
     return {
-        "builder -o": ["builder.py", "-pt", BUNDLED, "-s", 16, "-o"],
+        "builder -o": ["builder.py", "-pt", model, "-s", 16, "-o"],
         "-sq -o": [*squad, "-o"],
         "--n-best-output": [*squad, "-o", folder / "p.json", "--n-best-output"],
         "--null-odds-output": [*squad, "-o", folder / "p.json", "--null-odds-output"],
@@ -100,10 +100,10 @@ FLAGS = (
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_output_flag_leaves_nodes_and_links_alone(script, bundled_engine, tmp_path, flag):
+def test_every_output_flag_leaves_nodes_and_links_alone(script, small_engine, small_model, tmp_path, flag):
     """A pipe is refused before anything is run; a link stays, and what it leads to is written; a dangling one makes it."""
     (tmp_path / "in").mkdir()
-    command = output_commands(bundled_engine, tmp_path / "in")[flag]
+    command = output_commands(small_engine, small_model, tmp_path / "in")[flag]
     name = "out.jsonl" if flag == "--rows -o" else "out"
     os.mkfifo(tmp_path / name)
     result = script(*command, tmp_path / name)
@@ -122,7 +122,7 @@ def test_every_output_flag_leaves_nodes_and_links_alone(script, bundled_engine, 
 
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("odd", ["long", "long folder", "circle", "a file as folder"])
-def test_names_that_no_file_can_have(script, bundled_engine, tmp_path, flag, odd):
+def test_names_that_no_file_can_have(script, small_engine, small_model, tmp_path, flag, odd):
     """Too long by themselves, or with what their temporary names add; links in a circle: one line."""
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "file").write_text("x")
@@ -134,7 +134,7 @@ def test_names_that_no_file_can_have(script, bundled_engine, tmp_path, flag, odd
         "a file as folder": tmp_path / "file" / f"x{end}",
     }[odd]
     (tmp_path / "in").mkdir()
-    result = script(*output_commands(bundled_engine, tmp_path / "in")[flag], path)
+    result = script(*output_commands(small_engine, small_model, tmp_path / "in")[flag], path)
     assert result.code == 1 and re.search("too long|Too many levels|does not exist", result.error), result
     assert {entry.name for entry in tmp_path.iterdir()} == {"circle", "file", "in"}
 
@@ -163,11 +163,11 @@ def test_names_that_no_file_can_have(script, bundled_engine, tmp_path, flag, odd
         ["perf_varseqlen.py", "-e", "{engine}", "--lengths-from", "{odd}"],
     ],
 )
-def test_inputs_with_names_that_no_file_can_have(script, bundled_engine, tmp_path, command, odd):
+def test_inputs_with_names_that_no_file_can_have(script, small_engine, small_model, tmp_path, command, odd):
     for name in ("circle", "circle.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / name)
     places = {"odd": tmp_path / ("n" * 300 if odd == "long" else "circle"), "out": tmp_path / "out"}
-    places |= {"bundled": BUNDLED, "engine": bundled_engine}
+    places |= {"bundled": small_model, "engine": small_engine}
     result = script(*(part.format(**places) for part in command))
     assert result.code in (1, 2) and result.error
     assert {entry.name for entry in tmp_path.iterdir()} == {"circle", "circle.jsonl"}
@@ -176,15 +176,15 @@ def test_inputs_with_names_that_no_file_can_have(script, bundled_engine, tmp_pat
 # -- inputs are not replaced
 
 
-def test_outputs_may_not_replace_what_a_command_reads(script, bundled_engine, tmp_path):
+def test_outputs_may_not_replace_what_a_command_reads(script, small_engine, small_model, tmp_path):
     """Also under another name: by a link, by a hard link, as a file of a folder that is named."""
     engine = tmp_path / "copy.engine"
-    for name, source in zip(EngineCard.set_of(engine), EngineCard.set_of(bundled_engine)):
+    for name, source in zip(EngineCard.set_of(engine), EngineCard.set_of(small_engine)):
         shutil.copy(source, name)
     tokenizer = EngineCard.tokenizer_path_for(engine)
     os.link(tokenizer, tmp_path / "hard")
     (tmp_path / "soft").symlink_to(EngineCard.path_for(engine))
-    shutil.copytree(BUNDLED, tmp_path / "model")
+    shutil.copytree(small_model, tmp_path / "model")
     before = files_of(tmp_path / "model") | {path.name: path.read_bytes() for path in EngineCard.set_of(engine)}
     vocabulary = tmp_path / "model" / "vocab.txt"
     for path in (engine, tokenizer, EngineCard.path_for(engine), tmp_path / "hard", tmp_path / "soft", vocabulary):
@@ -199,7 +199,13 @@ def test_outputs_may_not_replace_what_a_command_reads(script, bundled_engine, tm
     lengths = ["perf_varseqlen.py", "-e", engine, "--lengths-from", SQUAD, "-v", vocabulary]
     assert "would replace an input" in script(*lengths, "--json", vocabulary).error
     result = script(
-        "builder.py", "-m", tmp_path / "model" / "model", "-c", BUNDLED, "-o", tmp_path / "model" / "model.safetensors"
+        "builder.py",
+        "-m",
+        tmp_path / "model" / "model",
+        "-c",
+        small_model,
+        "-o",
+        tmp_path / "model" / "model.safetensors",
     )
     assert "would replace an input" in result.error  # a checkpoint's prefix names all its files
     after = files_of(tmp_path / "model") | {path.name: path.read_bytes() for path in EngineCard.set_of(engine)}
@@ -357,11 +363,11 @@ def test_wherever_a_builder_is_killed_there_is_a_whole_set(tmp_path, first, seco
     assert seen == {False, True}
 
 
-def test_reading_an_engine_finishes_its_set(bundled_engine, tmp_path):
+def test_reading_an_engine_finishes_its_set(small_engine, tmp_path):
     """A reader that finds the set half in place puts the rest there."""
     names = [path.name for path in EngineCard.set_of(tmp_path / "x.engine")]
     temporaries = {}
-    for name, source in zip(names, EngineCard.set_of(bundled_engine)):
+    for name, source in zip(names, EngineCard.set_of(small_engine)):
         temporaries[name] = f".{name}.abcd_123.tmp"
         shutil.copy(source, tmp_path / temporaries[name])
     os.rename(tmp_path / temporaries[names[0]], tmp_path / names[0])  # the first had its place already
@@ -380,9 +386,9 @@ def test_reading_an_engine_finishes_its_set(bundled_engine, tmp_path):
     ]
     + [json.dumps({"x.engine": None, "x.engine.json": None, "x.engine.tokenizer.json": None, "victim": None})],
 )
-def test_a_pending_file_moves_nothing_but_its_set(script, bundled_engine, tmp_path, pending):
+def test_a_pending_file_moves_nothing_but_its_set(script, small_engine, small_model, tmp_path, pending):
     """Anybody may have written it: it names temporary files of the set, or the set is refused."""
-    for name, source in zip(EngineCard.set_of(tmp_path / "x.engine"), EngineCard.set_of(bundled_engine)):
+    for name, source in zip(EngineCard.set_of(tmp_path / "x.engine"), EngineCard.set_of(small_engine)):
         shutil.copy(source, name)
     (tmp_path / "victim").write_text("theirs")
     (tmp_path / ".x.engine.pending").write_text(pending)
@@ -390,7 +396,7 @@ def test_a_pending_file_moves_nothing_but_its_set(script, bundled_engine, tmp_pa
     result = script("inference.py", "-e", tmp_path / "x.engine", *QUESTION)
     assert result.code == 1 and "is torn" in result.error and "build it again" in result.error
     assert files_of(tmp_path) == before
-    assert script("builder.py", "-pt", BUNDLED, "-s", 16, "-o", tmp_path / "x.engine").code == 0
+    assert script("builder.py", "-pt", small_model, "-s", 16, "-o", tmp_path / "x.engine").code == 0
     assert (tmp_path / "victim").read_text() == "theirs" and not (tmp_path / ".x.engine.pending").exists()
 
 
@@ -429,9 +435,93 @@ def test_a_set_through_links(tmp_path):
     assert set(files_of(tmp_path / "far")) == {path.name for path in EngineCard.set_of("x.engine")}
 
 
-def test_builders_of_one_engine_one_after_another(tmp_path):
+def test_wherever_a_builder_of_a_linked_engine_is_killed(tmp_path):
+    """The pending file and what it names lie beside what the link leads to, whoever looks for them."""
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "x" / "x.engine"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "far" / "real.engine")
+    write_set(link, 1)
+    old = files_of(tmp_path / "far"), files_of(link.parent)
+    states = States(tmp_path / "far")
+    with states:
+        write_set(link, 2)
+    new = files_of(tmp_path / "far"), files_of(link.parent)
+    assert old != new and len(states.found) > 3
+    for files in states.found:
+        # The folder of the link is that of the moment after: what is looked at is what becomes of the engine itself.
+        put(tmp_path / "far", files)
+        with only_writer(link):
+            pass
+        finish_pending(link, EngineCard.set_of(link))
+        left = {name: data for name, data in files_of(tmp_path / "far").items() if not name.startswith(".")}
+        assert left in (old[0], new[0])
+
+
+def test_names_that_are_not_unicode(script, small_model, tmp_path):
+    engine = os.path.join(os.fsencode(tmp_path), b"\xff.engine").decode("utf-8", "surrogateescape")
+    assert script("builder.py", "-pt", small_model, "-s", 16, "-o", engine).code == 0
+    assert load_engine(engine, "padded").card.max_sequence_length == 16
+
+
+def test_a_tokenizer_s_link_goes_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "shared.json").write_text("somebody's")
+    EngineCard.tokenizer_path_for(tmp_path / "x.engine").symlink_to(tmp_path / "shared.json")
+    write_set(tmp_path / "x.engine", 1, tokenizer=False)
+    assert files_of(tmp_path).keys() == {"shared.json", "x.engine", "x.engine.json"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+@pytest.mark.parametrize("name", [".out.lock", ".out.abcdefgh.tmp", ".out.pending"])
+def test_what_lies_in_the_way(tmp_path, name, kind):
+    """One line that names it, or it is passed over; never a traceback, and what a link leads to stays."""
+    (tmp_path / "victim").write_text("theirs")
+    path = tmp_path / name
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "victim")
+    else:
+        os.mkfifo(path)
+    try:
+        write_together({tmp_path / "out": b"new", tmp_path / "other": b"new"})
+        assert (tmp_path / "out").read_bytes() == b"new"
+    except DemoBertError as error:
+        assert name in str(error)
+    assert (tmp_path / "victim").read_text() == "theirs"
+
+
+def test_a_user_s_file_with_a_name_like_a_temporary_one(tmp_path):
+    (tmp_path / ".out.Original.tmp").write_text("mine")
+    write_json(tmp_path / "out", 1)
+    assert (tmp_path / ".out.Original.tmp").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_the_state_of_a_partial_output_is_not_written_through_what_is_there(script, small_engine, tmp_path, kind):
+    rows, victim = tmp_path / "rows.jsonl", tmp_path / "victim"
+    rows.write_text('{"question": "When?", "context": "In 1889."}\n')
+    victim.write_text("theirs")
+    for name in ("out.jsonl.partial.json.tmp", ".out.jsonl.partial.json.journal0.tmp"):
+        path = tmp_path / name
+        os.mkfifo(path) if kind == "pipe" else path.mkdir() if kind == "folder" else path.symlink_to(victim)
+    result = script("inference.py", "-e", small_engine, "--rows", rows, "-o", tmp_path / "out.jsonl")
+    assert result.code == 0 or (kind == "folder" and result.error)
+    assert victim.read_text() == "theirs"
+
+
+def test_what_is_printed_is_not_written_over(small_engine, tmp_path):
+    """A file that stdout goes to has two names, and renaming would lose what is printed."""
+    for name in ("/dev/fd/1", "/proc/self/fd/1", str(tmp_path / "out")):
+        command = [sys.executable, ROOT / "inference.py", "-e", small_engine, *QUESTION, "--json", name]
+        with (tmp_path / "out").open("w") as out:
+            result = subprocess.run(list(map(str, command)), stdout=out, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1 and "where this command prints to" in result.stderr
+
+
+def test_builders_of_one_engine_one_after_another(small_model, tmp_path):
     """Two that are started together: both end well, one after the other, or the second is told; one whole set is left."""
-    command = [sys.executable, ROOT / "builder.py", "-pt", BUNDLED, "-o", tmp_path / "x.engine", "-s"]
+    command = [sys.executable, ROOT / "builder.py", "-pt", small_model, "-o", tmp_path / "x.engine", "-s"]
     both = [
         subprocess.Popen(
             [*map(str, command), str(length)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
