@@ -69,6 +69,16 @@ def with_shim(tmp_path_factory, monkeypatch):
     return preload
 
 
+@contextlib.contextmanager
+def started(command, **options):
+    """A process that ends with the test, also where that fails."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def sanitized(built: Built) -> bool:  # noqa: F811
     return "sanitized" in built.folder.name
 
@@ -82,6 +92,14 @@ def refusal(result: subprocess.CompletedProcess) -> str:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def wait_for_names(folder: Path, count: int) -> None:
+    """Until so many files are in a folder: an output, its lock, its temporary."""
+    end = time.monotonic() + 60
+    while len(names(folder)) != count:
+        assert time.monotonic() < end, names(folder)
+        time.sleep(0.02)
 
 
 def make_fifo(path: Path) -> None:
@@ -264,7 +282,7 @@ def test_a_lock_that_has_lost_its_name_is_none(built, tiny, tmp_path, with_shim)
     with_shim("slow locks")
     path, lock = tmp_path / "x.json", tmp_path / ".x.json.lock"
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-i", "1", "--json", path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         with contextlib.ExitStack() as third:
             with held(lock):
                 assert any("Throughput" in line for line in iter(process.stdout.readline, ""))
@@ -294,7 +312,7 @@ def test_python_and_cpp_take_turns(built, tiny, tmp_path, with_shim, monkeypatch
     """Each knows the other's lock."""
     path = tmp_path / "x.json"
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-i", "1", "--json", path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         with only_writer(path):
             assert any("Throughput" in line for line in iter(process.stdout.readline, ""))
             with pytest.raises(subprocess.TimeoutExpired):
@@ -303,9 +321,8 @@ def test_python_and_cpp_take_turns(built, tiny, tmp_path, with_shim, monkeypatch
         assert process.wait(60) == 0 and json.loads(path.read_text())["timings"]
     with_shim("slow disk")
     monkeypatch.setattr(outputs, "_PATIENCE", 0.5)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while len(names(tmp_path)) < 3:
-            time.sleep(0.02)
+    with started(command, stdout=subprocess.DEVNULL) as process:
+        wait_for_names(tmp_path, 3)
         with pytest.raises(DemoBertError, match="another process is writing .*x.json: wait for it"):
             write_json(path, {})
         process.kill()
@@ -361,6 +378,19 @@ def test_the_file_is_written_where_stdout_takes_nothing(shell, tiny, tmp_path, r
     assert len(json.loads((tmp_path / "x.json").read_text())["timings"]) == 2
 
 
+def test_closed_streams_get_a_place(built, tiny, tmp_path):  # noqa: F811
+    """Else what is opened next would: a GPU's device node, to which the report would be written."""
+    command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-d", "3600", "--json", "x.json"]
+    in_shell = ["bash", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *command]
+    with started(in_shell, cwd=tmp_path) as process:
+        streams, end = [Path(f"/proc/{process.pid}/fd/{number}") for number in range(3)], time.monotonic() + 30
+        found: set[str] = set()
+        while found != {"/dev/null"} and time.monotonic() < end:
+            time.sleep(0.1)
+            found = {os.readlink(stream) if stream.is_symlink() else "closed" for stream in streams}
+        assert found == {"/dev/null"}
+
+
 def test_closed_streams_that_nobody_needs(shell):
     assert shell("<&-").returncode == 0
     result = shell("2>&-")
@@ -410,12 +440,9 @@ def test_a_signal_leaves_nothing_behind(built, tiny, tmp_path, with_shim, number
         flags = ["-i", "1"]
     (tmp_path / "x.json").write_text("old")
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", *flags, "--json", tmp_path / "x.json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("Running")
-        end = time.monotonic() + 60
-        while moment == "while it writes" and len(names(tmp_path)) < 3 and time.monotonic() < end:
-            time.sleep(0.02)
-        assert len(names(tmp_path)) == (3 if moment == "while it writes" else 1)
+        wait_for_names(tmp_path, 3 if moment == "while it writes" else 1)
         process.send_signal(number)
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == ENDING[number] and "error" not in errors
@@ -425,7 +452,7 @@ def test_a_signal_leaves_nothing_behind(built, tiny, tmp_path, with_shim, number
 def test_what_nohup_ignores_stays_ignored(built, tiny):  # noqa: F811
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-d", "2"]
     ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
+    with started(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
         assert process.stdout.readline().startswith("Running")
         process.send_signal(signal.SIGHUP)
         assert "Throughput" in process.communicate(timeout=60)[0]
