@@ -176,8 +176,7 @@ def test_an_end_that_is_asked_for_before_there_is_a_server(repository, docker, t
         "from scripts.serving import serve\n"
         "run = subprocess.run\n"
         "def sleeping(command, **settings):\n"
-        "    print('exporting', flush=True)\n"
-        "    return run(['sleep', '1000'], **settings)\n"
+        "    return run(['sh', '-c', 'echo exporting; exec sleep 1000'])\n"
         "serve.subprocess.run = sleeping\n"
         "serve.cli.run(serve.main)\n"
     )
@@ -185,6 +184,7 @@ def test_an_end_that_is_asked_for_before_there_is_a_server(repository, docker, t
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "exporting\n"
     assert [path for path in tmp_path.iterdir() if path.name.startswith("demobert-serve-")]
+    time.sleep(0.5)  # until it waits for what it has started
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     process.stdout.close()
