@@ -135,7 +135,9 @@ def test_names_that_no_file_can_have(script, small_engine, small_model, tmp_path
     }[odd]
     (tmp_path / "in").mkdir()
     result = script(*output_commands(small_engine, small_model, tmp_path / "in")[flag], path)
-    assert result.code == 1 and re.search("too long|Too many levels|does not exist|Not a directory", result.error), result
+    assert result.code == 1 and re.search("too long|Too many levels|does not exist|Not a directory", result.error), (
+        result
+    )
     assert {entry.name for entry in tmp_path.iterdir()} == {"circle", "file", "in"}
 
 
