@@ -484,6 +484,7 @@ def killed_at_random(arguments: list, kills: int, longest: float, seed: int) -> 
     return landed
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize("kind", ["jsonl", "squad"])
 def test_killed_at_random(bundled_engine, folder, rng, kind):
     """SIGKILL while the real engine answers, at 5 random moments; of -sq, at 3."""
