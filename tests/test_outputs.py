@@ -274,9 +274,14 @@ def test_a_signal_leaves_no_temporary(tmp_path, signal_name):
         f"    {line}" for line in WRITE_SLOWLY.splitlines()
     )
     command = [sys.executable, "-c", f"{code}\ncli.run(main)", str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
     number = getattr(signal, signal_name)
+
+    def as_usual():  # what runs the tests in the background may ignore it
+        signal.signal(number, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=as_usual, **pipes)
+    assert process.stdout.readline() == "writing\n"
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 128 + number and not out and not err
