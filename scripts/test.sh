@@ -2,6 +2,8 @@
 # Run the tests in .venv, after installing what they need.
 #
 #     bash scripts/test.sh [PYTEST'S ARGUMENTS]        (for example: bash scripts/test.sh -k tokenization)
+#
+# Of some tests with many cases a part is run, others each time; --all runs all of them.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source -- "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

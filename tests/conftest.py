@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import random
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,30 @@ from helpers import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all", action="store_true", help="run all cases of the tests of which a sample is run (`sampled`)"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of tests marked `sampled(share)`, run so many of their cases, others every time; `--all` runs all of them.
+
+    The processes of a parallel run draw the same ones: their collections must not differ.
+    """
+    if config.getoption("--all"):
+        return
+    draw = random.Random(os.environ.get("DEMOBERT_SEED") or os.environ.get("PYTEST_XDIST_TESTRUNUID"))
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for group in cases.values():
+        count = max(1, round(group[0].get_closest_marker("sampled").args[0] * len(group)))
+        for item in draw.sample(group, len(group) - count):
+            item.add_marker(pytest.mark.skip(reason="a sample of its cases is run: --all runs all of them"))
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ def difference(engine, features, wanted) -> float:
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(logits, wanted, strict=True))
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("family", ALL)
 def test_the_cpu_s_logits_are_hugging_face_s(family, tmp_path, rng):
     for number in range(10):
@@ -310,6 +311,7 @@ def test_bert_s_own_configuration_has_no_room_for_other_families_keys(tmp_path, 
     assert BertConfig.from_dict(vars(replace(config, gelu="erf"))) == replace(config, gelu="erf")
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "model_type, dynamo",
     # dynamo takes its time; the families between these two have nothing of their own in a graph.

@@ -3,7 +3,6 @@
 DEMOBERT_CPP_BUILD=FOLDER takes a build that is there, such as one with sanitizers (scripts/check_sanitizers.sh).
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -76,9 +75,14 @@ def build_clean_tree(folder: Path) -> Path:
     return build
 
 
-@functools.cache  # for all modules that import the fixture
+#: The build of this process, for all modules that import the fixture.
+_clean_builds: list[Path] = []
+
+
 def clean_build(tmp_path_factory) -> Path:
-    return build_clean_tree(tmp_path_factory.mktemp("tree"))
+    if not _clean_builds:
+        _clean_builds.append(build_clean_tree(tmp_path_factory.mktemp("tree")))
+    return _clean_builds[0]
 
 
 @pytest.fixture(scope="module")

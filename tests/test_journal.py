@@ -484,6 +484,7 @@ def killed_at_random(arguments: list, kills: int, longest: float, seed: int) -> 
     return landed
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize("kind", ["jsonl", "squad"])
 def test_killed_at_random(bundled_engine, folder, rng, kind):
     """SIGKILL while the real engine answers, at 5 random moments; of -sq, at 3."""
@@ -512,3 +513,18 @@ def test_ctrl_c_says_that_the_same_command_goes_on(script, engine, folder, rng, 
     monkeypatch.setattr(Journal, "append", stopped)
     result = script("tests.stand_in", *arguments)
     assert result.code == 130 and "Stopped after question 128: the same command goes on" in result.err
+
+
+def test_a_number_that_a_damaged_disk_has_changed_is_not_believed(tmp_path):
+    """The count of questions would be the next run's, the count of failures its exit code."""
+    with Journal(tmp_path / "out", FACTS) as journal:
+        journal.append(b"one\ntwo\n", 2, 0, "digest")
+    state = tmp_path / "out.partial.json"
+    values = json.loads(state.read_text())
+    for name, value in (("entries", 1), ("entries", 1 << 64), ("failed", 1), ("digest", "other"), ("seal", "0" * 64)):
+        state.write_text(json.dumps(values | {name: value}))
+        with pytest.raises(DemoBertError, match="is damaged: --fresh"):
+            Journal(tmp_path / "out", FACTS)
+    state.write_text(json.dumps(values))
+    with Journal(tmp_path / "out", FACTS) as journal:
+        assert journal.entries == 2

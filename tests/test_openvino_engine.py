@@ -47,6 +47,7 @@ def write_checkpoint(kind: str, folder, config, tensors) -> list:
     return ["-x", checkpoints.write_onnx(folder / "model.onnx", model, dynamo=kind == "onnx-dynamo")]
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("round_", range(2))
 def test_random_models_equal_both_references(kind, round_, rng, tmp_path, script):

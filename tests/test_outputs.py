@@ -135,7 +135,9 @@ def test_names_that_no_file_can_have(script, small_engine, small_model, tmp_path
     }[odd]
     (tmp_path / "in").mkdir()
     result = script(*output_commands(small_engine, small_model, tmp_path / "in")[flag], path)
-    assert result.code == 1 and re.search("too long|Too many levels|does not exist", result.error), result
+    why = re.search("too long|Too many levels|does not exist|Not a directory", result.error)
+    assert result.code == 1 and why, result
+    assert not result.out and "Reading" not in result.err, result  # said before anything is done
     assert {entry.name for entry in tmp_path.iterdir()} == {"circle", "file", "in"}
 
 
@@ -272,9 +274,14 @@ def test_a_signal_leaves_no_temporary(tmp_path, signal_name):
         f"    {line}" for line in WRITE_SLOWLY.splitlines()
     )
     command = [sys.executable, "-c", f"{code}\ncli.run(main)", str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
     number = getattr(signal, signal_name)
+
+    def as_usual():  # what runs the tests in the background may ignore it
+        signal.signal(number, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=as_usual, **pipes)
+    assert process.stdout.readline() == "writing\n"
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 128 + number and not out and not err
@@ -436,26 +443,28 @@ def test_a_set_through_links(tmp_path):
 
 
 def test_wherever_a_builder_of_a_linked_engine_is_killed(tmp_path):
-    """The pending file and what it names lie beside what the link leads to, whoever looks for them."""
-    (tmp_path / "far").mkdir()
-    link = tmp_path / "x" / "x.engine"
-    link.parent.mkdir()
-    link.symlink_to(tmp_path / "far" / "real.engine")
+    """What is pending is looked for beside what the link leads to, by whoever takes its lock."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    link, real = folder / "x.engine", folder / "real.engine"
+
+    def put_back(files: dict[str, bytes]) -> None:
+        put(folder, {name: data for name, data in files.items() if name != link.name})
+        link.symlink_to(real)
+
+    link.symlink_to(real)
     write_set(link, 1)
-    old = files_of(tmp_path / "far"), files_of(link.parent)
-    states = States(tmp_path / "far")
-    with states:
+    old = files_of(folder)
+    with States(folder) as states:
         write_set(link, 2)
-    new = files_of(tmp_path / "far"), files_of(link.parent)
+    new = files_of(folder)
     assert old != new and len(states.found) > 3
     for files in states.found:
-        # The folder of the link is that of the moment after: what is looked at is what becomes of the engine itself.
-        put(tmp_path / "far", files)
+        put_back(files)
         with only_writer(link):
             pass
         finish_pending(link, EngineCard.set_of(link))
-        left = {name: data for name, data in files_of(tmp_path / "far").items() if not name.startswith(".")}
-        assert left in (old[0], new[0])
+        assert {name: data for name, data in files_of(folder).items() if not name.startswith(".")} in (old, new)
 
 
 def test_names_that_are_not_unicode(script, small_model, tmp_path):
@@ -508,6 +517,17 @@ def test_the_state_of_a_partial_output_is_not_written_through_what_is_there(scri
     result = script("inference.py", "-e", small_engine, "--rows", rows, "-o", tmp_path / "out.jsonl")
     assert result.code == 0 or (kind == "folder" and result.error)
     assert victim.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.partial", "out.jsonl.partial.json"])
+def test_a_partial_output_is_no_link(script, small_engine, tmp_path, name):
+    """What it leads to would be cut."""
+    rows, victim = tmp_path / "rows.jsonl", tmp_path / "victim"
+    rows.write_text('{"question": "When?", "context": "In 1889."}\n')
+    victim.write_text("")
+    (tmp_path / name).symlink_to(victim)
+    result = script("inference.py", "-e", small_engine, "--rows", rows, "-o", tmp_path / "out.jsonl")
+    assert result.code == 1 and name in result.error and victim.read_text() == "" and (tmp_path / name).is_symlink()
 
 
 def test_what_is_printed_is_not_written_over(small_engine, tmp_path):

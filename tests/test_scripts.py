@@ -1,6 +1,7 @@
 """What the scripts do when all is well: from a checkpoint to an answer, to F1, to a latency table."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +40,11 @@ XQUAD = "dev-xquad-en-v1.1.json"
 
 
 def xquad() -> Path:
-    """XQuAD's English file, which is not in this repository: beside it, or under squad/."""
-    places = [ROOT.parent / "shared" / "data" / "squad" / XQUAD, ROOT / "squad" / XQUAD]
-    found = [place for place in places if place.exists()]
-    if not found:
-        pytest.skip(f"{XQUAD} is at none of: {', '.join(map(str, places))}")
-    return found[0]
+    """XQuAD's English file, which is not in this repository: that of DEMOBERT_XQUAD, or under squad/."""
+    path = Path(os.environ.get("DEMOBERT_XQUAD") or ROOT / "squad" / XQUAD)
+    if not path.exists():
+        pytest.skip(f"{path} is not there: DEMOBERT_XQUAD names another place of {XQUAD}")
+    return path
 
 
 class HuggingFaceEngine(Engine):

@@ -433,6 +433,7 @@ def run_script(version, *arguments, capability="8.6"):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize("version", ["8.6.1", "11.4.0"])
 def test_builder_inference_and_perf(version, engine_path, tmp_path):
     sizes = ("-b", 1, "-b", 2, "-s", 32, "-s", 64)

@@ -29,6 +29,8 @@ from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install
 from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, write
 from tests.test_tensorrt_packed import packed, sequences
 
+pytestmark = pytest.mark.sampled(0.4)
+
 #: (release, plugin interface) that have the plugins.
 PLUGINS = [(version, interface) for version, network, interface in NETWORKS if network == "plugin"]
 #: Heads of 64, the only ones that padded plugins take below float32.

@@ -27,6 +27,8 @@ from tests.tensorrt_double import VERSIONS, bindings, install, rtx
 from tests.test_tensorrt_engines import BUNDLED, ROOT, RTX, run_script, write
 from tests.test_tensorrt_packed import built_graphs
 
+pytestmark = pytest.mark.sampled(0.4)
+
 #: Heads of 16, so that 1/√H is exact: where it is not, a query in the middle of two steps may fall to either side.
 CONFIG = BertConfig(64, 2, 4, 100, 101, 24, layer_norm_eps=1e-12)
 LENGTH = 13

@@ -24,6 +24,8 @@ from tests.reference_bert import random_inputs, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, api, bindings, install, rtx
 from tests.test_tensorrt_engines import BUNDLED, NETWORKS, RTX, TOLERANCE, run_script, small_config, weights_of, write
 
+pytestmark = pytest.mark.sampled(0.5)
+
 #: Of an fp32 engine, between two ways to pack the same sequences: what the issue allows. The double's float64 is far
 #: inside; what could differ is a token that sees another sequence's.
 PACKING_TOLERANCE = 1e-5

@@ -24,6 +24,8 @@ from tests.checkpoints import bert_weights, own_quantization
 from tests.reference_bert import random_config, random_weights
 from tests.tensorrt_double import rtx
 
+pytestmark = pytest.mark.sampled(0.4)
+
 if importlib.util.find_spec("tensorrt_rtx") is None and (folder := rtx.real_module_folder()):
     sys.path.append(str(folder))
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install -r requirements-rtx.txt")

@@ -205,6 +205,7 @@ def test_onnx_of_the_torchscript_exporter(tmp_path, options, gelu):
     assert_same(load_weights(CONFIG, onnx=write_onnx(tmp_path / "m.onnx", model, dynamo=False, **options)), gelu)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("options,gelu", list(zip(DYNAMO, ["tanh", "erf", "erf"], strict=True)), ids=str)
 def test_onnx_of_the_dynamo_exporter(tmp_path, options, gelu):
     model = hugging_face_model(CONFIG, TENSORS, gelu=gelu)
