@@ -16,5 +16,5 @@ prepare_environment requirements.txt requirements-dev.txt
 # NVIDIA's bindings and TensorRT-RTX, which the TensorRT tests are held to; kept out of the environment itself.
 bash tests/tensorrt_double/fetch_bindings.sh .venv/bin/python
 echo "Running the tests"
-# One process for each core; tests that share something costly stay in one (the mark xdist_group).
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup "$@"
+# One process for each core; a file's tests, which share something costly, stay in one.
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
