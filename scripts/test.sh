@@ -18,5 +18,5 @@ prepare_serving_environment || echo "Triton's server could not be installed: its
 # NVIDIA's bindings and TensorRT-RTX, which the TensorRT tests are held to; kept out of the environment itself.
 bash tests/tensorrt_double/fetch_bindings.sh .venv/bin/python
 echo "Running the tests"
-# One process for each core; tests that share something costly stay in one (the mark xdist_group).
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup "$@"
+# One process for each core; a file's tests, which share something costly, stay in one.
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -141,3 +141,20 @@ def bundled_engine(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def bundled_half_engine(tmp_path_factory) -> Path:
     return build_bundled(tmp_path_factory.mktemp("half"), "--fp16")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The C++ side, built: see cpp_build.Built."""
+    from tests import cpp_build
+
+    with cpp_build.in_use(tmp_path_factory) as build:
+        yield build
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random model's config, tensors and engine."""
+    from tests.cpp_build import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("tiny"), np.random.default_rng(int.from_bytes(os.urandom(4), "little")))

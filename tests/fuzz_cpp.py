@@ -56,7 +56,7 @@ _LASTING = re.compile(r"(-i|-w|-d|--iterations|--warm-up-runs|--duration)=?(.*)"
 def write_seeds(root: Path) -> Path:
     """A padded and a packed engine with their cards, one without, and their model's folder."""
     import builder_varseqlen
-    from tests.test_infer_c import build_tiny
+    from tests.cpp_build import build_tiny
 
     rng = np.random.default_rng(1)
     config = BertConfig(32, 1, 2, 32, vocab_size=_WORDS, max_position_embeddings=_LENGTH)

@@ -21,9 +21,6 @@ from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import random_config
 from tests.test_shell_scripts import scratch_tree, shell
 
-#: All in one process (scripts/test.sh): one run of the small grid.
-pytestmark = pytest.mark.xdist_group("grid")
-
 GPUS = ("Volta", "Xavier", "Turing", "Ampere", "Hopper")
 
 

@@ -36,9 +36,6 @@ from tests.reference_bert import (
     smoothed,
 )
 
-#: All in one process (scripts/test.sh): one calibration of the bundled model.
-pytestmark = pytest.mark.xdist_group("calibration")
-
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 
 ANY = calibration_cache.Fingerprint(None, None, None, None, None)

@@ -1,7 +1,4 @@
-"""The C++ side on the CPU: built from a clean tree with cmake and make, then held against the Python scripts.
-
-DEMOBERT_CPP_BUILD=FOLDER takes a build that is there, such as one with sanitizers (scripts/check_sanitizers.sh).
-"""
+"""The C++ side on the CPU: built from a clean tree (tests/cpp_build.py), then held against the Python scripts."""
 
 import hashlib
 import json
@@ -13,7 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,70 +25,17 @@ from helpers.benchmark import random_batch, random_packed_batch
 from helpers.bert_config import BertConfig
 from helpers.engine_card import EngineCard, EngineFacts
 from helpers.errors import DemoBertError
-from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
-from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+from tests.cpp_build import build_tiny
+from tests.reference_bert import random_inputs, reference_logits
 from tests.test_families_end_to_end import model_folder  # noqa: F401, a fixture
 from tests.test_scripts import README_PASSAGE, xquad
-
-#: All in one process (scripts/test.sh): one build of the C++ side.
-pytestmark = pytest.mark.xdist_group("cpp")
 
 #: How often an engine is loaded, run and freed; a check by hand takes 1000.
 CYCLES = int(os.environ.get("DEMOBERT_CYCLES", "60"))
 
 #: As in test_openvino_engine.py: float32 engines against numpy float64.
 FLOAT32_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Built:
-    """A build: its folder, and the module."""
-
-    folder: Path
-    module: object
-
-    def perf(self, *arguments, code: int = 0) -> subprocess.CompletedProcess:
-        command = [self.folder / "perf", *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert result.returncode == code, result
-        return result
-
-
-def build_clean_tree(folder: Path) -> Path:
-    """The README's two commands in a copy of the sources alone."""
-    if missing := [tool for tool in ("g++", "make") if shutil.which(tool) is None]:
-        pytest.skip(f"the C++ side needs {' and '.join(missing)}: apt-get install g++ make")
-    shutil.copy(ROOT / "CMakeLists.txt", folder)
-    shutil.copytree(ROOT / "infer_c", folder / "infer_c")
-    build = folder / "build"
-    build.mkdir()
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert cmake, "requirements-cpp.txt installs cmake"
-    for command in ([cmake, "..", f"-DPYTHON_EXECUTABLE={sys.executable}"], ["make", "-j2"]):
-        result = subprocess.run(command, cwd=build, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-        assert "warning" not in result.stderr
-    return build
-
-
-#: The build of this process, for all modules that import the fixture.
-_clean_builds: list[Path] = []
-
-
-def clean_build(tmp_path_factory) -> Path:
-    if not _clean_builds:
-        _clean_builds.append(build_clean_tree(tmp_path_factory.mktemp("tree")))
-    return _clean_builds[0]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = os.environ.get("DEMOBERT_CPP_BUILD")
-    folder = Path(folder) if folder else clean_build(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer_c_engine, "BUILD_FOLDER", folder)
-        yield Built(folder, infer_c_engine._module())
 
 
 @pytest.fixture(scope="module")
@@ -104,23 +48,6 @@ def bundled_packed(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def packed_bert(built, bundled_packed):
     return built.module.bert_inf(bundled_packed)
-
-
-def build_tiny(folder: Path, rng, config: BertConfig | None = None):
-    """A random model's engine: config, tensors, path; up to 5 × its longest sequence."""
-    config = config or random_config(rng)
-    tensors = random_weights(config, rng)
-    checkpoints.write_config(folder, config)
-    weights = checkpoints.write_safetensors(folder / "weights.safetensors", checkpoints.pytorch_state(config, tensors))
-    engine = folder / "tiny.engine"
-    flags = ["-pt", str(weights), "-c", str(folder), "-o", str(engine), "-b", "5", "--backend", "openvino"]
-    builder.main([*flags, "-s", str(config.max_position_embeddings)])
-    return config, tensors, engine
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return build_tiny(tmp_path_factory.mktemp("tiny"), np.random.default_rng(int.from_bytes(os.urandom(4), "little")))
 
 
 def damaged_copy(engine: Path, folder: Path, change=lambda data: data, **card_changes) -> Path:

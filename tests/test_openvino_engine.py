@@ -19,9 +19,6 @@ from tests import checkpoints
 from tests.conftest import BUNDLED
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 
-#: All in one process (scripts/test.sh): one import of TensorFlow and of the exporters.
-pytestmark = pytest.mark.xdist_group("checkpoints")
-
 #: Issue 2's bound for float32; measured differences are around 1e-5, logits around 1 to 10.
 FLOAT32_TOLERANCE = 1e-3
 

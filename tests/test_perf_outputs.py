@@ -21,9 +21,7 @@ from helpers import outputs
 from helpers.errors import DemoBertError
 from helpers.outputs import only_writer, write_json
 from tests.conftest import ROOT
-from tests.test_infer_c import Built, built, tiny  # noqa: F401, fixtures
-
-pytestmark = pytest.mark.xdist_group("cpp")
+from tests.cpp_build import Built
 
 #: Short: two batches of a tiny model.
 SHORT = ("-b", "1", "-b", "2", "-s", "4", "-i", "2", "-w", "0")
@@ -50,7 +48,7 @@ SHIMS = {
 
 
 @pytest.fixture
-def run(built, tiny):  # noqa: F811
+def run(built, tiny):
     return functools.partial(built.perf, "-e", tiny[2], *SHORT)
 
 
@@ -79,7 +77,7 @@ def started(command, **options):
             process.kill()
 
 
-def sanitized(built: Built) -> bool:  # noqa: F811
+def sanitized(built: Built) -> bool:
     return "sanitized" in built.folder.name
 
 
@@ -193,7 +191,7 @@ def test_paths_that_lead_nowhere(run, tmp_path, monkeypatch, path, message):
 
 @pytest.mark.parametrize("suffix", ["", ".json", ".tokenizer.json"])
 @pytest.mark.parametrize("way", ["itself", "hard link", "link", "another path"])
-def test_the_engine_s_files_are_not_replaced(run, tiny, tmp_path, suffix, way):  # noqa: F811
+def test_the_engine_s_files_are_not_replaced(run, tiny, tmp_path, suffix, way):
     path = tmp_path / "x.engine"
     for name in ("", ".json"):
         Path(f"{path}{name}").write_bytes(Path(f"{tiny[2]}{name}").read_bytes())
@@ -210,7 +208,7 @@ def test_the_engine_s_files_are_not_replaced(run, tiny, tmp_path, suffix, way): 
     assert input_.read_bytes() == before
 
 
-def test_the_name_of_a_card_that_is_not_there_is_an_input_s(run, tiny, tmp_path):  # noqa: F811
+def test_the_name_of_a_card_that_is_not_there_is_an_input_s(run, tiny, tmp_path):
     path = tmp_path / "bare.engine"
     path.write_bytes(tiny[2].read_bytes())
     assert "would replace an input" in refusal(run("-e", path, "--trust-engine", f"--json={path}.json", code=1))
@@ -219,7 +217,7 @@ def test_the_name_of_a_card_that_is_not_there_is_an_input_s(run, tiny, tmp_path)
 
 @pytest.mark.parametrize("output", ["vocab.txt", "bert_config.json", "config.json"])
 @pytest.mark.parametrize("by", ["folder", "file"])
-def test_the_model_of_c_is_not_replaced(run, tiny, tmp_path, output, by):  # noqa: F811
+def test_the_model_of_c_is_not_replaced(run, tiny, tmp_path, output, by):
     engine = tmp_path / "bare.engine"
     engine.write_bytes(tiny[2].read_bytes())
     model = tmp_path / "model"
@@ -277,7 +275,7 @@ def held(path: Path):
         yield file
 
 
-def test_a_lock_that_has_lost_its_name_is_none(built, tiny, tmp_path, with_shim):  # noqa: F811
+def test_a_lock_that_has_lost_its_name_is_none(built, tiny, tmp_path, with_shim):
     """Whoever had it has removed it, and a third process has made another one meanwhile: that is waited for, too."""
     with_shim("slow locks")
     path, lock = tmp_path / "x.json", tmp_path / ".x.json.lock"
@@ -308,7 +306,7 @@ def test_the_second_writer_does_not_wait_for_ever(run, tmp_path):
     assert names(tmp_path) == {"x.json", ".x.json.lock"} and (tmp_path / "x.json").read_text() == "old"
 
 
-def test_python_and_cpp_take_turns(built, tiny, tmp_path, with_shim, monkeypatch):  # noqa: F811
+def test_python_and_cpp_take_turns(built, tiny, tmp_path, with_shim, monkeypatch):
     """Each knows the other's lock."""
     path = tmp_path / "x.json"
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-i", "1", "--json", path]
@@ -338,7 +336,7 @@ def test_a_file_system_without_locks(run, tmp_path, with_shim):
     assert names(tmp_path) == {"x.json", ".x.json.abcdefgh.tmp"}
 
 
-def test_many_writers_at_once_leave_one_whole_file(built, tiny, tmp_path):  # noqa: F811
+def test_many_writers_at_once_leave_one_whole_file(built, tiny, tmp_path):
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-i", "1", "--json", tmp_path / "x.json"]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(6)]
     for process in running:
@@ -347,7 +345,7 @@ def test_many_writers_at_once_leave_one_whole_file(built, tiny, tmp_path):  # no
 
 
 @pytest.fixture
-def shell(built, tiny, tmp_path):  # noqa: F811
+def shell(built, tiny, tmp_path):
     """`shell(redirections, flags…)` runs perf as a shell does."""
 
     def run_in_shell(redirections: str, *flags, before: str = "", **options) -> subprocess.CompletedProcess:
@@ -371,14 +369,14 @@ def test_a_stdout_that_takes_nothing(shell, redirection, reason, help_):
 
 
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_the_file_is_written_where_stdout_takes_nothing(shell, tiny, tmp_path, redirection):  # noqa: F811
+def test_the_file_is_written_where_stdout_takes_nothing(shell, tiny, tmp_path, redirection):
     """And holds nothing that was meant for stdout or stderr: no file takes their numbers."""
     result = shell(redirection, "-e", tiny[2], *SHORT, "--json", "x.json")
     assert result.returncode == 1 and names(tmp_path) == {"x.json"}
     assert len(json.loads((tmp_path / "x.json").read_text())["timings"]) == 2
 
 
-def test_closed_streams_get_a_place(built, tiny, tmp_path):  # noqa: F811
+def test_closed_streams_get_a_place(built, tiny, tmp_path):
     """Else what is opened next would: a GPU's device node, to which the report would be written."""
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-d", "3600", "--json", "x.json"]
     in_shell = ["bash", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *command]
@@ -399,7 +397,7 @@ def test_closed_streams_that_nobody_needs(shell):
     assert shell(">&- 2>&-", "--nonsense").returncode == 2
 
 
-def test_a_closed_pipe_ends_it_quietly(built, tiny):  # noqa: F811
+def test_a_closed_pipe_ends_it_quietly(built, tiny):
     for flags in (("-h",), ("-e", tiny[2], *SHORT), ("-e", tiny[2], "-b", 1, "-d", 3600)):
         read, write = os.pipe()
         os.close(read)
@@ -409,7 +407,7 @@ def test_a_closed_pipe_ends_it_quietly(built, tiny):  # noqa: F811
         assert result.returncode == 1 and "error" not in result.stderr, result
 
 
-def test_a_limit_of_file_sizes(shell, tiny, tmp_path):  # noqa: F811
+def test_a_limit_of_file_sizes(shell, tiny, tmp_path):
     (tmp_path / "x.json").write_text("old")
     result = shell("", "-e", tiny[2], *SHORT, "-b", 3, "-b", 4, "--json", "x.json", before="ulimit -f 1; ")
     assert result.returncode == 1
@@ -433,7 +431,7 @@ ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", ["while it times", "while it writes"])
-def test_a_signal_leaves_nothing_behind(built, tiny, tmp_path, with_shim, number, moment):  # noqa: F811
+def test_a_signal_leaves_nothing_behind(built, tiny, tmp_path, with_shim, number, moment):
     flags = ["-d", "3600"]
     if moment == "while it writes":
         with_shim("slow disk")
@@ -451,7 +449,7 @@ def test_a_signal_leaves_nothing_behind(built, tiny, tmp_path, with_shim, number
     assert names(tmp_path) == {"x.json"} and (tmp_path / "x.json").read_text() == "old"
 
 
-def test_what_nohup_ignores_stays_ignored(built, tiny):  # noqa: F811
+def test_what_nohup_ignores_stays_ignored(built, tiny):
     command = [built.folder / "perf", "-e", tiny[2], "-s", "4", "-d", "2"]
     ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     with started(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
@@ -461,7 +459,7 @@ def test_what_nohup_ignores_stays_ignored(built, tiny):  # noqa: F811
     assert process.returncode == 0
 
 
-def test_short_memory_is_one_line_that_says_so(built, shell):  # noqa: F811
+def test_short_memory_is_one_line_that_says_so(built, shell):
     if sanitized(built):
         pytest.skip("a sanitizer takes all addresses that there are")
     failed = 0
@@ -485,7 +483,7 @@ def test_threads_that_can_t_be_started(run, with_shim, threads, monkeypatch):
     assert "memory" in refusal(result)
 
 
-def test_a_folder_that_a_plain_user_may_not_write(built, tmp_path_factory):  # noqa: F811
+def test_a_folder_that_a_plain_user_may_not_write(built, tmp_path_factory):
     if os.getuid() != 0:
         pytest.skip("only root becomes another user")
     if sanitized(built):

@@ -25,9 +25,6 @@ from tests import checkpoints
 from tests.checkpoints import write_config
 from tests.conftest import BUNDLED, ROOT
 
-#: All in one process (scripts/test.sh): one run of Hugging Face over the questions.
-pytestmark = pytest.mark.xdist_group("scripts")
-
 README_PASSAGE = (
     "TensorRT is a high performance deep learning inference platform that delivers low latency and high throughput for "
     "apps such as recommenders, speech and image/video on NVIDIA GPUs. It includes parsers to import models, and plugins "

@@ -95,7 +95,7 @@ def test_test_sh_hands_its_arguments_to_pytest(tmp_path):
     python.write_text('#!/bin/sh\nprintf "<%s> " "$@"\n')
     python.chmod(0o755)
     result = shell(tree / "scripts" / "test.sh", "-k", "two words")
-    assert result.returncode == 0 and result.stdout.endswith("<--dist> <loadgroup> <-k> <two words> "), result
+    assert result.returncode == 0 and result.stdout.endswith("<--dist> <loadfile> <-k> <two words> "), result
     assert "fetched with .venv/bin/python" in result.stdout
 
 

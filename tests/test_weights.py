@@ -34,9 +34,6 @@ from tests.checkpoints import (
 )
 from tests.reference_bert import random_weights
 
-#: All in one process (scripts/test.sh): one import of TensorFlow and of the exporters.
-pytestmark = pytest.mark.xdist_group("checkpoints")
-
 ROOT = Path(__file__).resolve().parent.parent
 
 #: The feed-forward is as wide as the model: all kernels are square, so no shape betrays one that is not turned.
