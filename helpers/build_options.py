@@ -22,6 +22,7 @@ class BuildOptions:
     precision       "fp32", "fp16" or "bf16": what is not quantized
     quantize        "int8", "fp8", or None
     workspace_mib   None: DEFAULT_WORKSPACE_MIB
+    logits_by_token   packed plugin networks give [T, 2, 1, 1]; else demoBERT's [2, T, 1, 1], all start logits first
     """
 
     batch_sizes: tuple = (1,)
@@ -42,6 +43,7 @@ class BuildOptions:
     compute_capabilities: tuple = ()
     interleaved: bool = False
     megatron: bool = False
+    logits_by_token: bool = False
 
     @property
     def max_batch_size(self) -> int:

@@ -41,7 +41,7 @@ def add_build_arguments(parser: cli.Parser, layout: str) -> None:
 
     Those whose use has to be noticed default to None; their help names the real default.
     """
-    parser.set_defaults(layout=layout, pickle=None, interleaved=False, megatron=False)
+    parser.set_defaults(layout=layout, pickle=None, interleaved=False, megatron=False, logits_by_token=False)
     parser.set_defaults(force_int8_skipln=False, force_int8_multihead=False)
     _add_checkpoint(parser, layout)
     engine = parser.add_argument_group("engine")
@@ -173,6 +173,8 @@ def _add_packed_int8(group) -> None:
     group.add_argument("-il", "--interleaved", action="store_true", help=interleaved)
     residual = "Megatron's residual, before the layer norm (with --int8 --pickle; plugins: and -il)"
     group.add_argument("--megatron", action="store_true", help=residual)
+    logits = "plugins: each token's two logits side by side, as Triton needs them (default: all start logits first)"
+    group.add_argument("--logits-by-token", action="store_true", help=logits)
 
 
 def _add_calibration(group) -> None:
@@ -246,6 +248,7 @@ def build_options(args, positions: int) -> BuildOptions:
         compute_capabilities=tuple(args.compute_capability or ()),
         interleaved=args.interleaved,
         megatron=args.megatron,
+        logits_by_token=args.logits_by_token,
     )
 
 

@@ -153,7 +153,7 @@ struct Plan {
     std::unique_ptr<nvinfer1::ICudaEngine> engine;
     Layout layout = Layout::padded;
     bool is_plugin_network = false;  // which keeps the two dimensions of size 1 that its convolutions need
-    // All start logits, then all end logits, [2, T, 1, 1]: packed plugin networks once gave them so.
+    // All start logits, then all end logits, [2, T, 1, 1]: packed plugin networks, unless built with --logits-by-token.
     bool gives_starts_first = false;
     bool is_static = false;
     std::vector<Profile> profiles;

@@ -24,7 +24,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from helpers.answerer import Answerer
 from helpers.backends import backend_module, load_engine, write_engine
-from helpers.backends.tensorrt import gpu, module, plugin_layers
+from helpers.backends.tensorrt import gpu, module
 from helpers.backends.tensorrt.engine import Session
 from helpers.batching import INPUT_NAMES, PackedBatch
 from helpers.build_options import BuildOptions
@@ -454,7 +454,7 @@ def single_requests(rng, lengths, names) -> list[dict]:
 def test_packed_plans(version, network, interface, export, tmp_path, monkeypatch, rng):
     """Requests of any lengths become one batch; each gets the logits that it gets alone."""
     install(version, monkeypatch)
-    kind = {"layout": "packed", "network": network, "plugin_version": interface}
+    kind = {"layout": "packed", "network": network, "plugin_version": interface, "logits_by_token": True}
     sizes = {"batch_sizes": (2, 8), "sequence_lengths": (40,)}
     plan = exported(export, tmp_path, rng, "--instances", 2, **kind, **sizes)
     check_fields(plan, network)
@@ -528,7 +528,6 @@ def test_plans_of_one_shape_are_not_batched(version, network, interface, export,
 
 def test_a_plan_that_gives_all_start_logits_first_can_t_be_scattered(export, tmp_path, monkeypatch, rng):
     install("10.16.1", monkeypatch)
-    monkeypatch.setattr(plugin_layers.PackedPluginLayers, "head_transpose", (1, 0, 2, 3))
     engine, options = tmp_path / "plan.engine", {"layout": "packed", "network": "plugin", "sequence_lengths": (16,)}
     write_plan(engine, rng, **options)
     result = export("-e", engine, "-o", tmp_path / "models", "--tensorrt-backend")
@@ -561,7 +560,7 @@ def test_the_plugins_library_is_named_where_there_are_plugins(network, export, t
 SHAPES = {
     "padded": {"batch_sizes": (1, 4), "sequence_lengths": (32, 64)},
     "static": {"batch_sizes": (3,), "sequence_lengths": (64,)},
-    "packed": {"batch_sizes": (4,), "sequence_lengths": (64,), "layout": "packed"},
+    "packed": {"batch_sizes": (4,), "sequence_lengths": (64,), "layout": "packed", "logits_by_token": True},
 }
 
 

@@ -141,22 +141,21 @@ def test_packed_and_padded_engines_agree(version, network, interface, engine_pat
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.16.1"])
-def test_plans_that_give_all_start_logits_first_are_still_read(version, engine_path, monkeypatch, rng):
-    """As packed plugin networks did before Triton was to hand logits back to requests."""
+def test_the_two_orders_of_logits(version, engine_path, monkeypatch, rng):
+    """demoBERT's, and the one in which Triton can hand them back to requests."""
     install(version, monkeypatch)
     config = small_config(rng)
     weights = weights_of(config, rng)
     options = {"layout": "packed", "batch_sizes": (4,), "sequence_lengths": (16,), "network": "plugin"}
     batch = packed(config, rng, rng.integers(1, 17, 4))
     shapes = []
-    for transpose in (plugin_layers.PackedPluginLayers.head_transpose, (1, 0, 2, 3)):
-        monkeypatch.setattr(plugin_layers.PackedPluginLayers, "head_transpose", transpose)
-        write(engine_path, version, config, weights, **options)
+    for by_token in (False, True):
+        write(engine_path, version, config, weights, **options, logits_by_token=by_token)
         engine = load_engine(engine_path, "packed")
         shapes.append(tuple(engine.session.engine.get_tensor_shape("logits_out")))
         assert difference(engine, config, weights, "erf", batch) < TOLERANCE["fp32"]
         engine.close()
-    assert shapes == [(-1, 2, 1, 1), (2, -1, 1, 1)]
+    assert shapes == [(2, -1, 1, 1), (-1, 2, 1, 1)]
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version != "8.6.1"])
@@ -437,10 +436,10 @@ def var_seqlen_not_asked_for(monkeypatch):
     monkeypatch.setattr(plugin_layers.PackedPluginLayers, "_integer", integer)
 
 
-def logits_transposed(monkeypatch):
+def logits_not_transposed(monkeypatch):
     from helpers.backends.tensorrt import engine
 
-    monkeypatch.setattr(engine.Session, "gives_starts_first", True)
+    monkeypatch.setattr(engine.Session, "gives_starts_first", False)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +452,7 @@ def logits_transposed(monkeypatch):
         (padded_plugin_versions, "plugin"),
         (heads_not_interleaved, "plugin"),
         (var_seqlen_not_asked_for, "plugin"),
-        (logits_transposed, "plugin"),
+        (logits_not_transposed, "plugin"),
     ],
 )
 def test_a_mistake_would_be_seen(mistake, network, engine_path, monkeypatch):

@@ -177,7 +177,7 @@ def _packed(config, plan: PlanFacts) -> list[int]:
     if logits[0] != -1:
         raise DemoBertError(
             f"the plan's logits have the shape {list(logits)}, all start logits first, which Triton can't hand back to "
-            "requests: build it again, or with --network native"
+            "requests: build it with --logits-by-token, or with --network native"
         )
     config.max_batch_size = plan.profiles[plan.largest].max_batch
     for name in ("input_ids", "segment_ids"):

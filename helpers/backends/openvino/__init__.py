@@ -15,6 +15,7 @@ IGNORED_OPTIONS = {
     "plugin_version": "it has no plugins",
     "force_int8_skipln": "its int8 is in the dense layers, where the time is",
     "interleaved": "its own layout is the fastest that it has",
+    "logits_by_token": "its logits lie so anyway",
     "compute_capabilities": "it runs on the CPU",
 }
 

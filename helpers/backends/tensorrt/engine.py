@@ -160,7 +160,7 @@ class Session:
 
     @property
     def gives_starts_first(self) -> bool:
-        """Whether a packed plan gives all start logits, then all end logits, [2, T, 1, 1]: plugin networks once did."""
+        """Whether a packed plan gives all start logits, then all end logits, [2, T, 1, 1], as demoBERT's plugin network."""
         return self.layout == "packed" and self.engine.get_tensor_shape(OUTPUT)[0] == LOGITS
 
     def _is_input(self, *names) -> bool:

@@ -47,13 +47,15 @@ class PluginWriter(NetworkWriter, NetworkLayers):
     picks the convolutions' types. A subclass adds the network's inputs, for padded input of `sizes` [B, S], -1 where
     dynamic, and says what its layout asks for.
 
-    rank            of the activations
-    head_transpose  what brings the logits into the order of the output
-    own_fields      plugin → integer fields that only some layouts have
+    rank              of the activations
+    head_transpose    what brings the logits into the order of the output
+    token_transpose   the same with each token's two logits side by side, as Triton's TensorRT backend can hand them back
+    own_fields        plugin → integer fields that only some layouts have
     """
 
     rank: int
     head_transpose: tuple
+    token_transpose: tuple
 
     def __init__(
         self,
@@ -65,8 +67,10 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         sizes: tuple[int, int],
         plugins: BertPlugins,
         int8: Int8 | None = None,
+        logits_by_token: bool = False,
     ):
         NetworkWriter.__init__(self, trt, network, logger)
+        self.last_transpose = self.token_transpose if logits_by_token else self.head_transpose
         if precision not in ("fp32", "fp16"):
             raise UsageError(f"the BERT plugins have no {precision}; use --fp16 or --network native")
         self.config = config
@@ -165,7 +169,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         logits = self.output(layer, name)
         if self.int8:  # of two channels: int8 would save nothing, and cost the answer
             layer.precision = self.float_type
-        logits = self.reshaped(logits, f"{name}/transposed", after=self.head_transpose)
+        logits = self.reshaped(logits, f"{name}/transposed", after=self.last_transpose)
         logits.name = "logits_out"
         self.network.mark_output(logits)
         logits.dtype = self.trt.float32  # an output's type can be set, a tensor's between layers can't
@@ -258,7 +262,7 @@ class PaddedPluginLayers(TypedPluginWriter):
     """NetworkLayers for padded input through the BERT plugins."""
 
     rank = 5
-    head_transpose = (1, 0, 2, 3, 4)  # the batch first: [B, S, 2, 1, 1]
+    head_transpose = token_transpose = (1, 0, 2, 3, 4)  # the batch first: [B, S, 2, 1, 1]
 
     def _make_inputs(self, batch_size, sequence_length):
         super()._make_inputs(batch_size, sequence_length)
@@ -277,7 +281,8 @@ class PackedPluginLayers(TypedPluginWriter):
     """
 
     rank = 4
-    head_transpose = (0, 1, 2, 3)  # each token's two logits side by side, as Triton hands them back: [T, 2, 1, 1]
+    head_transpose = (1, 0, 2, 3)  # all start logits, then all end logits: [2, T, 1, 1]
+    token_transpose = (0, 1, 2, 3)  # [T, 2, 1, 1]
 
     def _make_inputs(self, batch_size, sequence_length):
         super()._make_inputs(batch_size, sequence_length)
@@ -299,7 +304,8 @@ class InterleavedPluginLayers(PluginWriter):
     """
 
     rank = 4
-    head_transpose = (2, 1, 0, 3)  # each token's two logits side by side, as Triton hands them back: [T, 2, 1, 1]
+    head_transpose = (1, 2, 0, 3)  # all start logits, then all end logits: [2, T, 1, 1]
+    token_transpose = (2, 1, 0, 3)  # [T, 2, 1, 1]
 
     def _make_inputs(self, batch_size, sequence_length):
         self.inputs = self.network_inputs("packed", (-1,))
