@@ -125,7 +125,7 @@ def parse(arguments):
     parser.add_argument("--clients", **number, default=16, help="clients that ask at once")
     parser.add_argument("--seconds", **number, default=60, help="how long they ask")
     parser.add_argument("--instances", **number, default=2, help="serve.sh's flag")
-    parser.add_argument("--max-batch-size", **number, default=32, help="serve.sh's flag")
+    parser.add_argument("--preferred-batch-size", **number, help="serve.sh's flag")
     cli.add_verbose(parser)
     return parser.parse_args(arguments)
 
@@ -136,7 +136,10 @@ def main(arguments) -> int:
         cli.note(f"no server can be started: {reason}")
         return 1
     data, engine = read_squad(args.squad), Path(args.engine).resolve()
-    flags = [f"--instances={args.instances}", f"--max-batch-size={args.max_batch_size}"]
+    flags = [
+        f"--instances={args.instances}",
+        *([f"--preferred-batch-size={args.preferred_batch_size}"] if args.preferred_batch_size else []),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         wanted, before = predictions(engine, args.squad, Path(folder))
         with serving("-e", engine, *flags) as server:

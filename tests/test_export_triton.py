@@ -84,7 +84,18 @@ def test_what_is_written(export, bundled_engine, tmp_path):
 
 
 def test_question_answering_s_configuration(export, bundled_engine, tmp_path):
-    sizes = ("--instances", 3, "--max-batch-size", 24, "--max-queue-delay", 700, "--max-queue-size", 9)
+    sizes = (
+        "--instances",
+        3,
+        "--max-batch-size",
+        24,
+        "--preferred-batch-size",
+        7,
+        "--max-queue-delay",
+        700,
+        "--max-queue-size",
+        9,
+    )
     texts = ("-s", 128, "-b", 2, "--doc-stride", 64, "--null-score-diff-threshold", -1.5, "--max-passage", 777)
     assert export("-e", bundled_engine, "-o", tmp_path / "models", *sizes, *texts, "--latency").code == 0
     config = config_of(tmp_path / "models", "bert_qa")
@@ -102,6 +113,7 @@ def test_question_answering_s_configuration(export, bundled_engine, tmp_path):
     assert (group.count, group.kind) == (3, proto.ModelInstanceGroup.KIND_CPU)
     assert config.HasField("dynamic_batching")
     assert config.dynamic_batching.max_queue_delay_microseconds == 700
+    assert list(config.dynamic_batching.preferred_batch_size) == [7]
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 9
     settings = parameters(config)
     assert settings.keys() == {"engine", "options", "max_passage", "prepare_for"}
@@ -124,6 +136,7 @@ def test_question_answering_s_configuration(export, bundled_engine, tmp_path):
 def test_the_defaults(exported_once):
     config = config_of(exported_once, "bert_qa")
     assert config.instance_group[0].count == 2 and config.max_batch_size == 32
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
     assert json.loads(parameters(config)["options"])["batch_size"] == 1
     assert parameters(config)["prepare_for"] == "throughput"
 

@@ -31,6 +31,11 @@ def add_export_arguments(parser: cli.Parser) -> None:
     served.add_argument("--instances", **number, help=per_device)
     together = "questions that are answered together, and that one request may have"
     served.add_argument("--max-batch-size", **number, default=32, help=together)
+    taken = (
+        "questions that an instance takes of those that wait, where there are more (default: 4 on a CPU, which gains "
+        "nothing by more at once, and whose other instances would go short; on a GPU --max-batch-size)"
+    )
+    served.add_argument("--preferred-batch-size", **number, help=taken)
     delay = "microseconds to wait for more of them; what comes while the engine works is answered together anyway"
     served.add_argument("--max-queue-delay", type=cli.non_negative_int, metavar="US", default=0, help=delay)
     waiting = "requests that may wait; those that come then are refused at once (status 503)"
@@ -51,7 +56,7 @@ def add_export_arguments(parser: cli.Parser) -> None:
 
 def export_arguments(args) -> list[str]:
     """The words of a command line that give export_triton.py the same values."""
-    names = ["instances", "max_batch_size", "max_queue_delay", "max_queue_size", "max_passage"]
+    names = ["instances", "max_batch_size", "preferred_batch_size", "max_queue_delay", "max_queue_size", "max_passage"]
     names += [*(name for name, _ in _OPTIONS.values()), "null_score_diff_threshold"]
     values = {name: getattr(args, name) for name in names}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]

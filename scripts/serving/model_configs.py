@@ -38,6 +38,7 @@ class Serving:
     kind              "KIND_CPU" or "KIND_GPU": where the engine runs
     instances         of the engine: on a CPU in all, on GPUs on each
     max_batch_size    questions that are answered together
+    batch_size        of those that wait, so many are taken at once, where there are more; None: as many as may be
     max_queue_delay   microseconds to wait for more of them
     max_queue_size    requests that may wait; further ones are refused
     max_passage       characters of the longest passage
@@ -48,6 +49,7 @@ class Serving:
     kind: str
     instances: int
     max_batch_size: int
+    batch_size: int | None
     max_queue_delay: int
     max_queue_size: int
     max_passage: int
@@ -106,6 +108,8 @@ def question_answering(serving: Serving, options: AnswerOptions, engine: str, ca
         config.output.add(name=name, data_type=f"TYPE_{dtype}", dims=[1])
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay
     config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
+    if serving.batch_size:
+        config.dynamic_batching.preferred_batch_size.append(serving.batch_size)
     # Of those that only read text and call the engine, one works while the other waits.
     count, kind = (2 * serving.instances, "KIND_CPU") if called else (serving.instances, serving.kind)
     config.instance_group.add(count=count, kind=kind)

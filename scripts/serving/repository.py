@@ -34,6 +34,10 @@ _PACKAGES = {
     "tensorrt_rtx": ["tensorrt-rtx=={}", "pycuda"],
 }
 
+#: Questions that an instance on a CPU takes at once, of those that wait: it runs window by window anyway, and the other
+#: instances and the clients would wait for those who took more.
+CPU_BATCH = 4
+
 #: Flags that are fields of `Serving`.
 _SERVING_FLAGS = ("max_batch_size", "max_queue_delay", "max_queue_size", "max_passage")
 
@@ -149,6 +153,7 @@ def repository(args, options: AnswerOptions, say) -> Repository:
         name=args.name,
         kind="KIND_CPU" if on_cpu else "KIND_GPU",
         instances=args.instances or (2 if on_cpu and not args.latency else 1),
+        batch_size=_preferred_batch_size(args, on_cpu),
         prepare_for="latency" if args.latency else "throughput",
         **{name: getattr(args, name) for name in _SERVING_FLAGS},
     )
@@ -161,6 +166,14 @@ def repository(args, options: AnswerOptions, say) -> Repository:
     contents = _contents(serving, card, files, plan is not None)
     files["README.md"] = guide(serving, card, contents).encode("utf-8")
     return Repository(files, contents)
+
+
+def _preferred_batch_size(args, on_cpu: bool) -> int | None:
+    """Raises UsageError for more than may be taken."""
+    asked, most = args.preferred_batch_size, args.max_batch_size
+    if asked and asked > most:
+        raise UsageError(f"--preferred-batch-size {asked} is over --max-batch-size {most}")
+    return asked or (min(most, CPU_BATCH) if on_cpu else None)
 
 
 def _contents(serving: Serving, card: EngineCard, files: dict, plan_by_triton: bool) -> Contents:
