@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import secrets
 import time
@@ -68,12 +69,9 @@ def engine_settings(args):
 
 
 def _check_packages() -> None:
-    try:
-        import pandas  # noqa: F401
-        import pyarrow  # noqa: F401
-        import ray.data  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise missing_package(error.name, "-r requirements-ray.txt", "scripts/answer_ray.py") from error
+    for name in ("pyarrow", "pandas", "ray"):  # Ray is imported later: it reads its settings then
+        if importlib.util.find_spec(name) is None:
+            raise missing_package(name, "-r requirements-ray.txt", "answer_ray.py")
 
 
 def output_folder(path, tables) -> Path:

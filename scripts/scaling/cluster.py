@@ -1,6 +1,7 @@
 """Ray on this machine, heard by nobody else and gone at the end; or a cluster that runs already."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -8,8 +9,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from helpers.errors import DemoBertError, UsageError, one_line
 
@@ -18,6 +21,12 @@ _STORE_BYTES = 256 << 20
 
 #: The sockets in Ray's folder have long names, and a socket's path has 107 bytes at most.
 _LONGEST_FOLDER = 40
+
+#: Of Linux's prctl.
+_PR_SET_CHILD_SUBREAPER = 36
+
+#: How long the processes that Ray leaves may take for their end, in seconds.
+_PATIENCE = 5.0
 
 #: Settings of a Ray that this process starts. Each is read when Ray is imported or started.
 _ALONE = {
@@ -32,17 +41,21 @@ _ALONE = {
 def ray_running(address: str | None, with_gpus: bool, verbose: bool) -> Iterator[list[dict]]:
     """Ray, started on this machine or, at `address`, connected to; gives its machines' resources: {"CPU": 16.0, …}.
 
-    While it is entered, nothing but results may be printed: Ray prints to stdout, which goes to stderr where `verbose`,
-    else nowhere. Raises DemoBertError.
+    While it is entered nothing can be printed to stdout, where Ray would, too. Raises DemoBertError.
     """
-    folder = None if address else _short_folder()
-    _set_environment(address, verbose)
+    _set_environment(address)
     with contextlib.ExitStack() as stack:
-        if folder is not None:
+        folder = None
+        if address is None:
+            folder = _short_folder()
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        stack.enter_context(_quiet(verbose))
+            stack.enter_context(no_orphans())
+        if not verbose:
+            stack.enter_context(_quiet())
         import ray
 
+        if not verbose:  # its import asks for its own warnings
+            warnings.simplefilter("ignore")
         stack.callback(ray.shutdown)
         _start(ray, address, folder, with_gpus, verbose)
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -71,10 +84,8 @@ def _start(ray, address: str | None, folder: str | None, with_gpus: bool, verbos
             signal.signal(number, handler)
 
 
-def _set_environment(address: str | None, verbose: bool) -> None:
+def _set_environment(address: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if not verbose:
-        os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.update(_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -93,26 +104,78 @@ def _short_folder() -> str:
     raise DemoBertError(f"Ray needs a folder for its sockets, and none can be made in {place}: {reason}")
 
 
-class _Nowhere:
-    """A stream that holds nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is kept."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray prints off both streams, its libraries' and processes' lines, too. sys.stderr goes on to be shown."""
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
+        stream.flush()
+    saved = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    shown = os.fdopen(os.dup(saved[1]), "w", buffering=1, encoding=sys.stderr.encoding, errors="replace")
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        sys.stderr = shown
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for stream in (sys.stdout, shown):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        for number, handle in zip((1, 2), saved):
+            os.dup2(handle, number)
+        sys.stdout, sys.stderr = streams
+        with contextlib.suppress(OSError):
+            shown.close()
+        for handle in (*saved, nowhere):
+            os.close(handle)
 
 
 @contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Keep Ray from stdout, and, unless `verbose`, from stderr."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
-    with contextlib.redirect_stdout(sys.stderr if verbose else _Nowhere()), warnings.catch_warnings():
-        if not verbose:
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
+def no_orphans() -> Iterator[None]:
+    """Processes that Ray's own processes have started end with it: this one becomes their parent, and sees them end."""
+    is_parent = _adopt(True)
+    try:
         yield
+    finally:
+        if is_parent:
+            _end_children(_PATIENCE)
+            _adopt(False)
+
+
+def _adopt(orphans: bool) -> bool:
+    """Whether the system makes this process the parent of its descendants whose parents end (Linux's subreaper)."""
+    try:
+        return ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _end_children(seconds: float) -> None:
+    """Wait so long for all children, then kill those that are left."""
+    end = time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while True:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                if time.monotonic() > end:
+                    for child in _children():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(child, signal.SIGKILL)
+                time.sleep(0.02)
+
+
+def _children() -> list[int]:
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, ValueError):
+            status = Path("/proc", process, "stat").read_text(errors="replace")
+            if int(status.rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(process))
+    return found
 
 
 def shares(engines: int | None, cores: int | None, machines: list[int]) -> tuple[int, int]:
