@@ -31,13 +31,17 @@ def parse(arguments):
     parser = cli.Parser("Questions per second of many engines beside one's, as answer_ray.py feeds them.")
     cli.add_engine(parser)
     number = {"type": cli.positive_int, "metavar": "N"}
-    parser.add_argument("--squad", required=True, metavar="FILE", help="SQuAD file whose questions are asked, over and over")
+    parser.add_argument(
+        "--squad", required=True, metavar="FILE", help="SQuAD file whose questions are asked, over and over"
+    )
     engines = "engines to hold against one (default: as many as there are groups of cores, or GPUs)"
     parser.add_argument("--engines", **number, help=engines)
     parser.add_argument("--cores", **number, help="cores of each engine on a CPU, of the one, too (default: 2)")
     parser.add_argument("--questions", **number, default=4000, help="questions for each engine in each run")
     parser.add_argument("--rounds", **number, default=3, help="runs of each, in turn")
-    parser.add_argument("--part-rows", **number, default=PART_ROWS // 2, help="questions that an engine is given at once")
+    parser.add_argument(
+        "--part-rows", **number, default=PART_ROWS // 2, help="questions that an engine is given at once"
+    )
     parser.add_argument("-b", "--batch-size", **number, help="windows that run at once (default: as of inference.py)")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     cli.add_verbose(parser)
@@ -47,7 +51,7 @@ def parse(arguments):
 def main(arguments) -> None:
     args = parse(arguments)
     check_outputs({"--json": args.json}, (args.squad, args.engine))
-    from scripts.scaling.answering import engine_settings, started  # after the arguments: they take numpy and more
+    from scripts.scaling.preparing import engine_settings, started  # after the arguments: they take numpy and more
 
     settings = engine_settings(with_answer_options(args))
     rows = rows_of(args.squad)
@@ -60,7 +64,12 @@ def main(arguments) -> None:
             cli.note(f"Round {number + 1} of {args.rounds}, engines: {ways[name]}")
             table = write_table(Path(folder) / f"{name}.jsonl", rows, args.questions * ways[name])
             runs.append({"round": number + 1, **measured(table, settings, ways[name], args)})
-    report = {"engine": str(args.engine), "squad": str(args.squad), "machine": machine(), "cores_of_an_engine": settings.cores}
+    report = {
+        "engine": str(args.engine),
+        "squad": str(args.squad),
+        "machine": machine(),
+        "cores_of_an_engine": settings.cores,
+    }
     report |= {"options": dataclasses.asdict(settings.options), "part_rows": args.part_rows, **summary(runs, engines)}
     show(report)
     if args.json:

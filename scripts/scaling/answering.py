@@ -2,9 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
-import os
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,16 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from helpers import cli
-from helpers.answer_options import AnswerOptions
-from helpers.answerer import engine_tokenizer, fitted_options
-from helpers.backends import card_of
 from helpers.engine_card import EngineCard
-from helpers.errors import DemoBertError, UsageError, missing_package
-from helpers.files import sha256_of
+from helpers.errors import DemoBertError
 from helpers.outputs import atomic_write, check_outputs, only_writer
-from helpers.tokenization import check_table
 from scripts.scaling.inputs import input_tables
 from scripts.scaling.ledger import LEDGER, Entry, Ledger
+from scripts.scaling.planning import check_names, left_to_do, output_folder, output_of
+from scripts.scaling.preparing import engine_settings, started
 
 
 def answer_files(args) -> int:
@@ -43,112 +37,6 @@ def answer_files(args) -> int:
             run.answer(waiting)
         print(run.summary(), flush=True)
     return int(run.failed > 0 or run.failed_tables > 0)
-
-
-def engine_settings(args):
-    """What the engines of the run have in common, found out without loading one. Raises DemoBertError."""
-    _check_packages()
-    from scripts.scaling.engines import EngineSettings  # once it is known that its packages are there
-
-    card = card_of(args.engine, cli.note)
-    tokenizer = engine_tokenizer(args.engine, card)
-    check_table(tokenizer, card.config)
-    asked = AnswerOptions(**{name: getattr(args, name) for name in AnswerOptions.__dataclass_fields__})
-    on_gpu = card.backend != "openvino"
-    if on_gpu and args.cores:
-        raise UsageError(f"--cores has no effect: {args.engine} runs on a GPU")
-    return EngineSettings(
-        engine=os.path.abspath(args.engine),
-        facts={"engine": card.engine_sha256, "tokenizer": tokenizer.sha256},
-        options=fitted_options(asked, card),
-        top_k=args.top_k,
-        form=args.format,
-        cores=None if on_gpu else args.cores or 0,
-        run=secrets.token_hex(8),
-    )
-
-
-def _check_packages() -> None:
-    for name in ("pyarrow", "pandas", "ray"):  # Ray is imported later: it reads its settings then
-        if importlib.util.find_spec(name) is None:
-            raise missing_package(name, "-r requirements-ray.txt", "answer_ray.py")
-
-
-def output_folder(path, tables) -> Path:
-    """The folder for the answers, made where there is none. Raises DemoBertError."""
-    folder = Path(path)
-    if folder.is_dir() and os.path.isdir(tables) and os.path.samefile(folder, tables):
-        raise UsageError(f"-o {path} is the folder of the tables: its answers would be the next run's questions")
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError as error:
-        raise DemoBertError(f"-o {path} is not a folder") from error
-    except OSError as error:
-        raise DemoBertError(f"-o: can't make the folder {path}: {error.strerror}") from error
-    return folder
-
-
-def output_of(table: Path, folder: Path, form: str) -> Path:
-    """Where a table's answers go: its own name, but for the end."""
-    return folder / f"{table.stem}.{form}"
-
-
-def check_names(outputs: dict[Path, Path]) -> None:
-    """Raises UsageError where two tables would have the same file of answers."""
-    seen: dict[Path, Path] = {}
-    for table, output in outputs.items():
-        if other := seen.get(output):
-            raise UsageError(f"{other.name} and {table.name} would both be answered in {output}: rename one of them")
-        seen[output] = table
-
-
-def left_to_do(outputs: dict[Path, Path], ledger: Ledger, facts: dict, fresh: bool) -> list[Path]:
-    """The tables that have no answers yet, or no longer; what is left out, or done again, is said.
-
-    Raises DemoBertError where a file is in the way, or holds the answers of another engine or of other options.
-    """
-    waiting, done = [], 0
-    for table, output in outputs.items():
-        entry = ledger.entries.get(output.name)
-        if entry is None and os.path.lexists(output):
-            raise DemoBertError(f"{output} is in the way, and not of this tool: name another folder, or remove it")
-        if entry is None or not entry.output_sha256 or fresh or not output.exists():
-            waiting.append(table)
-        elif not ledger.is_whole(output.name):
-            cli.note(f"{output} is not what was written into it: {table.name} is answered anew")
-            waiting.append(table)
-        elif entry.facts != facts:
-            both = facts | entry.facts
-            names = [name for name in both if entry.facts.get(name, ledger) != facts.get(name, ledger)]
-            raise DemoBertError(
-                f"{output} is of another command (not the same: {', '.join(names)}): --fresh answers all anew, another "
-                "folder keeps both"
-            )
-        elif (entry.table, entry.table_bytes, entry.table_sha256) != _table_facts(table):
-            cli.note(f"{table} is not what {output.name} was made from: it is answered anew")
-            waiting.append(table)
-        else:
-            done += 1
-    if fresh:
-        _forget(outputs, ledger)
-    if done:
-        cli.note(f"{done} of {len(outputs)} files are answered already (--fresh answers them anew)")
-    return waiting
-
-
-def _table_facts(table: Path) -> tuple[str, int, str]:
-    try:
-        return table.name, table.stat().st_size, sha256_of(table)
-    except OSError as error:
-        raise DemoBertError(f"the table of questions can't be read: {table}: {error.strerror}") from error
-
-
-def _forget(outputs: dict[Path, Path], ledger: Ledger) -> None:
-    """Enter that the old answers count no more: a run that is killed before it has new ones is gone on with."""
-    for output in outputs.values():
-        entry = ledger.entries.get(output.name)
-        if entry is not None and entry.output_sha256:
-            ledger.add(Entry(**asdict(entry) | {"output_sha256": ""}))
 
 
 class TableFailed(DemoBertError):
@@ -227,7 +115,9 @@ class Run:
         done, count = self._entries(), len(self.outputs)
         total = sum(entry.questions - entry.failed for entry in done)
         earlier = f" ({total - self.answered} of them in runs before this one)" if total > self.answered else ""
-        rate = f" in {self.seconds:.1f} s, {self.answered / self.seconds:.1f} questions per second" if self.seconds else ""
+        rate = (
+            f" in {self.seconds:.1f} s, {self.answered / self.seconds:.1f} questions per second" if self.seconds else ""
+        )
         left = f", {self.failed_tables} files left out" if self.failed_tables else ""
         files = f"{count - self.failed_tables} of {count} files" if left else f"{count} files"
         return f"Answered {total} questions of {files}{earlier}{rate}, {self.failed} failed{left}: {self.args.output}"
@@ -309,7 +199,9 @@ class Progress:
             engine = part.head.get("engine")
             if engine and self._processes.setdefault(engine["place"], engine["process"]) != engine["process"]:
                 self._processes[engine["place"]] = engine["process"]
-                cli.note(f"The engine on {engine['place']} has died and was started again: its questions were asked again")
+                cli.note(
+                    f"The engine on {engine['place']} has died and was started again: its questions were asked again"
+                )
             for note in part.head["notes"]:
                 if note not in self._said:
                     self._said.add(note)
@@ -327,24 +219,3 @@ def _size(table: Path) -> int:
         return table.stat().st_size
     except OSError:  # whoever reads it says so
         return 0
-
-
-@contextlib.contextmanager
-def started(args, settings) -> Iterator[tuple]:
-    """Ray, running: (the settings with the cores that each engine has, how many engines there are)."""
-    import dataclasses
-
-    from scripts.scaling.cluster import ray_running, shares
-
-    on_gpu = settings.cores is None
-    with ray_running(args.address, on_gpu, args.verbose) as machines:
-        if on_gpu:
-            there = int(sum(machine.get("GPU", 0) for machine in machines))
-            if not there or (args.engines or 0) > there:
-                raise UsageError(f"{args.engines or 1} engines need a GPU each, and Ray sees {there}")
-            yield settings, args.engines or there
-            return
-        engines, cores = shares(args.engines, args.cores, [int(machine.get("CPU", 0)) for machine in machines])
-        if args.verbose:
-            cli.note(f"{engines} engines of {cores} cores each")
-        yield dataclasses.replace(settings, cores=cores), engines

@@ -116,7 +116,8 @@ def _open_rows(path, say: Callable[[str], object]) -> Iterator[tuple[Iterable[Qu
 
     def counted() -> Iterator[QuestionRow]:
         nonlocal read
-        for read, row in enumerate(table, 1):
+        for row in table:
+            read += 1
             yield row
 
     def share() -> float:
