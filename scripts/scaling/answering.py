@@ -90,13 +90,11 @@ class Run:
 
         output = self.outputs[table]
         try:
-            with atomic_write(output) as file:
-                hashed = _Hashed(file)
+            with atomic_write(output) as file, _Hashed(file) as hashed:
                 writer = WRITERS[self.settings.form](hashed)
                 whole = _Whole(writer)
                 whole.take(parts)
                 writer.close()
-                file.flush()
                 facts = {"table_bytes": whole.facts["bytes"], "table_sha256": whole.facts["sha256"]}
                 made = {"output": output.name, "output_bytes": hashed.bytes, "output_sha256": hashed.sha256}
                 counts = {"questions": whole.questions, "failed": whole.failed}
@@ -154,18 +152,29 @@ def _lost(after: int) -> str:
 
 
 class _Hashed:
-    """A file that is only written to, its `bytes` and `sha256` counted meanwhile."""
+    """A file that is only written to, its `bytes` and `sha256` counted meanwhile.
+
+    When the block ends it takes what it is given, and drops it: a parquet writer that is given up writes at its own end.
+    """
 
     def __init__(self, file):
         self._file, self._digest, self.bytes, self.closed = file, hashlib.sha256(), 0, False
 
+    def __enter__(self) -> "_Hashed":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file = None
+
     def write(self, data) -> int:
+        if self._file is None:
+            return len(data)
         self._digest.update(data)
         self.bytes += len(memoryview(data).cast("B"))
         return self._file.write(data)
 
     def flush(self) -> None:
-        self._file.flush()
+        """Whoever has opened the file flushes it."""
 
     def tell(self) -> int:
         return self.bytes
