@@ -550,7 +550,7 @@ def test_the_measurement_s_report(script, monkeypatch, small_engine, tmp_path):
     flags = ["-e", small_engine, "--squad", tmp_path / "squad.json", "--questions", 100, "--rounds", 3]
     result = script("scripts.benchmark_ray.py", *flags, "--json", tmp_path / "x.json")
     assert (
-        result.code == 0 and result.out == "10.0 questions/s of one engine, 18.1 of 2: 1.81 times, 90.5 % of 2 times\n"
+        result.code == 0 and result.out == "10.0 questions/s of one engine, 18.0 of 2: 1.80 times, 90.0 % of 2 times\n"
     )
     report = json.loads((tmp_path / "x.json").read_text())
     assert [run["engines"] for run in report["runs"]].count(2) == 3 and report["cores_of_an_engine"] == 1
