@@ -32,12 +32,13 @@ def packed_rows(rows: list[QuestionRow]) -> bytes:
         (row.question_id, row.question, passages.setdefault(row.passage, len(passages)), row.error and str(row.error))
         for row in rows
     ]
-    return json.dumps([list(passages), values]).encode("ascii")
+    # A table of JSON lines may hold halves of surrogate pairs; what becomes of them is the engine's side to say.
+    return json.dumps([list(passages), values], ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def unpacked_rows(data: bytes) -> list[QuestionRow]:
     """The inverse of `packed_rows`."""
-    passages, values = json.loads(data)
+    passages, values = json.loads(data.decode("utf-8", "surrogatepass"))
     return [
         QuestionRow(key, question, passages[passage], None if error is None else DemoBertError(error))
         for key, question, passage, error in values
