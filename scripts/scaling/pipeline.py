@@ -53,27 +53,7 @@ def answered_parts(
     import ray
 
     _set_context(ray.data, verbose)
-    paths = [{"table": number, "path": str(path)} for number, path in enumerate(tables)]
-    sizes = {"batch_size": settings.options.batch_size, "part_rows": part_rows}
-    gpu = settings.cores is None
-    pool = ray.data.ActorPoolStrategy(
-        size=engines, max_tasks_in_flight_per_actor=_PARTS_OF_AN_ENGINE["gpu" if gpu else "cpu"]
-    )
-    one = {"batch_size": 1, "batch_format": "pyarrow"}
-    # Readers are no load to speak of, and must run although engines have all the cores.
-    parts = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
-        read_table, fn_kwargs=sizes, num_cpus=0, concurrency=_READERS, max_retries=_RETRIES, **one
-    )
-    answers = parts.map_batches(
-        EngineActor,
-        fn_constructor_args=(settings,),
-        compute=pool,
-        num_cpus=0 if gpu else settings.cores,
-        num_gpus=1 if gpu else None,
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
-        **one,
-    )
+    answers = _answers(ray.data, tables, settings, engines, part_rows)
     try:
         for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for values in table.to_pylist():
@@ -83,6 +63,29 @@ def answered_parts(
                 yield AnsweredPart(**values)
     except ray.exceptions.RayError as error:
         raise DemoBertError(f"Ray has ended the run: {one_line(error, 500)}") from error
+
+
+def _answers(data, tables: list[Path], settings: EngineSettings, engines: int, part_rows: int):
+    """What Ray is to do, as a ray.data.Dataset of `engines.COLUMNS`; it does it when the dataset is read."""
+    paths = [{"table": number, "path": str(path)} for number, path in enumerate(tables)]
+    sizes = {"batch_size": settings.options.batch_size, "part_rows": part_rows}
+    on_gpu = settings.cores is None
+    waiting = _PARTS_OF_AN_ENGINE["gpu" if on_gpu else "cpu"]
+    one = {"batch_size": 1, "batch_format": "pyarrow"}
+    # Readers are no load to speak of, and must run although engines have all the cores.
+    parts = data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+        read_table, fn_kwargs=sizes, num_cpus=0, concurrency=_READERS, max_retries=_RETRIES, **one
+    )
+    return parts.map_batches(
+        EngineActor,
+        fn_constructor_args=(settings,),
+        compute=data.ActorPoolStrategy(size=engines, max_tasks_in_flight_per_actor=waiting),
+        num_cpus=0 if on_gpu else settings.cores,
+        num_gpus=1 if on_gpu else None,
+        max_restarts=-1,
+        max_task_retries=_RETRIES,
+        **one,
+    )
 
 
 def read_table(batch: pa.Table, batch_size: int, part_rows: int) -> Iterator[pa.Table]:
