@@ -98,16 +98,10 @@ class Answerer:
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, options: AnswerOptions = AnswerOptions()):
-        card = engine.card
-        check_table(tokenizer, card.config)
-        longest = min(card.max_sequence_length, card.config.max_position_embeddings)
-        sequence_length = options.sequence_length or longest
-        batch_size = options.batch_size or (1 if card.layout == "padded" else card.max_batch_size)
-        _check_fits("sequence length", "-s", sequence_length, longest)
-        _check_fits("batch size", "-b", batch_size, card.max_batch_size)
+        check_table(tokenizer, engine.card.config)
         self.engine = engine
         self.tokenizer = tokenizer
-        self.options = dataclasses.replace(options, sequence_length=sequence_length, batch_size=batch_size)
+        self.options = fitted_options(options, engine.card)
         self._lock = threading.Lock()
         self._last_passage: TokenizedText | None = None
         self._closed = threading.Event()
@@ -258,9 +252,8 @@ class Answerer:
         return self.engine
 
     def _chunks(self, rows: Iterable[Row]) -> Iterator["_Chunk"]:
-        limit = max(_QUESTIONS_PER_ROW * self.options.batch_size, _FEWEST_QUESTIONS)
         rows = iter(rows)
-        while some := _taken(rows, limit):
+        while some := taken_together(rows, self.options.batch_size):
             yield self._chunk(some)
 
     def _chunk(self, rows: list[Row]) -> "_Chunk":
@@ -431,8 +424,13 @@ def predicted_text(reply: Reply | DemoBertError) -> str:
     return "" if isinstance(reply, DemoBertError) else reply.text
 
 
-def _taken(rows: Iterator[Row], limit: int) -> list[Row]:
-    """The next `limit` rows; fewer where their passages are long, or there are no more."""
+def taken_together(rows: Iterator[Row], batch_size: int) -> list[Row]:
+    """The next rows that are sorted into batches of `batch_size` windows together, and none beyond them; [] at the end.
+
+    Fewer than usual where their passages are long. Who cuts a table between them, and nowhere else, gets the batches, and
+    so the answers, of the whole table.
+    """
+    limit = max(_QUESTIONS_PER_ROW * batch_size, _FEWEST_QUESTIONS)
     taken, characters, last = [], 0, None
     for row in islice(rows, limit):
         taken.append(row)
@@ -473,6 +471,16 @@ def _cut(members: list, output: np.ndarray) -> Iterator[tuple[_Asked, Feature, n
         packed = output[first : first + feature.length]
         yield asked, feature, packed if output.ndim == 2 else output[row, : feature.length]
         first += feature.length
+
+
+def fitted_options(options: AnswerOptions, card: EngineCard) -> AnswerOptions:
+    """`options` with the lengths and batch sizes that this engine is given. Raises UsageError where it can't serve them."""
+    longest = min(card.max_sequence_length, card.config.max_position_embeddings)
+    sequence_length = options.sequence_length or longest
+    batch_size = options.batch_size or (1 if card.layout == "padded" else card.max_batch_size)
+    _check_fits("sequence length", "-s", sequence_length, longest)
+    _check_fits("batch size", "-b", batch_size, card.max_batch_size)
+    return dataclasses.replace(options, sequence_length=sequence_length, batch_size=batch_size)
 
 
 def _check_fits(what: str, flag: str, asked: int, largest: int) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 
@@ -136,10 +136,10 @@ class _ReadRows:
 class ControlTokens:
     """Says, once, where a text has the spelling of a token that sets texts apart."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokens = tokenizer.control_tokens
+    def __init__(self, tokenizer: Tokenizer, say: Callable[[str], object] = cli.note):
+        self._tokens, self._say = tokenizer.control_tokens, say
 
     def look(self, *texts: str) -> None:
         if found := next((token for text in texts for token in self._tokens if token in text), None):
-            cli.note(f"Note: {cli.one_line(found)} in a text is read as text, not as the model's own token")
+            self._say(f"Note: {cli.one_line(found)} in a text is read as text, not as the model's own token")
             self._tokens = []

@@ -75,7 +75,8 @@ def _add_tables(group) -> None:
     group.add_argument("--fresh", action="store_true", help=fresh)
 
 
-def _add_options(group, layout: str | None) -> None:
+def add_answer_options(group, layout: str | None) -> None:
+    """The fields of AnswerOptions; `layout` as in `add_inference_arguments`."""
     for *flags, default, text in (
         ("-s", "--sequence-length", None, "tokens in a window (default: the engine's longest)"),
         ("-b", "--batch-size", None, _BATCH_SIZE_HELP[layout]),
@@ -92,6 +93,10 @@ def _add_options(group, layout: str | None) -> None:
         help='answer nothing ("") where the null odds, the score of no answer less that of the best, are above X '
         "(default: 0 for SQuAD v2.0 files, else every question gets an answer)",
     )
+
+
+def _add_options(group, layout: str | None) -> None:
+    add_answer_options(group, layout)
     tokenizer = "vocab.txt, tokenizer.json or the model's folder (default: the engine's tokenizer)"
     group.add_argument("-v", "--vocab-file", metavar="FILE", help=tokenizer)
     cli.add_trust(group)

@@ -147,6 +147,11 @@ def _json_row(line: bytes | None, number: int) -> QuestionRow:
         return _fault(f"{place}: not JSON ({one_line(error, 100)})")
     if not isinstance(values, dict):
         return _fault(f"{place}: not a JSON object with question and context")
+    return row_of(values, place)
+
+
+def row_of(values: dict, place: str) -> QuestionRow:
+    """The row that has these fields; `place` says where it stands, for what may be wrong with it."""
     row = QuestionRow(values.get("id"), values.get("question"), values.get("context"))
     for name in ("question", "context"):
         if not isinstance(values.get(name), str):

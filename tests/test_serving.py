@@ -20,6 +20,7 @@ from helpers.batching import INPUT_NAMES
 from helpers.squad import read_squad
 from tests import triton_server
 from tests.conftest import BUNDLED, ROOT
+from tests.listening import listeners
 from tests.test_scripts import xquad
 from tests.test_shell_scripts import error_of
 from tests.triton_server import Client, Server, ask, body_of, compare, free_ports, post, serving
@@ -360,27 +361,6 @@ def test_a_full_queue_refuses_at_once_and_says_so(server):
 
 
 # What listens, and what does not
-
-
-def listeners(pids: set[int]) -> set[tuple[str, int]]:
-    """(address, port) of what these processes listen on, by the kernel's tables."""
-    sockets = set()
-    for pid in pids:
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                sockets.add(os.readlink(handle))
-            except OSError:
-                continue
-    found = set()
-    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6), ("udp", socket.AF_INET)):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            listens = fields[3] == "0A" or table == "udp"
-            if listens and f"socket:[{fields[9]}]" in sockets:
-                address, port = fields[1].split(":")
-                words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
-                found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
-    return found
 
 
 def processes(server: Server) -> set[int]:
