@@ -105,7 +105,8 @@ class Measurement:
             )
             # LoadGen makes a list of queries for the whole duration by it; one that is too long is no harm.
             expected = pilot.min_ms / 4
-            self._keep(self._full(process, "SingleStream", latency_ms=expected, min_queries=self._args.min_queries))
+            least = self._args.min_queries
+            self.results.append(self._full(process, "SingleStream", latency_ms=expected, min_queries=least))
         self._accuracy(process, "SingleStream")
 
     def offline_and_server(self, process: LoadGenProcess) -> None:
@@ -132,26 +133,23 @@ class Measurement:
         """Its rate. LoadGen asks for 10 % more samples than the expected rate makes of the duration."""
         least = self._args.min_queries or min(self._facts["samples"], _OFFLINE_SAMPLES)
         for number in range(_MOST_RUNS):
-            name = "performance" if not number else f"performance_{number + 1}"
-            result = self._full(process, "Offline", name, rate=rate, min_queries=least)
+            result = self._full(process, "Offline", number, rate=rate, min_queries=least)
             if result.long_enough:
                 break
             rate = 1.1 * max(rate, result.rate)  # it was faster than expected: more samples
-        self._keep(result)
+        self.results.append(result)
         return result.rate
 
     def _server(self, process: LoadGenProcess, offline_rate: float) -> float:
-        """The rate at which it passes, of the last run: LoadGen's verdict on that is kept."""
-        args = self._args
-        bound, least = self._bound(), args.min_queries
+        """The rate at which it passes, or that of the last run that did not. The steps down grow."""
+        args, bound = self._args, self._bound()
         rate = args.target_qps or self._search(process, offline_rate, bound)
         for number in range(1 if args.target_qps else _MOST_RUNS):
-            name = "performance" if not number else f"performance_{number + 1}"
-            result = self._full(process, "Server", name, rate=rate, latency_ms=bound, min_queries=least)
+            result = self._full(process, "Server", number, rate=rate, latency_ms=bound, min_queries=args.min_queries)
             if result.valid:
                 break
-            rate *= 1 - args.search_precision
-        self._keep(result)
+            rate *= 1 - min(0.5, args.search_precision * 2**number)
+        self.results.append(result)
         return result.target
 
     def _bound(self) -> float:
@@ -179,15 +177,14 @@ class Measurement:
         found = search.highest_passing(passes, _FIRST_SHARE * offline_rate, self._args.search_precision)
         return found or min(trial.target for trial in self.trials)
 
-    def _full(self, process: LoadGenProcess, scenario: str, name: str = "performance", **values):
-        """A run that counts."""
-        result = self._run(process, scenario, name, min_duration=self._args.min_duration, **values)
-        verdict = "VALID" if result.valid else f"INVALID {result.reasons}"
-        cli.note(f"    {verdict}: {result.rate:.2f} samples/s")
+    def _full(self, process: LoadGenProcess, scenario: str, number: int = 0, **values):
+        """A run that counts, unless another is begun after it: the logs of the last are in SCENARIO/performance."""
+        if number:
+            os.rename(self._folder / scenario / "performance", self._folder / scenario / f"discarded_{number}")
+        result = self._run(process, scenario, "performance", min_duration=self._args.min_duration, **values)
+        verdict = "VALID" if result.valid else f"INVALID: {result.reasons}"
+        cli.note(f"    {verdict} {result.rate:.2f} samples/s")
         return result
-
-    def _keep(self, result) -> None:
-        self.results.append(result)
 
     def _accuracy(self, process: LoadGenProcess, scenario: str, rate: float | None = None) -> None:
         if "AccuracyOnly" not in self._args.mode:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -25,9 +26,6 @@ from helpers.errors import DemoBertError, UsageError, is_short_of_memory
 
 #: How often a run says how far it is, in seconds.
 _EVERY = 0.25
-
-#: How long the process may take to end by itself, in seconds.
-_PATIENCE = 5.0
 
 
 class LoadGenProcess:
@@ -72,18 +70,12 @@ class LoadGenProcess:
         raise DemoBertError(f"the process that LoadGen runs in ended by itself, with exit code {code}")
 
     def close(self) -> None:
-        """End it, whatever it does."""
-        with contextlib.suppress(OSError):
+        """End it, whatever it does: it has nothing to lose."""
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):  # of what was not sent any more
             self._process.stdin.close()
-        try:
-            self._process.wait(timeout=_PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-            self._process.stdout.close()
+        self._process.stdout.close()
 
 
 class Host:
@@ -104,7 +96,7 @@ class Host:
 
         trust = {name: request[name] for name in ("trust_engine", "config_dir")}
         engine = load_engine(request["engine"], None, throughput=request["throughput"], say=note, **trust)
-        self.engine, self._say, self._verbose = engine, say, request["verbose"]
+        self.engine, self._say, self.verbose = engine, say, request["verbose"]
         self.samples = load_samples(request, engine, note)
         options = self.samples.options
         self.limits = Limits.of(engine.card, options.batch_size, options.sequence_length)
@@ -146,17 +138,13 @@ class Host:
         engine = self.engine if log is None else LoggedEngine(self.engine, self.samples.features, log)
         return self.samples.score(engine)
 
-    def close(self) -> None:
-        self.system.close()
-        self.engine.close()
-
     def _tell_progress(self, done: threading.Event) -> None:
         while not done.wait(_EVERY):
             self._say(answered=self.system.answered)
 
     def _fail(self, error: BaseException) -> None:
         """A batch could not be run: the other process is told at once, and ends this one."""
-        self._say(**_error(error, self._verbose))
+        self._say(**_error(error, self.verbose))
 
 
 def _error(error: BaseException, verbose: bool) -> dict:
@@ -186,33 +174,33 @@ class _Channel:
 
 
 def serve() -> None:
-    """Do what is asked, a request at a time, in a thread: when stdin ends, so does the process, at once."""
+    """Do what is asked. When stdin ends, the other process has ended: so does this one then, at once.
+
+    The engine is loaded before there is another thread: OpenVINO forks a process for its telemetry, which would wait
+    for ever for a lock that one of them held.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel, requests = _Channel(), []
-    changed = threading.Condition()
-
-    def work():
-        host, verbose = None, False
-        while True:
-            with changed:
-                changed.wait_for(lambda: requests)
-                ((name, arguments),) = requests.pop(0).items()
-            try:
-                if name == "load":
-                    verbose = arguments["verbose"]
-                    host = Host(arguments, channel.say)
-                    channel.say(done=host.facts())
-                else:
-                    channel.say(done=getattr(host, name)(arguments))
-            except BaseException as error:
-                channel.say(**_error(error, verbose))
-
-    threading.Thread(target=work, daemon=True).start()
+    channel, requests = _Channel(), queue.SimpleQueue()
+    ((_, request),) = json.loads(sys.stdin.readline()).items()
+    try:
+        host = Host(request, channel.say)
+        channel.say(done=host.facts())
+    except BaseException as error:
+        channel.say(**_error(error, request["verbose"]))
+        return
+    threading.Thread(target=_work, args=(host, requests, channel), daemon=True).start()
     for line in sys.stdin:
-        with changed:
-            requests.append(json.loads(line))
-            changed.notify()
-    os._exit(0)  # LoadGen and the engine's threads may be in the middle of something that nobody waits for any more
+        requests.put(json.loads(line))
+    os._exit(0)  # LoadGen and the engine's threads are perhaps in the middle of what nobody waits for any more
+
+
+def _work(host: Host, requests: queue.SimpleQueue, channel: _Channel) -> None:
+    while True:
+        ((name, arguments),) = requests.get().items()
+        try:
+            channel.say(done=getattr(host, name)(arguments))
+        except BaseException as error:
+            channel.say(**_error(error, host.verbose))
 
 
 if __name__ == "__main__":

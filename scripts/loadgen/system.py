@@ -19,9 +19,6 @@ _LOOKED_THROUGH = 8
 #: Batches of windows that differ by more than this share of the oldest one's length would be padded for little gain.
 _DIFFERENCE = 0.25
 
-#: Batches of these sizes and all lengths are run before anything is timed, and each so often.
-_WARM_UP_RUNS = 2
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -156,15 +153,15 @@ class System:
     def flush(self) -> None:
         """LoadGen has no more samples for now: nothing is held back here."""
 
-    def warm_up(self, on_run: Callable[[], object] = lambda: None) -> None:
-        """Run batches of every length that there is, full and of one window. Raises DemoBertError."""
+    def warm_up(self) -> None:
+        """Run batches of every length that there is, full and of one window, as often as there are threads.
+
+        New lengths have kernels made for them, in each of the engine's streams. Raises DemoBertError.
+        """
         for group in self._warm_up_groups():
             batch = self._batch([self._samples[place] for place in group])
-            for _ in range(_WARM_UP_RUNS):
-                runs = [self._engine.submit(batch) for _ in self._threads]
-                for run in runs:
-                    run.result()
-            on_run()
+            for run in [self._engine.submit(batch) for _ in self._threads]:
+                run.result()
 
     def _warm_up_groups(self) -> list[list[int]]:
         """Places of samples; of a packed engine the first and the last group of those that Offline would make."""
