@@ -365,7 +365,7 @@ def test_a_packed_engine_on_the_lengths_of_a_squad_file(script, small_model, tmp
     result = script("scripts.mlperf", "-e", engine, "-o", tmp_path / "logs", *flags)
     assert result.code == 0 and "| Offline | VALID |" in result.out
     facts = json.loads((tmp_path / "j").read_text())["facts"]
-    assert facts["batch_size"] == 8 and facts["samples"] > len(read_squad(DATA / "squad_v1.1.json").examples)
+    assert facts["batch_size"] == 8 and facts["samples"] >= len(read_squad(DATA / "squad_v1.1.json").examples)
 
 
 def test_threads_end_with_the_system(card):

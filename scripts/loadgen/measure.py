@@ -211,7 +211,10 @@ class Measurement:
         if not args.float_engine or not self.scores:
             return args.reference_f1
         with _process(args, throughput=True, engine=args.float_engine) as process:
-            return process.ask("score")["f1"]
+            f1 = process.ask("score")["f1"]
+        if not f1:
+            raise DemoBertError(f"the F1 of {args.float_engine} is 0: nothing can be held against it")
+        return f1
 
     def report(self) -> int:
         """Print the tables, write --json; the exit code."""
