@@ -65,6 +65,7 @@ def test_wrong_arguments_need_no_package(script, arguments, said):
         ("squad/finetune.py", ("-pt", "X", "-j", "X", "-o", "Y"), "torch", "requirements-finetune.txt"),
         ("scripts/benchmark_peers.py", (), "numpy", "requirements.txt"),
         ("scripts/export_triton.py", ("-e", "X", "-o", "Y"), "numpy", "requirements.txt"),
+        ("scripts/mlperf.py", ("-e", "X", "--lengths", "X", "-o", "Y"), "tqdm", "requirements.txt"),
     ],
 )
 def test_work_outside_the_environment_says_what_to_install(script, arguments, package, file):

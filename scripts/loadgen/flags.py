@@ -52,8 +52,8 @@ def _add_tests(group) -> None:
     group.add_argument("--mode", action="append", choices=MODES, help=mode)
     duration = "a performance run takes at least so long; MLPerf's own rule is 600"
     group.add_argument("--min-duration", type=cli.seconds, metavar="S", default=60.0, help=duration)
-    queries = "and has at least so many queries (Offline: samples). Default: LoadGen's for BERT, but for Offline the "
-    queries += "number of windows, up to 24576"
+    queries = "and has at least so many queries (Offline: samples). Default: SingleStream LoadGen's 100, Server 1000, "
+    queries += "Offline by MLPerf's rule the number of windows, up to 24576"
     group.add_argument("--min-queries", type=cli.positive_int, metavar="N", help=queries)
     workers = "threads that make batches and wait for the engine (default: as many as it runs at once, at least 2)"
     group.add_argument("--workers", type=cli.positive_int, metavar="N", help=workers)

@@ -31,8 +31,9 @@ _FIRST_SHARE = 0.85
 #: Whole runs at most that are begun again: with another rate, or another expectation of it.
 _MOST_RUNS = 6
 
-#: Queries of a run of the search, at least: 99 of 100 mean little of fewer.
-_SEARCH_QUERIES = 300
+#: Queries of a run of the search, and of Server's whole run, at least: 99 of 100 mean little of fewer, and LoadGen's rule
+#: for ending early ("early stopping") asks for 662 where none of them is too late.
+_SEARCH_QUERIES, _SERVER_QUERIES = 300, 1000
 
 
 def measure(args) -> int:
@@ -142,10 +143,10 @@ class Measurement:
 
     def _server(self, process: LoadGenProcess, offline_rate: float) -> float:
         """The rate at which it passes, or that of the last run that did not. The steps down grow."""
-        args, bound = self._args, self._bound()
+        args, bound, least = self._args, self._bound(), self._args.min_queries or _SERVER_QUERIES
         rate = args.target_qps or self._search(process, offline_rate, bound)
         for number in range(1 if args.target_qps else _MOST_RUNS):
-            result = self._full(process, "Server", number, rate=rate, latency_ms=bound, min_queries=args.min_queries)
+            result = self._full(process, "Server", number, rate=rate, latency_ms=bound, min_queries=least)
             if result.valid:
                 break
             rate *= 1 - min(0.5, args.search_precision * 2**number)

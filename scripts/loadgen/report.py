@@ -54,14 +54,15 @@ def accuracy_table(rows: list[dict], reference: float | None) -> str:
 
 
 def departures(args, samples: int) -> list[str]:
-    """Which of MLPerf's rules the flags depart from, a line each."""
-    found = []
+    """Which of MLPerf's rules for performance runs the flags depart from, a line each."""
+    found, most = [], min(samples, _RULE_SAMPLES)
+    if "PerformanceOnly" not in args.mode:
+        return found
     if args.min_duration < _RULE_SECONDS:
         found.append(f"a run takes {args.min_duration:g} s at least, MLPerf's {_RULE_SECONDS} s (--min-duration)")
-    most = min(samples, _RULE_SAMPLES)
-    if args.min_queries and args.min_queries < most:
+    if "Offline" in args.scenario and args.min_queries and args.min_queries < most:
         found.append(
-            f"Offline has {args.min_queries} samples at least, MLPerf's as many as the data, {most} (--min-queries)"
+            f"Offline has {args.min_queries} samples or more, MLPerf's as many as the data, {most} (--min-queries)"
         )
     if "Server" in args.scenario:
         found.append("the latency bound is this run's own; MLPerf's for BERT-large is 130 ms (--latency-bound)")
