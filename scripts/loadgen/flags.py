@@ -25,8 +25,8 @@ def add_arguments(parser: cli.Parser) -> None:
     samples = parser.add_argument_group("samples: windows, tokenized before anything is timed")
     samples.add_argument("--squad", metavar="FILE", help="those of this SQuAD file's questions, v1.1 or v2.0")
     lengths = (
-        "random tokens, as many as these: a text file of numbers, one for each window, or a SQuAD file, whose windows are "
-        "counted. There is no accuracy then"
+        "random tokens, as many as these: a text file of numbers, one for each window, or a SQuAD file, whose windows "
+        "are counted. There is no accuracy then"
     )
     samples.add_argument("--lengths", metavar="FILE", help=lengths)
     for flag, (name, text) in _CUT.items():

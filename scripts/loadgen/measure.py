@@ -170,9 +170,8 @@ class Measurement:
                 process, "Server", name, min_duration=duration, rate=rate, latency_ms=bound, min_queries=least
             )
             self.trials.append(trial)
-            cli.note(
-                f"    {'passes' if trial.within_bound else 'fails'}: 99 % in {trial.percentiles['99']:.2f} ms of {bound:.2f}"
-            )
+            verdict = "passes" if trial.within_bound else "fails"
+            cli.note(f"    {verdict}: 99 % in {trial.percentiles['99']:.2f} ms of {bound:.2f}")
             return trial.within_bound
 
         found = search.highest_passing(passes, _FIRST_SHARE * offline_rate, self._args.search_precision)

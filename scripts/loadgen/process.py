@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,11 +149,9 @@ class Host:
 
 
 def _error(error: BaseException, verbose: bool) -> dict:
-    if verbose or not isinstance(error, DemoBertError):
-        import traceback
-
-        if verbose:
-            traceback.print_exception(error)
+    """What the other process is told of an error."""
+    if verbose:
+        traceback.print_exception(error)
     line = cli.one_line(error) if isinstance(error, DemoBertError) else f"{type(error).__name__}: {cli.one_line(error)}"
     if is_short_of_memory(error):
         line = "not enough memory for this model, batch size and sequence length"
