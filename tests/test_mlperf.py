@@ -236,8 +236,7 @@ def test_the_float_engine_is_asked_for_the_reference(script, small_engine, tmp_p
     flags = ("--mode", "AccuracyOnly", "--scenario", "Offline", "--float-engine", small_engine)
     squad = DATA / "squad_v1.1.json"
     result = script("scripts.mlperf", "-e", small_engine, "-o", tmp_path / "logs", "--squad", squad, *flags, "-b", 2)
-    # Random weights: F1 may be 0, of which there is no share.
-    assert ("100.00 % | passed" in result.out) == (result.code == 0) or "F1 is 0" in result.error
+    assert result.code == 0 and re.search(r"^\| Offline \| .* \| 100.00 % \| passed \| passed \|$", result.out, re.M)
 
 
 #: What another process of Python does with its engine, after some batches.

@@ -224,7 +224,8 @@ class Measurement:
             print("\n".join([report.performance_table(self.results), "", *report.remarks(self.results)]))
         if self.scores:
             print(f"\n{report.accuracy_table(self.scores, reference)}")
-        print("\nNot by MLPerf's rules: " + ("; ".join(left_out) or "nothing") + ".", flush=True)
+        if left_out:
+            print(f"\nNot by MLPerf's rules: {'; '.join(left_out)}.", flush=True)
         if args.json:
             write_json(args.json, self._as_json(reference, left_out))
         accurate = all(reference is None or 100 * row["f1"] / reference >= args.accuracy_target for row in self.scores)
