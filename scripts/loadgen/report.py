@@ -25,7 +25,7 @@ def remarks(results: list[RunResult]) -> list[str]:
     by_name, lines = {result.scenario: result for result in results}, []
     if server := by_name.get("Server"):
         lines.append(
-            f"Server: {server.target:.2f} queries/s came, 99 % have to be answered in {server.bound_ms:.2f} ms"
+            f"Server: {server.target:.2f} queries/s asked for, 99 % to be answered within {server.bound_ms:.2f} ms"
         )
         if offline := by_name.get("Offline"):
             lines.append(f"Server / Offline: {server.rate / offline.rate:.3f}")
