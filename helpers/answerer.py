@@ -231,14 +231,15 @@ class Answerer:
         other.options = dataclasses.replace(self.options, null_score_diff_threshold=0.0)
         return other
 
+    def windows(self, data: SquadData) -> Iterator[Feature]:
+        """The windows of the file's questions in their order, but for those that can't be asked."""
+        return (
+            feature for chunk in self._chunks(squad_rows(data)) for asked in chunk.asked for feature in asked.windows
+        )
+
     def window_lengths(self, data: SquadData) -> list[int]:
-        """How many tokens each window of the file's questions has, but for those that can't be asked."""
-        return [
-            feature.length
-            for chunk in self._chunks(squad_rows(data))
-            for asked in chunk.asked
-            for feature in asked.windows
-        ]
+        """How many tokens each of these windows has."""
+        return [feature.length for feature in self.windows(data)]
 
     def _check_top_k(self, top_k: int | None) -> None:
         if top_k is not None and (type(top_k) is not int or not 1 <= top_k <= self.options.n_best_size):

@@ -66,6 +66,7 @@ def test_wrong_arguments_need_no_package(script, arguments, said):
         ("scripts/benchmark_peers.py", (), "numpy", "requirements.txt"),
         ("scripts/export_triton.py", ("-e", "X", "-o", "Y"), "numpy", "requirements.txt"),
         ("scripts/answer_ray.py", ("-e", "X", "--rows", "X.csv", "-o", "Y"), "tqdm", "requirements.txt"),
+        ("scripts/mlperf.py", ("-e", "X", "--lengths", "X", "-o", "Y"), "tqdm", "requirements.txt"),
     ],
 )
 def test_work_outside_the_environment_says_what_to_install(script, arguments, package, file):

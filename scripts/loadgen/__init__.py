@@ -1,0 +1,1 @@
+"""The code of scripts/mlperf.py: MLPerf's LoadGen over an engine."""
