@@ -41,6 +41,7 @@ def parse(arguments):
     _add_transfer_arguments(parser)
     _add_engine_arguments(parser)
     _add_measuring_arguments(parser)
+    _add_suite_arguments(parser)
     cli.add_verbose(parser)
     args = parser.parse_args(arguments)
     args.backend = args.backend or (["tensorrt"] if args.tensorrt else ["tensorrt_rtx", "tensorrt"])
@@ -66,6 +67,8 @@ def _add_transfer_arguments(parser: cli.Parser) -> None:
     capability = "with --prepare --tensorrt: the GPU's; kernels for others stay here"
     add("--compute-capability", default="9.0", metavar="X.Y", help=capability)
     headers = "with --prepare --tensorrt: folder of that release's NvInfer.h (TensorRT's public repository, include/)"
+    text = "with --prepare: SQuAD text that --suite calibrates and trains the bundled model on"
+    add("--training", type=Path, metavar="FILE", help=text)
     add("--headers", type=Path, metavar="DIR", help=f"{headers}; without it build/perf is left out")
 
 
@@ -99,16 +102,33 @@ def _add_measuring_arguments(parser: cli.Parser) -> None:
     add("--json", metavar="FILE", help="write the figures as JSON")
 
 
+def _add_suite_arguments(parser: cli.Parser) -> None:
+    add = parser.add_argument_group("all of TensorRT 8.6's networks, step by step").add_argument
+    parts = "part to do, in place of the check of single engines; repeatable. --json FILE keeps what was done"
+    add("--suite", action="append", choices=("networks", "answers", "table"), help=parts)
+    add("--minutes", type=cli.positive_float, metavar="N", help="begin no step after so many; the same command goes on")
+    add("--only", metavar="TEXT", help="steps of engines whose names hold this text")
+    add("--jobs", **_NUMBER, default=4, help="networks to check at once (their times are not taken)")
+    add("--perf", type=Path, metavar="PATH", help="build/perf (default: the one that travelled, or the repository's)")
+    add("--iterations", **_NUMBER, default=100, help="runs of build/perf for each row of the table")
+    add("--workspace", **_NUMBER, default=8192, help="MiB of scratch memory for the table's engines")
+    parser.set_defaults(finetune=[], layers=None)
+
+
 def main(arguments) -> int:
     args = parse(arguments)
     if args.prepare:
         prepare(args)
         return 0
+    environment = transfer.install(args.folder)
     squad = require_file(args.squad or default_squad(args.folder), "SQuAD file")
     check_outputs({"--json": args.json}, [squad])
-    environment = transfer.install(args.folder)
     if args.tensorrt:
         args.engine_python = tensorrt_8.unpack(args.folder / f"tensorrt-{args.tensorrt}")
+    if args.suite:
+        from scripts.gpu_checking import suite
+
+        return suite.run(args, squad)
     from helpers.backends.tensorrt.gpu import Gpu
     from scripts.gpu_checking import comparison, torch_models
     from scripts.gpu_checking.model_check import Check
@@ -129,22 +149,38 @@ def main(arguments) -> int:
 
 def prepare(args) -> None:
     """Fill --folder with what travels, in parts, and say how large they are."""
+    squad = Path(require_file(args.squad or default_squad(args.folder), "SQuAD file"))
     args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="parcel-", dir=args.folder) as folder:
-        parcel, name = Path(folder), "tensorrt-rtx.tar"
+        inputs, packages = Path(folder) / "inputs", Path(folder) / "packages"
+        inputs.mkdir()
+        shutil.copy2(squad, inputs / squad.name)
+        if args.training:
+            calibrate(require_file(args.training, "training text"), inputs)
+        name = f"tensorrt-{args.tensorrt or 'rtx'}.tar"
         if args.tensorrt:
-            name = f"tensorrt-{args.tensorrt}.tar"
-            packages = (*transfer.PYCUDA_NEEDS, *transfer.PROJECT_NEEDS, *transfer.ENGINE_NEEDS)
+            needs = (*transfer.PYCUDA_NEEDS, *transfer.PROJECT_NEEDS, *transfer.ENGINE_NEEDS)
             generation = int(args.compute_capability.replace(".", ""))
-            tensorrt_8.collect(parcel, args.folder / "downloads", args.engine_python, packages, generation, args.headers)
+            tensorrt_8.collect(packages, args.folder / "downloads", args.engine_python, needs, generation, args.headers)
         else:
-            transfer.download(parcel, args.python_version)
-        squad = args.squad or default_squad(args.folder)
-        shutil.copy2(require_file(squad, "SQuAD file"), parcel / Path(squad).name)
-        parts = transfer.pack(parcel, args.folder / name, args.part_size << 20)
+            transfer.download(packages, args.python_version)
+        parts = transfer.pack(packages, args.folder / name, args.part_size << 20)
+        parts += transfer.pack(inputs, args.folder / "inputs.tar", args.part_size << 20)
     for path in parts:
         print(f"{path.stat().st_size / 2**20:8.1f} MiB  {path}")
     print(f"{sum(path.stat().st_size for path in parts) / 2**20:8.1f} MiB in {len(parts)} files")
+
+
+def calibrate(text: Path, inputs: Path) -> None:
+    """The text that --suite trains on, and the bundled model's ranges on it: the GPU machine has no OpenVINO."""
+    from scripts.gpu_checking.networks import CALIBRATION, TRAINING
+
+    cli.note("Calibrating the bundled model")
+    shutil.copy2(text, inputs / TRAINING)
+    with tempfile.TemporaryDirectory(prefix="demobert-calibration-") as folder:
+        flags = ["-o", Path(folder) / "x.engine", "-s", "384", "--int8", "--fp16", "--backend", "openvino"]
+        flags += ["-pt", ROOT / "models" / "bundled" / "bert_mini_squad11", "-j", text, "-p", inputs / CALIBRATION]
+        tensorrt_8.run_program("builder.py", [sys.executable, ROOT / "builder.py", *flags])
 
 
 def default_squad(folder: Path) -> Path:

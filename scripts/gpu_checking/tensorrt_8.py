@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from fnmatch import fnmatch
@@ -41,6 +42,9 @@ _LEFT_OUT_MODULES = ("_tkinter", "_ssl", "_hashlib", "_curses*", "readline", "_d
 
 #: Libraries that every Linux with glibc has.
 _EVERYWHERE = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "libpthread.", "librt.", "libutil.", "libgcc_s.")
+
+#: What holds the Python, its packages and build/perf.
+_BUNDLE = "python.tar.xz"
 
 _ASK = """
 import json, os, sys, sysconfig
@@ -86,10 +90,26 @@ def collect(parcel: Path, downloads: Path, python: str, packages: tuple, generat
         cleared = clear_foreign_code(path, generation)
         cli.note(f"{path.name}: {path.stat().st_size >> 20} MiB, {cleared >> 20} of them for other GPUs")
     _work_on(libraries, "compress")
+    bundle(home)
+
+
+def bundle(home: Path) -> None:
+    """All but the libraries, which are compressed on their own, as one archive that any Python unpacks."""
+    with tarfile.open(home / _BUNDLE, "w:xz", preset=1) as archive:
+        for path in sorted(home.iterdir()):
+            if path.name not in ("libraries", _BUNDLE):
+                archive.add(path, path.name)
+    for path in sorted(home.iterdir()):
+        if path.name not in ("libraries", _BUNDLE):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def unpack(home: Path) -> str:
     """Expand the libraries in `home`, where they are not yet; returns the Python to run. Raises DemoBertError."""
+    if (home / _BUNDLE).is_file():
+        with tarfile.open(home / _BUNDLE) as archive:
+            archive.extractall(home, filter="data")
+        (home / _BUNDLE).unlink()
     if not (home / "python").is_file():
         raise DemoBertError(f"TensorRT {VERSION} is not in {home.parent}: collect it by gpu_check.sh --prepare")
     libraries = home / "libraries"
@@ -101,13 +121,13 @@ def unpack(home: Path) -> str:
 
 def _work_on(libraries: Path, work: str) -> None:
     program = str(Path(compressed.__file__).resolve())
-    _run(f"to {work} TensorRT", [str(libraries.parent / "python"), program, work, str(libraries)])
+    run_program(f"to {work} TensorRT", [str(libraries.parent / "python"), program, work, str(libraries)])
 
 
 def _described(python: str) -> dict:
     """What `python` says of itself. Raises DemoBertError where it is not the one that TensorRT has a wheel for."""
     try:
-        told = json.loads(_run(python, [python, "-I", "-c", _ASK]))
+        told = json.loads(run_program(python, [python, "-I", "-c", _ASK]))
         reason = f"{python} is {told['version']}"
     except DemoBertError as error:
         told, reason = {"version": ""}, str(error)
@@ -136,7 +156,7 @@ def _copy_python(told: dict, home: Path) -> None:
 
 def _linked_to(path: Path):
     """(name, file) of each library that `path` is linked to, by ldd."""
-    for line in _run("ldd", ["ldd", str(path)]).splitlines():
+    for line in run_program("ldd", ["ldd", str(path)]).splitlines():
         words = line.split()
         if "=>" in words and len(words) > 3:
             yield words[0], words[2]
@@ -165,7 +185,7 @@ def _pycuda_settings(folder: Path) -> str:
     The stand-in has a name only: a linker asks for no more, and the driver itself is found where there is one.
     """
     name = ["-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so")]
-    _run("the C compiler", ["cc", "-shared", "-x", "c", os.devnull, *name])
+    run_program("the C compiler", ["cc", "-shared", "-x", "c", os.devnull, *name])
     settings = {
         "USE_SHIPPED_BOOST": True,
         "CUDA_ROOT": str(cuda_root()),
@@ -208,8 +228,8 @@ def build_perf(headers: Path, libraries: Path, home: Path) -> None:
         (root / "include").symlink_to(headers.resolve())
         (root / "lib").symlink_to(libraries.resolve())
         found = [f"-DTENSORRT_ROOT={root}", f"-DPYTHON_EXECUTABLE={sys.executable}", f"-DCUDAToolkit_ROOT={cuda_root()}"]
-        _run("cmake", ["cmake", "-S", str(ROOT), "-B", str(build), *found])
-        _run("cmake", ["cmake", "--build", str(build), "-j2", "--target", "perf", "demobert_tensorrt"])
+        run_program("cmake", ["cmake", "-S", str(ROOT), "-B", str(build), *found])
+        run_program("cmake", ["cmake", "--build", str(build), "-j2", "--target", "perf", "demobert_tensorrt"])
         (home / "build").mkdir()
         for name in ("perf", "libdemobert_tensorrt.so"):
             shutil.copy2(build / name, home / "build" / name)
@@ -226,11 +246,12 @@ def _extract(wheel: Path, patterns: tuple, folder: Path) -> None:
 
 
 def _pip(python: str, *arguments: str) -> None:
-    _run(f"pip {arguments[0]}", [python, "-m", "pip", *arguments, "--disable-pip-version-check"])
+    run_program(f"pip {arguments[0]}", [python, "-m", "pip", *arguments, "--disable-pip-version-check"])
 
 
-def _run(what: str, command: list) -> str:
+def run_program(what: str, command: list) -> str:
     """What `command` prints. Raises DemoBertError with the line that says why it failed."""
+    command = [str(word) for word in command]
     try:
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
