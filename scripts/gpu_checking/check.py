@@ -59,11 +59,13 @@ def _add_transfer_arguments(parser: cli.Parser) -> None:
     transferred = "what travels to the GPU machine (default: .gpu)"
     add("--folder", type=Path, default=ROOT / ".gpu", metavar="DIR", help=transferred)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--tensorrt", choices=(tensorrt_8.VERSION,), help="use this release, which travels with its Python")
+    which.add_argument(
+        "--tensorrt", choices=(tensorrt_8.VERSION,), help="use this release, which travels with its Python"
+    )
     which.add_argument("--rtx", action="store_true", help="use TensorRT-RTX (the default of --prepare)")
     add("--prepare", action="store_true", help="fill --folder from the package registry, and end")
     add("--python-version", default="3.12", metavar="X.Y", help="with --prepare --rtx: the GPU machine's")
-    add("--part-size", **_NUMBER, default=55, help="with --prepare: MiB of the largest file")
+    add("--part-size", **_NUMBER, default=56, help="with --prepare: MiB of the largest file")
     capability = "with --prepare --tensorrt: the GPU's; kernels for others stay here"
     add("--compute-capability", default="9.0", metavar="X.Y", help=capability)
     headers = "with --prepare --tensorrt: folder of that release's NvInfer.h (TensorRT's public repository, include/)"
@@ -111,12 +113,20 @@ def _add_suite_arguments(parser: cli.Parser) -> None:
     add("--jobs", **_NUMBER, default=4, help="networks to check at once (their times are not taken)")
     add("--perf", type=Path, metavar="PATH", help="build/perf (default: the one that travelled, or the repository's)")
     add("--iterations", **_NUMBER, default=100, help="runs of build/perf for each row of the table")
+    report = "write docs/h100.md, .csv and .png (or --output FILE.md and its neighbours) out of --suite's JSON, and end"
+    add("--report", type=Path, metavar="JSON", help=report)
+    add("--output", type=Path, default=ROOT / "docs" / "h100.md", metavar="FILE", help="with --report: the page")
     add("--workspace", **_NUMBER, default=8192, help="MiB of scratch memory for the table's engines")
     parser.set_defaults(finetune=[], layers=None)
 
 
 def main(arguments) -> int:
     args = parse(arguments)
+    if args.report:
+        from scripts.gpu_checking import report
+
+        print("\n".join(str(path) for path in report.write(require_file(args.report, "record of steps"), args.output)))
+        return 0
     if args.prepare:
         prepare(args)
         return 0

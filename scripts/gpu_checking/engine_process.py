@@ -24,7 +24,9 @@ _THREAD_LOCAL = 1
 class EngineProcess:
     """The engine file `path`, loaded by `python` in another process. Raises DemoBertError, with that one's reason."""
 
-    def __init__(self, path: Path, python: str = sys.executable, environment: dict | None = None, layout: str = "padded"):
+    def __init__(
+        self, path: Path, python: str = sys.executable, environment: dict | None = None, layout: str = "padded"
+    ):
         command = [python, str(Path(__file__).resolve()), str(path), layout]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")

@@ -37,6 +37,9 @@ DOUBLE = "8.6.1"
 
 BATCH, LENGTH = 8, 384
 
+#: Batches of windows that the double computes: it takes a core many seconds for each window.
+DOUBLE_BATCHES = 1
+
 
 class Suite:
     """The steps of the parts "networks" and "answers", and what they share with the table's."""
@@ -74,7 +77,9 @@ class Suite:
         if not (self.checkpoints["qat"] / "config.json").is_file():
             flags = ["-pt", model_check.BUNDLED, "-j", training, "-o", self.checkpoints["qat"], "--qat"]
             program = [sys.executable, ROOT / "squad" / "finetune.py"]
-            self.record.step("training the QAT variant", self.run, [*program, *flags, *self.args.finetune], "finetune.py")
+            self.record.step(
+                "training the QAT variant", self.run, [*program, *flags, *self.args.finetune], "finetune.py"
+            )
 
     def build(self, network: Network, python: str, engine: Path, extra=()) -> float:
         """MiB of the engine, built unless it is there."""
@@ -84,15 +89,16 @@ class Suite:
             self.run(command, Path(command[1]).name)
         return round(engine.stat().st_size / 2**20, 1)
 
-    def logits(self, network: Network, python: str, engine: Path) -> list[np.ndarray]:
-        """Logits [length, 2] of each of the windows."""
+    def logits(self, network: Network, python: str, engine: Path, batches: int | None = None) -> list[np.ndarray]:
+        """Logits [length, 2] of each of the windows, or of those of the first `batches`."""
         process = EngineProcess(engine, python, layout=network.layout)
         folder = engine.with_suffix(".logits")
         folder.mkdir(exist_ok=True)
+        lengths = self.lengths[: BATCH * batches if batches else None]
         try:
             if network.layout == "padded":
-                return of_valid_tokens(process.logits(self.padded, folder), self.lengths)
-            return np.split(np.concatenate(process.logits(self.packed, folder)), np.cumsum(self.lengths)[:-1])
+                return of_valid_tokens(process.logits(self.padded[:batches], folder), lengths)
+            return np.split(np.concatenate(process.logits(self.packed[:batches], folder)), np.cumsum(lengths)[:-1])
         finally:
             process.close()
 
@@ -106,53 +112,76 @@ class Suite:
         self.reference = of_valid_tokens(reference, self.lengths)
 
     def check(self, network: Network) -> None:
-        """Build one network, compare its logits, and let it answer. A step that has no input is left out."""
-        engine, name = self.work / network.file_name, network.name
+        """Build one network, take its logits, and let it answer."""
+        engine, name = self.engine(network), network.name
         try:
-            if "networks" in self.args.suite or "answers" in self.args.suite:
-                if not engine.is_file():
-                    self.record.forget(f"build: {name}")
-                if self.record.step(f"build: {name}", self.build, network, self.args.engine_python, engine) is None:
-                    return
+            if not engine.is_file():
+                self.record.forget(f"build: {name}")
+            if self.record.step(f"build: {name}", self.build, network, self.args.engine_python, engine) is None:
+                return
             if "networks" in self.args.suite:
-                self.record.step(f"logits: {name}", self.compare, network, engine)
+                self.record.step(f"logits: {name}", self.compare, network)
             if "answers" in self.args.suite and network.answers:
-                self.record.step(f"answers: {name}", self.answer, network, engine)
+                self.record.step(f"answers: {name}", self.answer, network)
         except OutOfTime:
             pass
 
-    def compare(self, network: Network, engine: Path) -> dict:
-        """Distances to PyTorch's float32 and, of int8 networks, to the double's logits for the same engine."""
-        ours = self.logits(network, self.args.engine_python, engine)
-        np.savez(engine.with_suffix(".npz"), *ours)
-        found = {} if network.checkpoint == "megatron" else {"PyTorch, fp32": distance(ours, self.reference)}
-        if not network.exact:
-            double = double_python(self.work)
-            simulated = engine.with_suffix(".double")
-            self.build(network, double, simulated)
-            found["double"] = distance(ours, self.logits(network, double, simulated))
-        return found
+    def engine(self, network: Network) -> Path:
+        return self.work / network.file_name
 
-    def answer(self, network: Network, engine: Path) -> dict:
+    def compare(self, network: Network) -> dict:
+        """The distance to PyTorch's float32, which Megatron's network has no likeness in; the logits are kept."""
+        ours = self.logits(network, self.args.engine_python, self.engine(network))
+        np.savez(self.engine(network).with_suffix(".npz"), *ours)
+        if not all(np.isfinite(logits).all() for logits in ours):
+            raise DemoBertError("its logits are not finite")
+        return {} if network.checkpoint == "megatron" else distance(ours, self.reference)
+
+    def simulate(self, network: Network) -> None:
+        """The distance of an int8 network's kept logits to what the double computes, on the first windows."""
+        try:
+            self.record.step(f"double: {network.name}", self._simulate, network)
+        except OutOfTime:
+            pass
+
+    def _simulate(self, network: Network) -> dict:
+        double, simulated = double_python(self.work), self.engine(network).with_suffix(".double")
+        self.build(network, double, simulated)
+        theirs = self.logits(network, double, simulated, DOUBLE_BATCHES)
+        return distance(self.kept(network.name)[: len(theirs)], theirs)
+
+    def kept(self, name: str) -> list[np.ndarray] | None:
+        """The logits that `compare` kept."""
+        path = self.engine(Network(name, ())).with_suffix(".npz")
+        if not path.is_file():
+            return None
+        with np.load(path) as file:
+            return [file[key] for key in file.files]
+
+    def answer(self, network: Network) -> dict:
         """F1 and exact match of all the questions."""
+        engine = self.engine(network)
         script = "inference.py" if network.layout == "padded" else "inference_varseqlen.py"
         predictions = engine.with_suffix(".predictions.json")
-        command = [self.args.engine_python, ROOT / script, "-e", engine, "-sq", self.squad, "-o", predictions, "--fresh"]
+        command = [
+            self.args.engine_python,
+            ROOT / script,
+            "-e",
+            engine,
+            "-sq",
+            self.squad,
+            "-o",
+            predictions,
+            "--fresh",
+        ]
         self.run([*command, "-b", BATCH], script)
         judge = ROOT / "squad" / "evaluate-v1.1.py"
         return json.loads(self.run([sys.executable, judge, self.squad, predictions], judge.name).splitlines()[-1])
 
     def compare_pairs(self) -> dict:
-        """The largest distance between networks that are to compute the same, by their saved logits."""
-        found = {f"{one} / {other}": self.pair(one, other) for one, other in PAIRS}
-        return {pair: distances for pair, distances in found.items() if distances}
-
-    def pair(self, one: str, other: str) -> dict | None:
-        paths = [self.work / Network(name, ()).file_name for name in (one, other)]
-        files = [path.with_suffix(".npz") for path in paths]
-        if not all(path.is_file() for path in files):
-            return None
-        return distance(*([file[name] for name in file.files] for file in map(np.load, files)))
+        """The distances between networks that are to compute the same."""
+        kept = {pair: [self.kept(name) for name in pair] for pair in PAIRS}
+        return {" / ".join(pair): distance(*logits) for pair, logits in kept.items() if all(logits)}
 
 
 #: Padded and packed forms of one network.
@@ -195,6 +224,8 @@ def check_networks(suite: Suite) -> None:
     wanted = [network for network in NETWORKS if suite.args.only is None or suite.args.only in network.name]
     with ThreadPoolExecutor(suite.args.jobs) as pool:
         list(pool.map(suite.check, wanted))
+        simulated = [network for network in wanted if not network.exact and suite.kept(network.name)]
+        list(pool.map(suite.simulate, simulated if "networks" in suite.args.suite else []))
     suite.record.forget("pairs")
     suite.record.step("pairs", suite.compare_pairs)
 

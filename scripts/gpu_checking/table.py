@@ -57,14 +57,22 @@ def fill(suite) -> None:
             for number, kind in enumerate(KINDS):
                 if suite.args.only is None or suite.args.only in f"{place}, {kind.name}":
                     suite.record.step(f"table: {place}, {kind.name}", engine_times, suite, place, kind)
-                if number == 0:  # what int8 is held against, on the same machine in the same minutes
+                if number == 0:  # on the same machine in the same minutes
                     beside(suite, place)
 
 
 def beside(suite, place: Place) -> None:
+    """What the engines are held against: the floor, which is cheap to measure, and PyTorch."""
     for name, work in (("products", torch_models.product_times), ("PyTorch", torch_models.model_times)):
-        if suite.args.only is None or suite.args.only in f"{place}, {name}":
-            suite.record.step(f"table: {place}, {name}", work, suite, place)
+        for batch in place.batches:
+            key = f"table: {place.model} × {place.length}, {name} × {batch}"
+            if suite.args.only is None or suite.args.only in key:
+                suite.record.step(key, _facts_and, work, suite, place, batch)
+
+
+def _facts_and(work, suite, place: Place, batch: int) -> dict:
+    times = {name: {str(batch): row} for name, row in work(suite, place, batch).items()}
+    return {"model": place.model, "tokens": place.length, "times": times}
 
 
 def sizes_of(args) -> dict:
@@ -84,10 +92,10 @@ def engine_times(suite, place: Place, kind: Network) -> dict:
     try:
         started = time.monotonic()
         suite.run(command, Path(command[1]).name)
-        found = {"build_seconds": round(time.monotonic() - started, 1), "mib": round(engine.stat().st_size / 2**20, 1)}
-        for way, flags in (("graph", ["--enable_graph"]), ("stream", [])):
-            found[way] = perf(suite, engine, place, flags)
-        return found
+        found = {"model": place.model, "tokens": place.length, "mib": round(engine.stat().st_size / 2**20, 1)}
+        found["build_seconds"] = round(time.monotonic() - started, 1)
+        graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
+        return found | {"times": {f"{kind.name}, CUDA graph": graph, kind.name: stream}}
     finally:
         for path in engine.parent.glob(f"{engine.name}*"):
             path.unlink()

@@ -38,7 +38,18 @@ LIBRARIES = {
 
 #: Parts of Python's library that no script here imports; some want libraries that a machine may lack.
 _LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "config-*")
-_LEFT_OUT_MODULES = ("_tkinter", "_ssl", "_hashlib", "_curses*", "readline", "_dbm", "_gdbm", "nis", "_sqlite3", "_crypt")
+_LEFT_OUT_MODULES = (
+    "_tkinter",
+    "_ssl",
+    "_hashlib",
+    "_curses*",
+    "readline",
+    "_dbm",
+    "_gdbm",
+    "nis",
+    "_sqlite3",
+    "_crypt",
+)
 
 #: Libraries that every Linux with glibc has.
 _EVERYWHERE = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "libpthread.", "librt.", "libutil.", "libgcc_s.")
@@ -227,7 +238,11 @@ def build_perf(headers: Path, libraries: Path, home: Path) -> None:
         root.mkdir()
         (root / "include").symlink_to(headers.resolve())
         (root / "lib").symlink_to(libraries.resolve())
-        found = [f"-DTENSORRT_ROOT={root}", f"-DPYTHON_EXECUTABLE={sys.executable}", f"-DCUDAToolkit_ROOT={cuda_root()}"]
+        found = [
+            f"-DTENSORRT_ROOT={root}",
+            f"-DPYTHON_EXECUTABLE={sys.executable}",
+            f"-DCUDAToolkit_ROOT={cuda_root()}",
+        ]
         run_program("cmake", ["cmake", "-S", str(ROOT), "-B", str(build), *found])
         run_program("cmake", ["cmake", "--build", str(build), "-j2", "--target", "perf", "demobert_tensorrt"])
         (home / "build").mkdir()
