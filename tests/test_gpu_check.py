@@ -33,6 +33,7 @@ from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def check(*arguments, capability=(8, 6)) -> model_check.Check:
@@ -170,7 +171,7 @@ def test_only_what_the_gpu_never_reads_is_cleared(tmp_path, rng):
 
 def test_another_python_is_refused_before_anything_is_downloaded(tmp_path):
     flags = ["--prepare", "--tensorrt", "8.6.0", "--folder", str(tmp_path), "--squad", str(SQUAD)]
-    if "%d.%d" % sys.version_info[:2] == tensorrt_8.PYTHON:
+    if THIS_PYTHON == tensorrt_8.PYTHON:
         pytest.skip("this Python is the one")
     with pytest.raises(DemoBertError, match=r"needs a Python 3\.10; name one with --engine-python \(.* is 3"):
         gpu_check.main([*flags, "--engine-python", str(Path(sys.executable))])
@@ -181,7 +182,7 @@ def test_another_python_is_refused_before_anything_is_downloaded(tmp_path):
 
 def test_a_python_travels(tmp_path, monkeypatch):
     """This Python, copied without its packages, runs from another folder and finds the libraries beside it."""
-    monkeypatch.setattr(tensorrt_8, "PYTHON", "%d.%d" % sys.version_info[:2])
+    monkeypatch.setattr(tensorrt_8, "PYTHON", THIS_PYTHON)
     home = tmp_path / "home"
     (home / "site").mkdir(parents=True)
     (home / "site" / "travelled.py").write_text("answer = 42\n")
@@ -196,6 +197,22 @@ def test_a_python_travels(tmp_path, monkeypatch):
 def test_what_did_not_travel_is_said(tmp_path):
     with pytest.raises(DemoBertError, match="TensorRT 8.6.0 is not in .*: collect it by gpu_check.sh --prepare"):
         tensorrt_8.unpack(tmp_path / "tensorrt-8.6.0")
+
+
+def test_what_travelled_is_unpacked_once(tmp_path):
+    """With a Python that does not expand anything: the libraries here are there already."""
+    home = tmp_path / "tensorrt-8.6.0"
+    (home / "libraries").mkdir(parents=True)
+    (home / "site").mkdir()
+    program = home / "python"
+    program.write_text("#!/bin/sh\nrm $3/a.so.zst\n")
+    program.chmod(0o755)
+    tensorrt_8.bundle(home)
+    (home / "libraries" / "a.so.zst").write_bytes(b"compressed")
+    assert sorted(path.name for path in home.iterdir()) == ["libraries", "python.tar.xz"]
+    for _ in range(2):
+        assert tensorrt_8.unpack(home) == str(program) and (home / "site").is_dir()
+        assert not list((home / "libraries").iterdir())
 
 
 def test_large_files_are_compressed_and_expanded(tmp_path, rng):

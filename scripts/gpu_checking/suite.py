@@ -7,6 +7,7 @@ table       demoBERT's table by build/perf, beside PyTorch and the dense product
 Every step is a process of its own with a time limit, and a line of the record (record.py).
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -139,10 +140,8 @@ class Suite:
 
     def simulate(self, network: Network) -> None:
         """The distance of an int8 network's kept logits to what the double computes, on the first windows."""
-        try:
+        with contextlib.suppress(OutOfTime):
             self.record.step(f"double: {network.name}", self._simulate, network)
-        except OutOfTime:
-            pass
 
     def _simulate(self, network: Network) -> dict:
         double, simulated = double_python(self.work), self.engine(network).with_suffix(".double")
