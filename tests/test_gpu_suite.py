@@ -15,7 +15,7 @@ from helpers.cli import Parser
 from helpers.errors import DemoBertError
 from helpers.weights import load_weights
 from scripts.gpu_checking import check as gpu_check
-from scripts.gpu_checking import checkpoints, report, suite, table, torch_models
+from scripts.gpu_checking import checkpoints, layer_times, report, suite, table, torch_models
 from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, build_command
 from scripts.gpu_checking.record import OutOfTime, Record
 from tests.conftest import BUNDLED, ROOT
@@ -146,6 +146,7 @@ def on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_models, "DEVICE", "cpu")
     monkeypatch.setattr(suite, "MEGATRON", TINY)
     monkeypatch.setattr(suite, "LENGTH", 96)
+    monkeypatch.setattr(table, "PROFILED", ())  # neither OpenVINO nor the double has a profiler
     monkeypatch.setattr(table, "RANDOM_SIZES", dict.fromkeys(("base", "large"), TINY))
     monkeypatch.setattr(suite.Suite, "make_checkpoints", make_checkpoints)
     flags = {"--folder": tmp_path, "--squad": SQUAD, "--json": tmp_path / "suite.json", "--iterations": 2}
@@ -219,6 +220,21 @@ def test_a_program_that_hangs_is_ended(tmp_path):
     with pytest.raises(DemoBertError, match="sh failed: one | two"):
         one.run(["sh", "-c", "echo one >&2; echo two >&2; exit 3"], "sh")
     assert one.run(["sh", "-c", 'printf %s "$WORD"'], "sh", WORD="said") == "said"
+
+
+def test_layers_that_differ_by_number_are_one_line():
+    class Context:
+        profiler = None
+
+    context = Context()
+
+    def run_once():
+        if context.profiler is not None:
+            for name, ms in (("l0_dense", 1.0), ("l11_dense", 0.5), ("head", 2.0)):
+                context.profiler.report_layer_time(name, ms)
+
+    found = layer_times.profiled(SimpleNamespace(IProfiler=object), context, run_once)
+    assert list(found.items()) == [("head", {"ms": 2.0, "layers": 1}), ("l*_dense", {"ms": 1.5, "layers": 2})]
 
 
 # The page

@@ -1,4 +1,4 @@
-"""docs/h100.md, .csv and .png out of the JSON that `gpu_check.sh --suite` wrote: `gpu_check.sh --report FILE`."""
+"""A page, its table and its picture out of the JSON that `gpu_check.sh --suite` wrote: `gpu_check.sh --report FILE`."""
 
 import csv
 from dataclasses import dataclass

@@ -197,6 +197,8 @@ PAIRS = (
 def run(args, squad: Path) -> int:
     """The parts of `args.suite`; the exit code: 1 where a step failed."""
     record = Record(args.json or args.folder / "suite.json", args.minutes)
+    # TensorRT 8.6 has tens of thousands of kernels, and CUDA 12.0 loads all of them unless it is told not to.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     torch = torch_models.import_torch()
     record.note(machine={"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}, tensorrt=args.tensorrt)
     suite = Suite(args, squad, record)

@@ -4,6 +4,7 @@ Beside it, in the same run, PyTorch and the dense products alone. One engine has
 at a time: the most telling come first, and little is lost where a machine is taken back.
 """
 
+import json
 import os
 import time
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Batch sizes by how telling they are: the table is filled for the first row of them, then for the second.
 BATCH_GROUPS = ((1, 8, 32, 128), (2, 4, 12, 16, 24, 64))
+
+#: Batch sizes whose layers are timed one by one.
+PROFILED = (1, 8, 128)
 
 SIZES = (("large", 384), ("base", 384), ("large", 128), ("base", 128))
 
@@ -95,10 +99,19 @@ def engine_times(suite, place: Place, kind: Network) -> dict:
         found = {"model": place.model, "tokens": place.length, "mib": round(engine.stat().st_size / 2**20, 1)}
         found["build_seconds"] = round(time.monotonic() - started, 1)
         graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
+        suite.record.step(f"layers: {place}, {kind.name}", layers, suite, engine, kind, place)
         return found | {"times": {f"{kind.name}, CUDA graph": graph, kind.name: stream}}
     finally:
         for path in engine.parent.glob(f"{engine.name}*"):
             path.unlink()
+
+
+def layers(suite, engine: Path, kind: Network, place: Place) -> dict:
+    """Batch size → TensorRT's own time of each kind of layer (layer_times.py)."""
+    batches = [batch for batch in place.batches if batch in PROFILED]
+    program = ROOT / "scripts" / "gpu_checking" / "layer_times.py"
+    command = [suite.args.engine_python, program, engine, kind.layout, place.length, *batches]
+    return json.loads(suite.run(command, program.name).splitlines()[-1]) if batches else {}
 
 
 def perf(suite, engine: Path, place: Place, flags: list) -> dict:
