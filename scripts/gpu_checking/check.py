@@ -66,7 +66,7 @@ def _add_transfer_arguments(parser: cli.Parser) -> None:
     add("--prepare", action="store_true", help="fill --folder from the package registry, and end")
     add("--python-version", default="3.12", metavar="X.Y", help="with --prepare --rtx: the GPU machine's")
     add("--part-size", **_NUMBER, default=56, help="with --prepare: MiB of the largest file")
-    capability = "with --prepare --tensorrt: the GPU's; kernels for others stay here"
+    capability = "with --prepare --tensorrt: the GPU's; kernels for others stay here (all: none do)"
     add("--compute-capability", default="9.0", metavar="X.Y", help=capability)
     headers = "with --prepare --tensorrt: folder of that release's NvInfer.h (TensorRT's public repository, include/)"
     text = "with --prepare: SQuAD text that --suite calibrates and trains the bundled model on"
@@ -170,7 +170,7 @@ def prepare(args) -> None:
         name = f"tensorrt-{args.tensorrt or 'rtx'}.tar"
         if args.tensorrt:
             needs = (*transfer.PYCUDA_NEEDS, *transfer.PROJECT_NEEDS, *transfer.ENGINE_NEEDS)
-            generation = int(args.compute_capability.replace(".", ""))
+            generation = None if args.compute_capability == "all" else int(args.compute_capability.replace(".", ""))
             tensorrt_8.collect(packages, args.folder / "downloads", args.engine_python, needs, generation, args.headers)
         else:
             transfer.download(packages, args.python_version)

@@ -75,11 +75,13 @@ exec "$home/bin/python" "$@"
 """
 
 
-def collect(parcel: Path, downloads: Path, python: str, packages: tuple, generation: int, headers: Path | None) -> None:
+def collect(
+    parcel: Path, downloads: Path, python: str, packages: tuple, generation: int | None, headers: Path | None
+) -> None:
     """Fill `parcel` with all that travels; `downloads` keeps what comes from the registry, for the next time.
 
-    `python` is this machine's Python 3.10, `packages` are what pip gives it, `generation` is the GPU's (90 for 9.0),
-    `headers` hold TensorRT's NvInfer.h, without which build/perf is left out. Raises DemoBertError.
+    `python` is this machine's Python 3.10, `packages` are what pip gives it, `generation` is the GPU's (90 for 9.0;
+    None: any), `headers` hold TensorRT's NvInfer.h, without which build/perf is left out. Raises DemoBertError.
     """
     told = _described(python)
     home = parcel / f"tensorrt-{VERSION}"
@@ -98,7 +100,7 @@ def collect(parcel: Path, downloads: Path, python: str, packages: tuple, generat
     if headers is not None:
         build_perf(headers, libraries, home)
     for path in sorted(libraries.iterdir()):
-        cleared = clear_foreign_code(path, generation)
+        cleared = clear_foreign_code(path, generation) if generation else 0
         cli.note(f"{path.name}: {path.stat().st_size >> 20} MiB, {cleared >> 20} of them for other GPUs")
     _work_on(libraries, "compress")
     bundle(home)
