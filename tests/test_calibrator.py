@@ -110,6 +110,20 @@ def test_a_percentile_is_numpy_s_to_a_bin(rng):
     assert cut <= histogram.amax("percentile") * (1 + 1e-6) and histogram.amax("percentile") <= cut + 1.001 * width
 
 
+def test_one_far_out_value_of_a_feed_forward_part_is_clipped(rng):
+    """One of some 50,000, as trained BERTs have it in each text: kept, it would leave a few steps to the others."""
+    config = BertConfig(64, 2, 1, 64, 50, 40)
+    recorder, far = calibrator.RangeRecorder(config), np.float32(rng.uniform(100, 500))
+    for name in quantization.range_names(config):
+        values = rng.standard_normal((800, 64)).astype(np.float32)
+        values[int(rng.integers(800)), int(rng.integers(64))] = far
+        recorder.add(name, values)
+    ranges = recorder.ranges("percentile")
+    clipped = {name for name, amax in ranges.items() if np.max(amax) < far / 10}
+    assert clipped == {f"l{i}_output_add_local_input_quantizer_amax" for i in range(2)}
+    assert not {name for name, amax in recorder.ranges("max").items() if np.max(amax) < far}
+
+
 def test_entropy_cuts_where_the_divergence_is_least(rng):
     """The same choice made value by value, without histograms' tricks (Migacz 2017)."""
     histogram = calibrator.Histogram()

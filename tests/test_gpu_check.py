@@ -5,9 +5,12 @@ import ctypes
 import importlib
 import json
 import os
+import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,13 +25,15 @@ from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.weights import load_weights
 from scripts.gpu_checking import check as gpu_check
-from scripts.gpu_checking import model_check, torch_models, transfer
+from scripts.gpu_checking import compressed, model_check, tensorrt_8, torch_models, transfer
 from scripts.gpu_checking.comparison import TOLERANCE, as_json, compare, comparison_table, latency_table, tolerance_for
 from scripts.gpu_checking.engine_process import EngineProcess, captured
+from scripts.gpu_checking.fatbins import clear_foreign_code
 from tests import checkpoints
 from tests.conftest import BUNDLED, ROOT
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def check(*arguments, capability=(8, 6)) -> model_check.Check:
@@ -45,10 +50,11 @@ def test_a_file_is_cut_and_joined(tmp_path, rng, size, parts):
     pieces = transfer.split(path, 1000)
     assert len(pieces) == parts and all(piece.stat().st_size <= 1000 for piece in pieces)
     path.unlink()
-    assert transfer.join(tmp_path) == [path] and path.read_bytes() == content
+    manifest = tmp_path / "wheel.whl.parts.json"
+    assert transfer.joined(tmp_path, manifest) == path and path.read_bytes() == content
     for piece in pieces:
         piece.unlink()
-    assert transfer.join(tmp_path) == [path]  # it is there already: the parts are not asked for again
+    assert transfer.joined(tmp_path, manifest) == path  # it is there already: the parts are not asked for again
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def test_a_damaged_part_is_named(cut, rng):
     content[int(rng.integers(len(content)))] ^= 1
     pieces[1].write_bytes(content)
     with pytest.raises(DemoBertError, match="part01 is damaged"):
-        transfer.join(folder)
+        transfer.joined(folder, folder / "wheel.whl.parts.json")
     assert not path.exists()
 
 
@@ -76,7 +82,7 @@ def test_missing_parts_are_counted(cut):
     pieces[0].unlink()
     pieces[2].unlink()
     with pytest.raises(DemoBertError, match="2 of 3 parts of wheel.whl are missing .*part00"):
-        transfer.join(folder)
+        transfer.joined(folder, folder / "wheel.whl.parts.json")
 
 
 @pytest.mark.parametrize("name", ["../out.whl", "/tmp/out.whl", "..", "", "a/b", 5])
@@ -88,14 +94,137 @@ def test_a_list_of_parts_can_not_name_other_folders(cut, name, place):
     (content if place == "whole" else content["parts"][0])["name"] = name
     manifest.write_text(json.dumps(content))
     with pytest.raises(DemoBertError, match="outside its folder"):
-        transfer.join(folder)
+        transfer.joined(folder, folder / "wheel.whl.parts.json")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"name": "a", "sha256": "", "parts": 3}', "nonsense"])
 def test_what_is_no_list_of_parts_is_refused(tmp_path, content):
-    (tmp_path / "a.parts.json").write_text(content)
+    (tmp_path / "a.tar.parts.json").write_text(content)
     with pytest.raises(DemoBertError, match="list of parts"):
-        transfer.join(tmp_path)
+        transfer.unpack(tmp_path)
+
+
+def test_a_folder_travels_in_parts(tmp_path, rng):
+    parcel, here, there = (tmp_path / name for name in ("parcel", "here", "there"))
+    (parcel / "bin").mkdir(parents=True)
+    here.mkdir()
+    there.mkdir()
+    contents = {"bin/python": rng.bytes(3000), "squad.json": b"{}"}
+    for name, content in contents.items():
+        (parcel / name).write_bytes(content)
+    (parcel / "bin" / "python").chmod(0o755)
+    (here / "all.tar.part99").write_bytes(b"of an earlier time")
+    parts = transfer.pack(parcel, here / "all.tar", 4000)
+    assert sorted(parts) == sorted(here.iterdir()) and parts[-1].name == "all.tar.parts.json" and len(parts) > 2
+    for part in parts[1:]:
+        part.rename(there / part.name)
+    with pytest.raises(DemoBertError, match=r"1 of \d+ parts of all.tar are missing .*part00"):
+        transfer.unpack(there)
+    parts[0].rename(there / parts[0].name)
+    for _ in range(2):  # the second time there is nothing left to do
+        transfer.unpack(there)
+        assert {name: (there / name).read_bytes() for name in contents} == contents
+        assert (there / "bin" / "python").stat().st_mode & 0o111 and not (there / "all.tar").exists()
+        for part in there.glob("*.part0*"):
+            part.unlink()
+
+
+def test_an_archive_can_not_write_elsewhere(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with tarfile.open(folder / "all.tar", "w") as file:
+        file.add(__file__, "../outside.py")
+    transfer.split(folder / "all.tar", 1 << 20)
+    with pytest.raises(DemoBertError, match="can't be unpacked: .*outside"):
+        transfer.unpack(folder)
+    assert not (tmp_path / "outside.py").exists()
+
+
+# TensorRT 8.6.0: kernels for other GPUs stay behind, a Python travels
+
+
+def fatbin(*entries) -> bytes:
+    """A fatbin of (kind, generation, content), as the tool cuobjdump describes it."""
+    body = b""
+    for kind, generation, content in entries:
+        header = struct.pack("<HHIQ12xI", kind, 0x101, 64, len(content), generation)
+        body += header.ljust(64, b"\x07") + content
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_only_what_the_gpu_never_reads_is_cleared(tmp_path, rng):
+    text, code = 1, 2
+    kept = [rng.bytes(48) for _ in range(4)]
+    foreign = [rng.bytes(size) for size in (80, 24, 40)]
+    both = [(code, 80, foreign[0]), (code, 90, kept[0]), (text, 90, foreign[1])]
+    parts = [b"begin", fatbin(*both), b"\x50\xed\x55\xba no header", fatbin((code, 80, kept[1]), (text, 86, kept[2]))]
+    parts += [fatbin((code, 90, kept[3]), (code, 75, foreign[2])), b"end", fatbin(*both)[:-1]]
+    path = tmp_path / "library.so"
+    path.write_bytes(b"".join(parts))
+    assert clear_foreign_code(path, 90) == 144
+    wanted = list(parts)
+    for index, content in ((1, foreign[0]), (1, foreign[1]), (4, foreign[2])):
+        wanted[index] = wanted[index].replace(content, bytes(len(content)))
+    assert path.read_bytes() == b"".join(wanted)
+    assert clear_foreign_code(path, 60) == 0 and path.read_bytes() == b"".join(wanted)
+
+
+def test_another_python_is_refused_before_anything_is_downloaded(tmp_path):
+    flags = ["--prepare", "--tensorrt", "8.6.0", "--folder", str(tmp_path), "--squad", str(SQUAD)]
+    if THIS_PYTHON == tensorrt_8.PYTHON:
+        pytest.skip("this Python is the one")
+    with pytest.raises(DemoBertError, match=r"needs a Python 3\.10; name one with --engine-python \(.* is 3"):
+        gpu_check.main([*flags, "--engine-python", str(Path(sys.executable))])
+    with pytest.raises(DemoBertError, match="nowhere/python can't be run: No such file"):
+        gpu_check.main([*flags, "--engine-python", "/nowhere/python"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_python_travels(tmp_path, monkeypatch):
+    """This Python, copied without its packages, runs from another folder and finds the libraries beside it."""
+    monkeypatch.setattr(tensorrt_8, "PYTHON", THIS_PYTHON)
+    home = tmp_path / "home"
+    (home / "site").mkdir(parents=True)
+    (home / "site" / "travelled.py").write_text("answer = 42\n")
+    tensorrt_8._copy_python(tensorrt_8._described(sys.executable), home)
+    moved = home.rename(tmp_path / "moved")
+    code = "import ctypes, lzma, os, subprocess, hashlib, travelled; print(os.__file__, hashlib.sha256(b'').hexdigest()[:4])"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "/nowhere"}
+    said = subprocess.run([moved / "python", "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert said.stdout.startswith(str(moved)) and said.stdout.endswith("e3b0\n"), said.stderr
+
+
+def test_what_did_not_travel_is_said(tmp_path):
+    with pytest.raises(DemoBertError, match="TensorRT 8.6.0 is not in .*: collect it by gpu_check.sh --prepare"):
+        tensorrt_8.unpack(tmp_path / "tensorrt-8.6.0")
+
+
+def test_what_travelled_is_unpacked_once(tmp_path):
+    """With a Python that does not expand anything: the libraries here are there already."""
+    home = tmp_path / "tensorrt-8.6.0"
+    (home / "libraries").mkdir(parents=True)
+    (home / "site").mkdir()
+    program = home / "python"
+    program.write_text("#!/bin/sh\nrm $3/a.so.zst\n")
+    program.chmod(0o755)
+    tensorrt_8.bundle(home)
+    (home / "libraries" / "a.so.zst").write_bytes(b"compressed")
+    assert sorted(path.name for path in home.iterdir()) == ["libraries", "python.tar.xz"]
+    for _ in range(2):
+        assert tensorrt_8.unpack(home) == str(program) and (home / "site").is_dir()
+        assert not list((home / "libraries").iterdir())
+
+
+def test_large_files_are_compressed_and_expanded(tmp_path, rng):
+    pytest.importorskip("zstandard")
+    content = {"a.so": bytes(1 << 20) + rng.bytes(1000), "b.so": b""}
+    for name, value in content.items():
+        (tmp_path / name).write_bytes(value)
+    compressed.main("compress", str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.so.zst", "b.so.zst"]
+    assert (tmp_path / "a.so.zst").stat().st_size < 2000
+    compressed.main("expand", str(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
 
 
 def wheel(folder, name: str, content: str):

@@ -46,7 +46,7 @@ LONGEST_README = 250
 MARKS = ("gpu", "network", "slow")
 
 #: Programs whose arguments are not ours to check.
-FOREIGN = set("mkdir cd pushd popd source export pip cmake make jupyter git docker apt-get".split())
+FOREIGN = set("mkdir cp cd pushd popd source export pip cmake make jupyter git docker apt-get".split())
 
 #: Appended where a script times or measures, so that it ends soon: the last of two equal flags counts.
 SHORTER = {

@@ -24,14 +24,16 @@ _THREAD_LOCAL = 1
 class EngineProcess:
     """The engine file `path`, loaded by `python` in another process. Raises DemoBertError, with that one's reason."""
 
-    def __init__(self, path: Path, python: str = sys.executable, environment: dict | None = None):
-        command = [python, str(Path(__file__).resolve()), str(path)]
+    def __init__(
+        self, path: Path, python: str = sys.executable, environment: dict | None = None, layout: str = "padded"
+    ):
+        command = [python, str(Path(__file__).resolve()), str(path), layout]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
         self.description = self._answer()["description"]
 
     def logits(self, batches: list, folder: Path) -> list[np.ndarray]:
-        """The logits [B, S, 2] of each PaddedBatch, by way of files in `folder`."""
+        """The logits [B, S, 2] of each PaddedBatch, [T, 2] of each PackedBatch, by way of files in `folder`."""
         inputs, outputs = folder / "batches.npz", folder / "logits.npz"
         arrays = {f"{name}_{i}": array for i, batch in enumerate(batches) for name, array in batch.inputs().items()}
         np.savez(inputs, **arrays)
@@ -72,12 +74,12 @@ class EngineProcess:
         raise DemoBertError(f"the engine's process ended with exit code {code}")
 
 
-def serve(path: str) -> None:
+def serve(path: str, layout: str = "padded") -> None:
     """Load the engine, then answer requests from stdin until it ends. One that fails is answered by its error."""
     from helpers.backends import load_engine
 
     try:
-        engine = load_engine(path, "padded")
+        engine = load_engine(path, layout)
         _say(description=engine.describe())
     except DemoBertError as error:
         _say(error=str(error))
@@ -101,11 +103,12 @@ def _respond(engine, timed: dict, request: dict) -> dict:
 
 
 def _compute(engine, request: dict) -> None:
-    from helpers.batching import INPUT_NAMES, PaddedBatch
+    from helpers.batching import BATCH_OF_LAYOUT, INPUT_NAMES
 
+    layout = engine.card.layout
     with np.load(request["logits"]) as file:
-        names = INPUT_NAMES["padded"]
-        batches = [PaddedBatch(*(file[f"{name}_{i}"] for name in names)) for i in range(request["count"])]
+        arrays = [[file[f"{name}_{i}"] for name in INPUT_NAMES[layout]] for i in range(request["count"])]
+    batches = [BATCH_OF_LAYOUT[layout](*of_batch) for of_batch in arrays]
     np.savez(request["to"], **{f"logits_{i}": engine.run(batch) for i, batch in enumerate(batches)})
 
 
@@ -163,4 +166,4 @@ def _say(**answer) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

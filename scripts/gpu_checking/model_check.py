@@ -169,16 +169,20 @@ class Check:
 
 def windows(squad: Path, args) -> list:
     """The first `args.windows` windows of a SQuAD file, in its order, as PaddedBatches of their longest length."""
-    length, size, options = args.sequence_length[-1], args.batch_size[-1], AnswerOptions()
-    tokenizer = ModelFolder.open(BUNDLED).tokenizer()
-    features = []
+    length, size = args.sequence_length[-1], args.batch_size[-1]
+    found = features(squad, args.windows, length)
+    return [padded_batch(found[first : first + size], length) for first in range(0, len(found), size)]
+
+
+def features(squad: Path, count: int, length: int) -> list:
+    """The first `count` windows of a SQuAD file, of up to `length` tokens, as the bundled model's tokenizer reads it."""
+    options, tokenizer, found = AnswerOptions(), ModelFolder.open(BUNDLED).tokenizer(), []
     for example in read_squad(squad).examples:
         texts = tokenizer.encode(example.question), tokenizer.encode(example.passage)
-        features += make_features(*texts, tokenizer, length, options.max_query_length, options.doc_stride)
-        if len(features) >= args.windows:
+        found += make_features(*texts, tokenizer, length, options.max_query_length, options.doc_stride)
+        if len(found) >= count:
             break
-    features = features[: args.windows]
-    return [padded_batch(features[first : first + size], length) for first in range(0, len(features), size)]
+    return found[:count]
 
 
 def rows(logits: list) -> list:

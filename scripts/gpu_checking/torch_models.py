@@ -1,5 +1,6 @@
 """PyTorch on the GPU: the reference's logits, and runs to be timed. Heavy imports wait until they are asked for."""
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -85,3 +86,70 @@ def _timed(forward, runs: int) -> list[float]:
             end.synchronize()
             latencies.append(start.elapsed_time(end))
     return latencies
+
+
+def model_times(suite, place, batch: int) -> dict:
+    """PyTorch's BERT of `place` in fp16, as a CUDA graph: {"SDPA": ms, "torch.compile": ms}."""
+    import torch
+    import transformers
+
+    torch._dynamo.reset()  # what was compiled for other batches is of no use
+    config = place.config
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    settings = {name: getattr(config, name) for name in sizes} | {"attn_implementation": "sdpa"}
+    model = transformers.BertForQuestionAnswering(transformers.BertConfig(**settings)).to(DEVICE, torch.float16).eval()
+    ids = torch.randint(config.vocab_size, (batch, place.length), device=DEVICE)
+    inputs = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}
+    ways = {"SDPA": model}
+    if not suite.args.no_compile:
+        ways["torch.compile"] = torch.compile(model, dynamic=False)
+    return {name: graph_times(partial(forward, **inputs), suite.args.iterations) for name, forward in ways.items()}
+
+
+def product_times(suite, place, batch: int) -> dict:
+    """The dense layers' matrix products alone, of all layers, as a CUDA graph: {"fp16": ms, "fp8": ms}."""
+    kinds = ("fp16",) if DEVICE == "cpu" else ("fp16", "fp8")
+    return {kind: graph_times(_products(place, batch, kind), suite.args.iterations) for kind in kinds}
+
+
+def _products(place, batch: int, kind: str):
+    """A function that multiplies as BERT's encoder does, each layer by kernels of its own."""
+    import torch
+
+    hidden, inner = place.config.hidden_size, place.config.intermediate_size
+    rows, half = batch * place.length, {"device": DEVICE, "dtype": torch.float16}
+    shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
+    inputs = {size: torch.randn(rows, size, **half) for size in (hidden, inner)}
+    kernels = [torch.randn(out, size, **half) for _ in range(place.config.num_hidden_layers) for size, out in shapes]
+    if kind == "fp16":
+        return lambda: [torch.nn.functional.linear(inputs[kernel.shape[1]], kernel) for kernel in kernels]
+    one = torch.ones((), device=DEVICE)
+    eighth = torch.float8_e4m3fn
+    inputs = {size: tensor.to(eighth) for size, tensor in inputs.items()}
+    kernels = [kernel.to(eighth) for kernel in kernels]
+    settings = {"scale_a": one, "scale_b": one, "out_dtype": torch.float16, "use_fast_accum": True}
+    return lambda: [torch._scaled_mm(inputs[kernel.shape[1]], kernel.t(), **settings) for kernel in kernels]
+
+
+def graph_times(forward, runs: int) -> dict:
+    """Average, median, 95th and 99th percentile of `runs` runs in ms: replays of a CUDA graph, on a CPU plain runs."""
+    import torch
+
+    with torch.inference_mode():
+        for _ in range(3):
+            forward()
+        if DEVICE == "cpu":
+            times = [_wall_time(forward) for _ in range(runs)]
+        else:
+            replay = _captured(forward).replay
+            _timed(replay, 10)
+            times = _timed(replay, runs)
+    percentiles = np.percentile(times, (50, 95, 99))
+    names = ("median_ms", "percentile_95_ms", "percentile_99_ms")
+    return {"average_ms": float(np.mean(times)), **{name: float(ms) for name, ms in zip(names, percentiles)}}
+
+
+def _wall_time(forward) -> float:
+    started = time.perf_counter()
+    forward()
+    return 1000 * (time.perf_counter() - started)

@@ -1,7 +1,8 @@
 """The transfer of packages to a GPU machine that has no package registry.
 
-`download` fetches wheels and sources where there is one, `install` installs them on the GPU machine. A file that is too
-large to be transferred becomes NAME.part00, NAME.part01… and NAME.parts.json, which holds their SHA-256 sums.
+`download` fetches wheels and sources where there is one, `pack` makes one archive of them, in parts that a transfer
+takes; on the GPU machine `unpack` joins the parts and `install` installs the wheels. An archive becomes NAME.part00,
+NAME.part01… and NAME.parts.json, which holds their SHA-256 sums.
 """
 
 import importlib.util
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 from helpers import cli
@@ -28,15 +30,18 @@ PYCUDA_NEEDS = ("pytools", "siphash24", "platformdirs", "typing_extensions", "ma
 #: What the project's own scripts import.
 PROJECT_NEEDS = ("numpy>=1.26", "safetensors", "ml_dtypes", "tokenizers", "tqdm")
 
+#: What the Python that travels with TensorRT 8.6.0 has besides: what unpacks its libraries, and MLPerf's load generator.
+ENGINE_NEEDS = ("zstandard", "mlcommons-loadgen")
+
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 _BLOCK = 1 << 20
 
 
-def download(folder: Path, python_version: str, part_bytes: int) -> list[Path]:
-    """Download into `folder` what a Linux machine with `python_version` ("3.12") needs.
+def download(folder: Path, python_version: str) -> None:
+    """Download into `folder` what TensorRT-RTX needs on a Linux machine with `python_version` ("3.12").
 
-    Returns the files, of at most `part_bytes` each. Raises DemoBertError where pip fails.
+    Raises DemoBertError where pip fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     foreign = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python_version]
@@ -44,11 +49,38 @@ def download(folder: Path, python_version: str, part_bytes: int) -> list[Path]:
     _pip("download", "--no-deps", *foreign, "-d", str(folder), *RTX_WHEELS, *PYCUDA_NEEDS, *PROJECT_NEEDS)
     _pip("wheel", "--no-deps", "-w", str(folder), RTX_SOURCE)
     _pip("download", "--no-deps", "--no-binary", "pycuda", "-d", str(folder), PYCUDA_SOURCE)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".whl", ".gz") and path.stat().st_size > part_bytes:
-            split(path, part_bytes)
-            path.unlink()
-    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def pack(parcel: Path, archive: Path, part_bytes: int) -> list[Path]:
+    """All that is in the folder `parcel` as the tar file `archive`, cut into files of at most `part_bytes`.
+
+    Returns them, the list of parts last. Parts of an earlier `archive` go.
+    """
+    for old in archive.parent.glob(f"{archive.name}.part*"):
+        old.unlink()
+    with tarfile.open(archive, "w") as file:
+        for path in sorted(parcel.iterdir()):
+            file.add(path, path.name)
+    parts = split(archive, part_bytes)
+    archive.unlink()
+    return [*parts, archive.with_name(f"{archive.name}.parts.json")]
+
+
+def unpack(folder: Path) -> None:
+    """What `pack` made, in `folder` again, unless it was unpacked before. Raises DemoBertError."""
+    for manifest in sorted(folder.glob("*.tar.parts.json")):
+        done, wanted = manifest.with_suffix(".unpacked"), sha256_of(manifest)
+        if done.is_file() and done.read_text(encoding="ascii") == wanted:
+            continue
+        archive = joined(folder, manifest)
+        cli.note(f"Unpacking {archive.name}")
+        try:
+            with tarfile.open(archive) as file:
+                file.extractall(folder, filter="data")
+        except tarfile.TarError as error:
+            raise DemoBertError(f"{archive} can't be unpacked: {cli.one_line(error)}") from error
+        archive.unlink()
+        done.write_text(wanted, encoding="ascii")
 
 
 def split(path: Path, part_bytes: int) -> list[Path]:
@@ -68,12 +100,8 @@ def split(path: Path, part_bytes: int) -> list[Path]:
     return parts
 
 
-def join(folder: Path) -> list[Path]:
-    """Put every cut file of `folder` together again, unless it is there; returns them. Raises DemoBertError."""
-    return [_joined(folder, manifest) for manifest in sorted(folder.glob("*.parts.json"))]
-
-
-def _joined(folder: Path, manifest: Path) -> Path:
+def joined(folder: Path, manifest: Path) -> Path:
+    """The file whose parts `manifest` lists, put together again unless it is there. Raises DemoBertError."""
     content = read_json(manifest, "list of parts")
     try:
         whole = {"name": content["name"], "sha256": content["sha256"]}
@@ -116,7 +144,7 @@ def install(folder: Path) -> dict:
     """
     if not folder.is_dir():
         return dict(os.environ)
-    join(folder)
+    unpack(folder)
     site = (folder / "site").resolve()
     sys.path.append(str(site))
     paths = [path for path in (os.environ.get("PYTHONPATH"), str(site)) if path]

@@ -1,0 +1,95 @@
+"""Every form of BERT that TensorRT's plugins and layers have: how each is built, and from which checkpoint.
+
+The bundled model gives numbers that mean something; Megatron's network has random weights, since none trained is at
+hand.
+"""
+
+from dataclasses import dataclass
+
+#: What travels beside the checkpoints: the bundled model's ranges, calibrated where OpenVINO is installed.
+CALIBRATION = "bundled.calibration"
+
+#: Text that the bundled model's QAT variant is trained on.
+TRAINING = "training.json"
+
+_PTQ = ("--int8", "--fp16")
+_INT8_ALL = ("-iln", "-imh")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One engine: `flags` of the builder of its `layout`; `checkpoint` is "bundled", "qat" or "megatron".
+
+    `exact` networks are held to PyTorch's float32, the others to the double, which computes the same integers.
+    """
+
+    name: str
+    flags: tuple
+    layout: str = "padded"
+    checkpoint: str = "bundled"
+
+    @property
+    def exact(self) -> bool:
+        return "--int8" not in self.flags
+
+    @property
+    def calibrated(self) -> bool:
+        return not self.exact and self.checkpoint == "bundled"
+
+    @property
+    def answers(self) -> bool:
+        """Whether its answers mean something: random weights answer nothing."""
+        return self.checkpoint != "megatron"
+
+    @property
+    def file_name(self) -> str:
+        return self.name.replace(", ", "-").replace(" ", "_") + ".engine"
+
+
+def _plugin(name: str, *flags, **settings) -> Network:
+    return Network(f"plugin, {name}", ("--network", "plugin", *flags), **settings)
+
+
+def _native(name: str, *flags, **settings) -> Network:
+    return Network(f"native, {name}", ("--network", "native", *flags), **settings)
+
+
+#: The most telling first: a machine may be taken back.
+NETWORKS = (
+    _plugin("fp16", "--fp16"),
+    _plugin("int8", *_PTQ),
+    _plugin("int8 -iln -imh", *_PTQ, *_INT8_ALL),
+    _plugin("QAT int8", *_PTQ, checkpoint="qat"),
+    _plugin("QAT int8 -iln -imh", *_PTQ, *_INT8_ALL, checkpoint="qat"),
+    _plugin("packed fp16", "--fp16", layout="packed"),
+    _plugin("packed int8", *_PTQ, layout="packed"),
+    _plugin("packed QAT int8", *_PTQ, layout="packed", checkpoint="qat"),
+    _plugin("interleaved int8", *_PTQ, "-il", layout="packed"),
+    _plugin("interleaved QAT int8", *_PTQ, "-il", layout="packed", checkpoint="qat"),
+    _plugin("Megatron int8", *_PTQ, "-il", "--megatron", layout="packed", checkpoint="megatron"),
+    _plugin("Megatron sparse int8", *_PTQ, "-il", "--megatron", "-sp", layout="packed", checkpoint="megatron"),
+    _plugin("fp32"),
+    _native("fp16", "--fp16"),
+    _native("fp32"),
+    _native("int8", *_PTQ),
+    _native("QAT int8", *_PTQ, checkpoint="qat"),
+    _native("packed fp16", "--fp16", layout="packed"),
+)
+
+
+def build_command(python: str, root, network: Network, checkpoints: dict, engine, sizes: dict, extra=()) -> list[str]:
+    """The command that builds `network` into the file `engine`, as a user would type it.
+
+    `checkpoints` has a path for each name and for CALIBRATION; `sizes` are {"batch": […], "length": […]}.
+    """
+    script = "builder.py" if network.layout == "padded" else "builder_varseqlen.py"
+    path = checkpoints[network.checkpoint]
+    source = ["--pickle", path, "-c", path.parent, "-v", checkpoints["vocabulary"]]
+    if network.checkpoint != "megatron":
+        source = ["-pt", path]
+    if network.calibrated:
+        source += ["-p", checkpoints[CALIBRATION]]
+    words = [python, root / script, *source, "-o", engine, "--backend", "tensorrt", *network.flags, *extra]
+    for flag, values in (("-b", sizes["batch"]), ("-s", sizes["length"])):
+        words += [word for value in values for word in (flag, value)]
+    return [str(word) for word in words]

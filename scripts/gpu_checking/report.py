@@ -1,0 +1,178 @@
+"""A page, its table and its picture out of the JSON that `gpu_check.sh --suite` wrote: `gpu_check.sh --report FILE`."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.errors import DemoBertError
+from helpers.files import read_json
+from helpers.outputs import atomic_write, check_outputs
+
+_COLUMNS = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms")
+
+#: What int8 and fp16 are held against.
+BASELINE = "torch.compile"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of demoBERT's table."""
+
+    model: str
+    tokens: int
+    batch: int
+    name: str
+    times: dict
+
+
+def write(record: Path, document: Path) -> list[Path]:
+    """Write `document` and, beside it, its .csv and .png; returns them. Raises DemoBertError."""
+    content = read_json(record, "record of steps")
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
+        raise DemoBertError(f"{record} is not a record of gpu_check.sh --suite")
+    steps = content["steps"]
+    table, picture = document.with_suffix(".csv"), document.with_suffix(".png")
+    check_outputs({"--output": document, "the table": table, "the picture": picture}, [record])
+    rows = rows_of(steps)
+    parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows), _failures(steps)]
+    with atomic_write(document, "w") as file:
+        file.write("\n".join(part for part in parts if part))
+    _write_csv(rows, table)
+    written = [document, table]
+    if rows:
+        draw(rows, picture)
+        written.append(picture)
+    return written
+
+
+def rows_of(steps: dict) -> list[Row]:
+    """Every cell that was measured, by model, tokens, batch."""
+    rows = []
+    for key, entry in steps.items():
+        result = entry.get("result")
+        if key.startswith("table: ") and isinstance(result, dict):
+            products = ", products × " in key
+            for name, by_batch in result["times"].items():
+                name = f"products alone, {name}" if products else name
+                rows += [
+                    Row(result["model"], result["tokens"], int(batch), name, times)
+                    for batch, times in by_batch.items()
+                    if "average_ms" in times
+                ]
+    return sorted(rows, key=lambda row: (row.model, row.tokens, row.batch, row.name))
+
+
+def _heading(content: dict, picture: Path) -> str:
+    machine = content.get("machine", {})
+    return (
+        f"# TensorRT on {_an(machine.get('gpu', 'a GPU'))}\n\n"
+        f"Made by `scripts/gpu_check.sh --report` out of what `--suite` measured: TensorRT {content.get('tensorrt')}, "
+        f"PyTorch {machine.get('torch')}. [tensorrt.md](tensorrt.md) says how it is repeated.\n\n"
+        f"![average times against the batch size, one line a precision]({picture.name})\n"
+    )
+
+
+def _an(name: str) -> str:
+    return f"an {name}" if name[:1] in "AEIOUN" else f"a {name}"
+
+
+def _networks(steps: dict) -> str:
+    """Distances of the logits, a network a line."""
+    lines = ["## Every network, beside references\n", _NETWORKS_TEXT]
+    lines += ["| network | off PyTorch's fp32: largest | rms | other start or end | off the double: largest | rms |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    names = [key.removeprefix("logits: ") for key in steps if key.startswith("logits: ")]
+    for name in names:
+        exact = steps[f"logits: {name}"].get("result") or {}
+        double = steps.get(f"double: {name}", {}).get("result") or {}
+        cells = [_number(exact, "largest"), _number(exact, "rms"), _windows(exact)]
+        cells += [_number(double, "largest"), _number(double, "rms")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    pairs = steps.get("pairs", {}).get("result") or {}
+    lines += ["", "| the same network twice | largest difference | rms |", "| --- | ---: | ---: |"] if pairs else []
+    lines += [f"| {pair} | {_number(found, 'largest')} | {_number(found, 'rms')} |" for pair, found in pairs.items()]
+    return "\n".join(lines) + "\n" if names else ""
+
+
+_NETWORKS_TEXT = """Windows of real questions, the bundled model; Megatron's network has random weights, which PyTorch has no
+likeness of. The *double* (tests/tensorrt_double) computes the same int8 network in numpy float64.
+"""
+
+
+def _number(found: dict, name: str) -> str:
+    return f"{found[name]:.4f}" if name in found else ""
+
+
+def _windows(found: dict) -> str:
+    return f"{found['other_argmax']} of {found['windows']}" if found else ""
+
+
+def _answers(steps: dict) -> str:
+    found = {key.removeprefix("answers: "): entry.get("result") for key, entry in steps.items() if "answers: " in key}
+    found = {name: result for name, result in found.items() if result}
+    lines = ["## Answers\n", "| network | EM | F1 |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {row['exact_match']:.2f} | {row['f1']:.2f} |" for name, row in found.items()]
+    return "\n".join(lines) + "\n" if found else ""
+
+
+def _table(rows: list[Row]) -> str:
+    """A table for each model and length: a line each batch, a column each name; average ms."""
+    text = "## demoBERT's table\n\nAverage ms of one batch. The CSV has median, 95th and 99th percentile.\n"
+    for model, tokens in dict.fromkeys((row.model, row.tokens) for row in rows):
+        cells = {(row.batch, row.name): row for row in rows if (row.model, row.tokens) == (model, tokens)}
+        names = list(dict.fromkeys(name for _, name in cells))
+        lines = [f"\n### {model}, {tokens} tokens\n", f"| batch | {' | '.join(names)} | int8 / {BASELINE} |"]
+        lines += ["| ---: |" + " ---: |" * (len(names) + 1)]
+        for batch in dict.fromkeys(batch for batch, _ in cells):
+            times = {name: cells[batch, name].times["average_ms"] for name in names if (batch, name) in cells}
+            shown = [f"{times[name]:.3f}" if name in times else "" for name in names]
+            lines.append(f"| {batch} | {' | '.join(shown)} | {_ratio(times)} |")
+        text += "\n".join(lines) + "\n"
+    return text if rows else ""
+
+
+def _ratio(times: dict) -> str:
+    """The faster int8 engine's time as a share of the baseline's."""
+    int8 = [ms for name, ms in times.items() if "int8" in name and "sparse" not in name]
+    return f"{min(int8) / times[BASELINE]:.2f}" if int8 and BASELINE in times else ""
+
+
+def _failures(steps: dict) -> str:
+    failed = [f"- {key}: {entry['error']}" for key, entry in steps.items() if "error" in entry]
+    return "## What failed\n\n" + "\n".join(failed) + "\n" if failed else ""
+
+
+def _write_csv(rows: list[Row], path: Path) -> None:
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("model", "tokens", "batch", "engine", *_COLUMNS))
+        for row in rows:
+            times = (f"{row.times[column]:.4f}" if column in row.times else "" for column in _COLUMNS)
+            writer.writerow((row.model, row.tokens, row.batch, row.name, *times))
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """A panel for each model and length, both axes logarithmic, a line a precision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = list(dict.fromkeys((row.model, row.tokens) for row in rows))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 5), squeeze=False, layout="constrained")
+    for (model, tokens), axis in zip(panels, axes[0]):
+        of_panel = [row for row in rows if (row.model, row.tokens) == (model, tokens) and _is_drawn(row.name)]
+        for name in dict.fromkeys(row.name for row in of_panel):
+            line = [(row.batch, row.times["average_ms"]) for row in of_panel if row.name == name]
+            axis.plot(*zip(*line), marker=".", label=name.removesuffix(", CUDA graph"))
+        axis.set(title=f"{model}, {tokens} tokens", xlabel="batch", ylabel="ms", xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="x-small")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+    pyplot.close(figure)
+
+
+def _is_drawn(name: str) -> bool:
+    """Engines in CUDA graphs, as PyTorch and the products are: one line a precision."""
+    return name.endswith(", CUDA graph") or name in (BASELINE, "SDPA", "products alone, fp8")

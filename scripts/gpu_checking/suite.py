@@ -1,0 +1,265 @@
+"""All of TensorRT 8.6's networks on one GPU, in parts that can be repeated and gone on with: `gpu_check.sh --suite`.
+
+networks    each engine's logits beside PyTorch's float32 and beside what the tests' double computes for the same ranges
+answers     each engine's F1 on real questions
+table       demoBERT's table by build/perf, beside PyTorch and the dense products alone
+
+Every step is a process of its own with a time limit, and a line of the record (record.py).
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from helpers import cli
+from helpers.batching import packed_batch
+from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError
+from scripts.gpu_checking import checkpoints, model_check, torch_models
+from scripts.gpu_checking.engine_process import EngineProcess
+from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, TRAINING, Network, build_command
+from scripts.gpu_checking.record import OutOfTime, Record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PARTS = ("networks", "answers", "table")
+
+#: Megatron's network for the numbers: as large as the bundled model, of random weights.
+MEGATRON = BertConfig(256, 4, 4, 1024, 30522, gelu="tanh")
+
+#: The release that the double plays.
+DOUBLE = "8.6.1"
+
+BATCH, LENGTH = 8, 384
+
+#: Batches of windows that the double computes: it takes a core many seconds for each window.
+DOUBLE_BATCHES = 1
+
+
+class Suite:
+    """The steps of the parts "networks" and "answers", and what they share with the table's."""
+
+    def __init__(self, args, squad: Path, record: Record):
+        self.args, self.squad, self.record = args, squad, record
+        self.work = args.folder / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = {
+            "bundled": model_check.BUNDLED,
+            "vocabulary": model_check.BUNDLED / "vocab.txt",
+            "qat": self.work / "qat",
+            "megatron": self.work / "megatron" / "weights.pickle",
+            CALIBRATION: args.folder / CALIBRATION,
+        }
+
+    def run(self, command: list, what: str, seconds: float = 600, **environment) -> str:
+        """What `command` prints. Raises DemoBertError with its last line, or where it takes longer than it may."""
+        words, limit = [str(word) for word in command], min(seconds, self.record.seconds_left)
+        pipe = {"capture_output": True, "text": True, "errors": "replace", "stdin": subprocess.DEVNULL}
+        try:
+            result = subprocess.run(words, env=os.environ | environment, cwd=ROOT, timeout=limit, **pipe)
+        except subprocess.TimeoutExpired as error:
+            raise DemoBertError(f"{what} took longer than {limit:.0f} s") from error
+        except OSError as error:
+            raise DemoBertError(f"{what}: {words[0]} can't be run: {error.strerror}") from error
+        if result.returncode:
+            said = (result.stderr or result.stdout).splitlines() or [f"{what} ended with exit code {result.returncode}"]
+            raise DemoBertError(f"{what} failed: {cli.one_line(' | '.join(said[-3:]))}")
+        return result.stdout
+
+    def make_checkpoints(self) -> None:
+        checkpoints.write_random_megatron(self.checkpoints["megatron"], MEGATRON)
+        training = self.args.folder / TRAINING
+        if not (self.checkpoints["qat"] / "config.json").is_file():
+            flags = ["-pt", model_check.BUNDLED, "-j", training, "-o", self.checkpoints["qat"], "--qat"]
+            program = [sys.executable, ROOT / "squad" / "finetune.py"]
+            self.record.step(
+                "training the QAT variant", self.run, [*program, *flags, *self.args.finetune], "finetune.py"
+            )
+
+    def build(self, network: Network, python: str, engine: Path, extra=()) -> float:
+        """MiB of the engine, built unless it is there."""
+        if not engine.is_file():
+            sizes = {"batch": [BATCH], "length": [LENGTH]}
+            command = build_command(python, ROOT, network, self.checkpoints, engine, sizes, extra)
+            self.run(command, Path(command[1]).name)
+        return round(engine.stat().st_size / 2**20, 1)
+
+    def logits(self, network: Network, python: str, engine: Path, batches: int | None = None) -> list[np.ndarray]:
+        """Logits [length, 2] of each of the windows, or of those of the first `batches`."""
+        process = EngineProcess(engine, python, layout=network.layout)
+        folder = engine.with_suffix(".logits")
+        folder.mkdir(exist_ok=True)
+        lengths = self.lengths[: BATCH * batches if batches else None]
+        try:
+            if network.layout == "padded":
+                return of_valid_tokens(process.logits(self.padded[:batches], folder), lengths)
+            return np.split(np.concatenate(process.logits(self.packed[:batches], folder)), np.cumsum(lengths)[:-1])
+        finally:
+            process.close()
+
+    def prepare_windows(self) -> None:
+        features = model_check.features(self.squad, self.args.windows, LENGTH)
+        groups = [features[first : first + BATCH] for first in range(0, len(features), BATCH)]
+        self.padded = [model_check.padded_batch(group, LENGTH) for group in groups]
+        self.packed = [packed_batch(group) for group in groups]
+        self.lengths = [int(row.sum()) for batch in self.padded for row in batch.input_mask]
+        reference = torch_models.logits(torch_models.load(model_check.BUNDLED, half=False), self.padded)
+        self.reference = of_valid_tokens(reference, self.lengths)
+
+    def check(self, network: Network) -> None:
+        """Build one network, take its logits, and let it answer."""
+        engine, name = self.engine(network), network.name
+        try:
+            if not engine.is_file():
+                self.record.forget(f"build: {name}")
+            if self.record.step(f"build: {name}", self.build, network, self.args.engine_python, engine) is None:
+                return
+            if "networks" in self.args.suite:
+                self.record.step(f"logits: {name}", self.compare, network)
+            if "answers" in self.args.suite and network.answers:
+                self.record.step(f"answers: {name}", self.answer, network)
+        except OutOfTime:
+            pass
+
+    def engine(self, network: Network) -> Path:
+        return self.work / network.file_name
+
+    def compare(self, network: Network) -> dict:
+        """The distance to PyTorch's float32, which Megatron's network has no likeness in; the logits are kept."""
+        ours = self.logits(network, self.args.engine_python, self.engine(network))
+        np.savez(self.engine(network).with_suffix(".npz"), *ours)
+        if not all(np.isfinite(logits).all() for logits in ours):
+            raise DemoBertError("its logits are not finite")
+        return {} if network.checkpoint == "megatron" else distance(ours, self.reference)
+
+    def simulate(self, network: Network) -> None:
+        """The distance of an int8 network's kept logits to what the double computes, on the first windows."""
+        with contextlib.suppress(OutOfTime):
+            self.record.step(f"double: {network.name}", self._simulate, network)
+
+    def _simulate(self, network: Network) -> dict:
+        double, simulated = double_python(self.work), self.engine(network).with_suffix(".double")
+        self.build(network, double, simulated)
+        theirs = self.logits(network, double, simulated, DOUBLE_BATCHES)
+        return distance(self.kept(network.name)[: len(theirs)], theirs)
+
+    def kept(self, name: str) -> list[np.ndarray] | None:
+        """The logits that `compare` kept."""
+        path = self.engine(Network(name, ())).with_suffix(".npz")
+        if not path.is_file():
+            return None
+        with np.load(path) as file:
+            return [file[key] for key in file.files]
+
+    def answer(self, network: Network) -> dict:
+        """F1 and exact match of all the questions."""
+        engine = self.engine(network)
+        script = "inference.py" if network.layout == "padded" else "inference_varseqlen.py"
+        predictions = engine.with_suffix(".predictions.json")
+        command = [
+            self.args.engine_python,
+            ROOT / script,
+            "-e",
+            engine,
+            "-sq",
+            self.squad,
+            "-o",
+            predictions,
+            "--fresh",
+        ]
+        self.run([*command, "-b", BATCH], script)
+        judge = ROOT / "squad" / "evaluate-v1.1.py"
+        return json.loads(self.run([sys.executable, judge, self.squad, predictions], judge.name).splitlines()[-1])
+
+    def compare_pairs(self) -> dict:
+        """The distances between networks that are to compute the same."""
+        kept = {pair: [self.kept(name) for name in pair] for pair in PAIRS}
+        return {" / ".join(pair): distance(*logits) for pair, logits in kept.items() if all(logits)}
+
+
+#: Padded and packed forms of one network.
+PAIRS = (
+    ("plugin, packed fp16", "plugin, fp16"),
+    ("plugin, packed int8", "plugin, int8 -iln -imh"),
+    ("plugin, packed QAT int8", "plugin, QAT int8 -iln -imh"),
+    ("plugin, interleaved int8", "plugin, packed int8"),
+    ("plugin, interleaved QAT int8", "plugin, packed QAT int8"),
+    ("native, packed fp16", "native, fp16"),
+)
+
+
+def run(args, squad: Path) -> int:
+    """The parts of `args.suite`; the exit code: 1 where a step failed."""
+    record = Record(args.json or args.folder / "suite.json", args.minutes)
+    # TensorRT 8.6 has tens of thousands of kernels, and CUDA 12.0 loads all of them unless it is told not to.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+    torch = torch_models.import_torch()
+    record.note(machine={"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}, tensorrt=args.tensorrt)
+    suite = Suite(args, squad, record)
+    try:
+        if {"networks", "answers"} & set(args.suite):
+            check_networks(suite)
+        if "table" in args.suite:
+            from scripts.gpu_checking import table
+
+            table.fill(suite)
+    except OutOfTime:
+        cli.note("The minutes are over: the same command goes on")
+    failed = [key for key, entry in record.content["steps"].items() if "error" in entry]
+    for key in failed:
+        print(f"FAILED: {key}: {record.content['steps'][key]['error']}")
+    print(f"{len(record.content['steps']) - len(failed)} steps done, {len(failed)} failed: {record.path}")
+    return 1 if failed else 0
+
+
+def check_networks(suite: Suite) -> None:
+    """Several at once: their times are not taken, and most of each is one core's work."""
+    suite.make_checkpoints()
+    suite.prepare_windows()
+    wanted = [network for network in NETWORKS if suite.args.only is None or suite.args.only in network.name]
+    with ThreadPoolExecutor(suite.args.jobs) as pool:
+        list(pool.map(suite.check, wanted))
+        simulated = [network for network in wanted if not network.exact and suite.kept(network.name)]
+        list(pool.map(suite.simulate, simulated if "networks" in suite.args.suite else []))
+    suite.record.forget("pairs")
+    suite.record.step("pairs", suite.compare_pairs)
+
+
+def of_valid_tokens(batches: list, lengths: list) -> list[np.ndarray]:
+    """Batches [B, S, 2] → windows [length, 2]."""
+    rows = [row for batch in batches for row in batch]
+    return [np.asarray(row[:length], np.float64) for row, length in zip(rows, lengths, strict=True)]
+
+
+def distance(ours: list, theirs: list) -> dict:
+    """How far logits are from others: the largest and the root mean square difference, and the others' deviation."""
+    difference = np.concatenate([np.ravel(a - b) for a, b in zip(ours, theirs, strict=True)])
+    best = [(a.argmax(axis=0) != b.argmax(axis=0)).any() for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "windows": len(ours),
+        "largest": float(np.abs(difference).max()),
+        "rms": float(np.sqrt(np.mean(difference**2))),
+        "deviation": float(np.std(np.concatenate([np.ravel(b) for b in theirs]))),
+        "other_argmax": int(np.sum(best)),
+    }
+
+
+def double_python(folder: Path) -> str:
+    """A program that runs Python's scripts against the tests' double of TensorRT."""
+    path = folder / "double_python"
+    if not path.is_file():
+        temporary = path.with_name(f"double_python.{os.getpid()}.tmp")
+        temporary.write_text(
+            "#!/bin/sh\nexport TENSORRT_DOUBLE_COMPUTE_CAPABILITY=9.0\n"
+            f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m tests.tensorrt_double {DOUBLE} "$@"\n',
+            encoding="utf-8",
+        )
+        temporary.chmod(0o755)
+        temporary.replace(path)
+    return str(path)

@@ -1,0 +1,295 @@
+"""gpu_check.sh --suite and --report, as far as that goes without a GPU: OpenVINO or the double in TensorRT's place."""
+
+import json
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers.bert_config import BertConfig
+from helpers.builder_flags import add_build_arguments, check_build_arguments
+from helpers.cli import Parser
+from helpers.errors import DemoBertError
+from helpers.weights import load_weights
+from scripts.gpu_checking import check as gpu_check
+from scripts.gpu_checking import checkpoints, layer_times, report, suite, table, torch_models
+from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, build_command
+from scripts.gpu_checking.record import OutOfTime, Record
+from tests.conftest import BUNDLED, ROOT
+
+SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
+TINY = BertConfig(128, 2, 2, 256, 30522, gelu="tanh")
+CHECKPOINTS = {"bundled": BUNDLED, "qat": ROOT / "qat", "megatron": ROOT / "m" / "w.pickle", "vocabulary": ROOT / "v"}
+
+
+# The record
+
+
+def broken():
+    raise DemoBertError("it broke\nin two lines")
+
+
+def test_a_step_is_done_once_and_a_failure_again(tmp_path):
+    path, done = tmp_path / "record.json", []
+    for _ in range(2):
+        record = Record(path)
+        assert record.step("good", lambda: done.append(1) or {"ms": 1.5}) == {"ms": 1.5}
+        assert record.step("bad", broken) is None
+        assert record.step("worse", lambda: [][done[0]]) is None
+    steps = json.loads(path.read_text())["steps"]
+    assert done == [1] and steps["good"]["result"] == {"ms": 1.5}
+    assert steps["bad"]["error"].startswith("it broke") and "\n" not in steps["bad"]["error"]
+    assert steps["worse"]["error"].startswith("IndexError: list index out of range (")
+    assert Record(path).step("worse", lambda: 3) == 3
+
+
+def test_no_step_begins_after_the_minutes(tmp_path, monkeypatch):
+    record = Record(tmp_path / "record.json", minutes=1)
+    record.step("first", lambda: 1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    with pytest.raises(OutOfTime):
+        record.step("second", lambda: 2)
+    assert record.step("first", lambda: 3) == 1  # what is there is told at any time
+    assert list(json.loads((tmp_path / "record.json").read_text())["steps"]) == ["first"]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"steps": []}', "nonsense"])
+def test_what_is_no_record_is_refused(tmp_path, content):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(DemoBertError, match="record of steps"):
+        Record(path)
+    with pytest.raises(DemoBertError, match="record"):
+        report.write(path, tmp_path / "page.md")
+
+
+# Networks: what the builders are told
+
+
+def parsed(command: list, layout: str):
+    parser = Parser("")
+    add_build_arguments(parser, layout)
+    args = parser.parse_args(command[2:])
+    check_build_arguments(args)
+    return args
+
+
+@pytest.mark.parametrize("network", (*NETWORKS, *table.KINDS), ids=lambda network: network.name)
+def test_the_builders_take_every_network_s_flags(network):
+    paths = CHECKPOINTS | {CALIBRATION: ROOT / "c"}
+    command = build_command("python", ROOT, network, paths, "x.engine", {"batch": [1, 8], "length": [384]})
+    args = parsed(command, network.layout)
+    assert (ROOT / command[1]).is_file() and args.batch_size == [1, 8] and args.backend == "tensorrt"
+    assert bool(args.pickle) == (network.checkpoint == "megatron") and args.int8 == (not network.exact)
+    assert bool(args.calib_path) == network.calibrated and (args.layout == "packed") == (network.layout == "packed")
+
+
+def test_networks_have_names_and_files_of_their_own():
+    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 18
+    assert {name for pair in suite.PAIRS for name in pair} <= {network.name for network in NETWORKS}
+
+
+def test_random_checkpoints_have_every_range(tmp_path):
+    folder = checkpoints.write_random_qat(tmp_path / "qat", TINY)
+    pickled = checkpoints.write_random_megatron(tmp_path / "megatron" / "w.pickle", TINY)
+    qat, megatron = load_weights(TINY, pytorch=folder), load_weights(TINY, megatron=pickled)
+    assert qat.ranges.keys() == megatron.ranges.keys() == checkpoints.ranges(TINY).keys()
+    for name, tensor in megatron.tensors.items():
+        if name.endswith("_kernel"):
+            assert ((tensor.reshape(-1, 4) != 0).sum(axis=1) == 2).all()
+    before = pickled.stat().st_mtime_ns
+    assert checkpoints.write_random_megatron(pickled, TINY).stat().st_mtime_ns == before
+
+
+# Whole parts, on a CPU
+
+ON_OPENVINO = """#!{python}
+import os, sys
+words, kept = sys.argv[1:], []
+if "builder" in words[0]:
+    while words:
+        word = words.pop(0)
+        if word in ("--network", "-w", "-tcf"):
+            words.pop(0)
+        elif word not in ("-il", "-iln"):
+            kept.append("openvino" if word == "tensorrt" else word)
+os.execv(sys.executable, [sys.executable, *(kept or words)])
+"""
+
+PERF = """#!{python}
+import json, sys
+words = sys.argv[1:]
+batches = [int(value) for flag, value in zip(words, words[1:]) if flag == "-b"]
+if "--enable_graph" in words and 24 in batches:
+    sys.exit("perf: error: this engine can't be captured")
+names = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms", "sentences_per_second")
+timings = [{{"batch_size": batch}} | dict.fromkeys(names, batch / 2) for batch in batches]
+open(words[words.index("--json") + 1], "w").write(json.dumps({{"timings": timings}}))
+"""
+
+
+def program(path, text: str):
+    path.write_text(text.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def on_a_cpu(tmp_path, monkeypatch):
+    """Flags of a run without a GPU: OpenVINO for TensorRT, PyTorch on the CPU, a build/perf that makes figures up."""
+    cuda = SimpleNamespace(get_device_name=lambda index: "no GPU")
+    monkeypatch.setattr(torch_models, "import_torch", lambda: SimpleNamespace(cuda=cuda, __version__="2"))
+    monkeypatch.setattr(torch_models, "DEVICE", "cpu")
+    monkeypatch.setattr(suite, "MEGATRON", TINY)
+    monkeypatch.setattr(suite, "LENGTH", 96)
+    monkeypatch.setattr(table, "PROFILED", ())  # neither OpenVINO nor the double has a profiler
+    monkeypatch.setattr(table, "RANDOM_SIZES", dict.fromkeys(("base", "large"), TINY))
+    monkeypatch.setattr(suite.Suite, "make_checkpoints", make_checkpoints)
+    flags = {"--folder": tmp_path, "--squad": SQUAD, "--json": tmp_path / "suite.json", "--iterations": 2}
+    flags["--engine-python"] = program(tmp_path / "python", ON_OPENVINO)
+    flags["--perf"] = program(tmp_path / "perf", PERF)
+    return [str(word) for pair in flags.items() for word in pair]
+
+
+def make_checkpoints(self):
+    checkpoints.write_random_megatron(self.checkpoints["megatron"], suite.MEGATRON)
+
+
+def steps_of(tmp_path) -> dict:
+    return json.loads((tmp_path / "suite.json").read_text())["steps"]
+
+
+def test_networks_are_built_compared_and_asked(on_a_cpu, tmp_path, capsys):
+    flags = [*on_a_cpu, "--suite", "networks", "--suite", "answers", "--windows", "2"]
+    assert gpu_check.main([*flags, "--only", "plugin, packed fp16"]) == 0
+    steps = steps_of(tmp_path)
+    logits = steps["logits: plugin, packed fp16"]["result"]
+    assert logits["windows"] == 2 and logits["largest"] < 0.2 and logits["deviation"] > 1
+    assert set(steps["answers: plugin, packed fp16"]["result"]) == {"exact_match", "f1"}
+    assert gpu_check.main([*flags, "--only", "Megatron int8"]) == 0
+    steps = steps_of(tmp_path)
+    assert steps["double: plugin, Megatron int8"]["result"]["largest"] < 1
+    assert "answers: plugin, Megatron int8" not in steps and "steps done, 0 failed" in capsys.readouterr().out
+
+
+def test_a_network_that_can_not_be_built_costs_no_other(on_a_cpu, tmp_path, capsys):
+    assert gpu_check.main([*on_a_cpu, "--suite", "networks", "--windows", "1", "--only", "plugin, QAT int8"]) == 1
+    steps = steps_of(tmp_path)
+    assert set(steps) == {"build: plugin, QAT int8", "build: plugin, QAT int8 -iln -imh", "pairs"}
+    assert "the checkpoint does not exist" in steps["build: plugin, QAT int8"]["error"]
+    assert capsys.readouterr().out.count("FAILED: build: ") == 2
+
+
+def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(table, "BATCH_GROUPS", ((1, 24),))
+    monkeypatch.setattr(table, "SIZES", (("base", 16),))
+    monkeypatch.setattr(table, "KINDS", tuple(rng.permutation(np.array(table.KINDS, object))[:2]))
+    assert gpu_check.main([*on_a_cpu, "--suite", "table", "--no-compile"]) == 0
+    kind = table.KINDS[0].name
+    found = steps_of(tmp_path)[f"table: base × 16 × 1 to 24, {kind}"]["result"]
+    assert found["times"][kind]["24"]["percentile_99_ms"] == 12 and found["times"][kind]["1"]["average_ms"] == 0.5
+    graph = found["times"][f"{kind}, CUDA graph"]
+    assert graph["1"]["average_ms"] == 0.5 and "can't be captured" in graph["24"]["error"]
+    assert steps_of(tmp_path)["table: base × 16, PyTorch × 24"]["result"]["times"]["SDPA"]["24"]["median_ms"] > 0
+    assert not list((tmp_path / "work").glob("*.engine*"))  # large engines would fill a disk
+    rows = report.rows_of(steps_of(tmp_path))
+    assert {row.name for row in rows} >= {kind, f"{kind}, CUDA graph", "SDPA", "products alone, fp16"}
+
+
+def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
+    """One of them, drawn anew each time, by the double of the release that runs on the GPU."""
+    monkeypatch.setattr(table, "BATCH_GROUPS", ((1, 2),))
+    monkeypatch.setattr(table, "SIZES", (("large", 32),))
+    kind = table.KINDS[int(rng.integers(len(table.KINDS)))]
+    flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]
+    assert gpu_check.main([*flags, "--only", f", {kind.name}"]) == 0
+    found = steps_of(tmp_path)[f"table: large × 32 × 1 to 2, {kind.name}"]["result"]
+    assert found["mib"] > 1 and found["times"][kind.name]["2"]["average_ms"] == 1
+
+
+def test_a_program_that_hangs_is_ended(tmp_path):
+    one = suite.Suite(SimpleNamespace(folder=tmp_path), SQUAD, Record(tmp_path / "record.json"))
+    with pytest.raises(DemoBertError, match=r"sleep took longer than 0 s|sleep took longer than 1 s"):
+        one.run(["sleep", "60"], "sleep", seconds=0.5)
+    with pytest.raises(DemoBertError, match="nowhere: /nowhere can't be run: No such file"):
+        one.run(["/nowhere"], "nowhere")
+    with pytest.raises(DemoBertError, match="sh failed: one | two"):
+        one.run(["sh", "-c", "echo one >&2; echo two >&2; exit 3"], "sh")
+    assert one.run(["sh", "-c", 'printf %s "$WORD"'], "sh", WORD="said") == "said"
+
+
+def test_layers_that_differ_by_number_are_one_line():
+    class Context:
+        profiler = None
+
+    context = Context()
+
+    def run_once():
+        if context.profiler is not None:
+            for name, ms in (("l0_dense", 1.0), ("l11_dense", 0.5), ("head", 2.0)):
+                context.profiler.report_layer_time(name, ms)
+
+    found = layer_times.profiled(SimpleNamespace(IProfiler=object), context, run_once)
+    assert list(found.items()) == [("head", {"ms": 2.0, "layers": 1}), ("l*_dense", {"ms": 1.5, "layers": 2})]
+
+
+# The page
+
+
+def made_up_steps() -> dict:
+    row = {"average_ms": 2.0, "median_ms": 1.9, "percentile_95_ms": 2.5, "percentile_99_ms": 3.0}
+    int8 = {"int8": {"1": row, "8": row | {"average_ms": 1.2}}, "int8, CUDA graph": {"1": {"error": "not captured"}}}
+    beside = {"torch.compile": {"8": row}, "SDPA": {"8": row}}
+    place = {"model": "large", "tokens": 384}
+    distances = {"windows": 64, "largest": 0.5, "rms": 0.125, "deviation": 3.0, "other_argmax": 2}
+    return {
+        "build: plugin, int8": {"result": 86.1, "seconds": 20},
+        "logits: plugin, int8": {"result": distances, "seconds": 3},
+        "double: plugin, int8": {"result": distances | {"largest": 0.0625}, "seconds": 3},
+        "logits: plugin, Megatron int8": {"result": {}, "seconds": 3},
+        "answers: plugin, int8": {"result": {"exact_match": 54.5, "f1": 68.25}, "seconds": 3},
+        "pairs": {"result": {"one / other": distances}, "seconds": 0},
+        "table: large × 384 × 1 to 8, int8": {"result": place | {"times": int8, "mib": 300}, "seconds": 90},
+        "table: large × 384, PyTorch × 8": {"result": place | {"times": beside}, "seconds": 9},
+        "table: large × 384, products × 8": {"result": place | {"times": {"fp8": {"8": row}}}, "seconds": 9},
+        "table: base × 384 × 1 to 8, int8": {"error": "builder.py failed: no kernel", "seconds": 9},
+    }
+
+
+def test_the_page_holds_every_figure(tmp_path, capsys):
+    record, page = tmp_path / "suite.json", tmp_path / "h100.md"
+    machine = {"gpu": "NVIDIA H100", "torch": "2.11.0"}
+    record.write_text(json.dumps({"machine": machine, "tensorrt": "8.6.0", "steps": made_up_steps()}))
+    assert gpu_check.main(["--report", str(record), "--output", str(page)]) == 0
+    text = page.read_text()
+    for line in (
+        "# TensorRT on an NVIDIA H100",
+        "| plugin, int8 | 0.5000 | 0.1250 | 2 of 64 | 0.0625 | 0.1250 |",
+        "| plugin, Megatron int8 |  |  |  |  |  |",
+        "| one / other | 0.5000 | 0.1250 |",
+        "| plugin, int8 | 54.50 | 68.25 |",
+        "| batch | int8 | SDPA | products alone, fp8 | torch.compile | int8 / torch.compile |",
+        "| 1 | 2.000 |  |  |  |  |",
+        "| 8 | 1.200 | 2.000 | 2.000 | 2.000 | 0.60 |",
+        "- table: base × 384 × 1 to 8, int8: builder.py failed: no kernel",
+    ):
+        assert line in text.splitlines(), line
+    rows = page.with_suffix(".csv").read_text().splitlines()
+    assert rows[0].startswith("model,tokens,batch,engine,average_ms") and len(rows) == 6
+    assert "large,384,8,int8,1.2000,1.9000,2.5000,3.0000" in rows
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.split() == [str(page.with_suffix(suffix)) for suffix in (".md", ".csv", ".png")]
+
+
+def test_a_page_of_nothing_says_nothing(tmp_path):
+    record = tmp_path / "suite.json"
+    record.write_text(json.dumps({"steps": {}}))
+    assert [path.suffix for path in report.write(record, tmp_path / "page.md")] == [".md", ".csv"]
+    assert "## " not in (tmp_path / "page.md").read_text()
+    with pytest.raises(DemoBertError, match="--output"):
+        report.write(record, record)
+    assert os.listdir(tmp_path)
