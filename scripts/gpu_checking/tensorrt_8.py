@@ -2,8 +2,8 @@
 
 It is the only release for Hopper in the package registry, and has wheels for Pythons up to 3.10: so a Python travels,
 too, with what the engines' side of the check imports. PyCUDA, which has no wheels, and build/perf are built here: both
-need CUDA's headers, neither the driver's library. Of the libraries travels what BERT uses, all but the builder's without
-the kernels for other GPUs (fatbins.py): of cuDNN, which the plugin library is linked to, the front and what creates its handle.
+need CUDA's headers, neither the driver's library. Of the libraries travels what BERT uses, some without the kernels for
+other GPUs (WHOLE, fatbins.py): of cuDNN, which the plugin library is linked to, the front and what creates its handle.
 """
 
 import json
@@ -36,9 +36,9 @@ LIBRARIES = {
     "nvidia-cudnn-cu12==8.9.0.131": ("nvidia/cudnn/lib/libcudnn.so.*", "nvidia/cudnn/lib/libcudnn_ops_infer.so.*"),
 }
 
-#: The builder's kernels, which have to travel whole: libnvinfer compares their SHA-256 with the one that it was built with
-#: ("validateCaskKLibDigest"), and makes no builder where they differ.
-HELD_TO_A_SUM = "libnvinfer_builder_resource"
+#: Libraries that travel whole. libnvinfer compares the SHA-256 of the builder's kernels with the one that it was built
+#: with ("validateCaskKLibDigest"), and makes no builder where they differ. Of the plugins little would be saved.
+WHOLE = ("libnvinfer_builder_resource", "libnvinfer_plugin")
 
 #: Parts of Python's library that no script here imports; some want libraries that a machine may lack.
 _LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "config-*")
@@ -104,7 +104,7 @@ def collect(
     if headers is not None:
         build_perf(headers, libraries, home)
     for path in sorted(libraries.iterdir()):
-        whole = generation is None or path.name.startswith(HELD_TO_A_SUM)
+        whole = generation is None or path.name.startswith(WHOLE)
         cleared = 0 if whole else clear_foreign_code(path, generation)
         cli.note(f"{path.name}: {path.stat().st_size >> 20} MiB, {cleared >> 20} of them for other GPUs")
     _work_on(libraries, "compress")
