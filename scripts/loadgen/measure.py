@@ -34,6 +34,9 @@ _TRIES = 2
 #: Whole runs at most that are begun again: with another rate, or another expectation of it.
 _MOST_RUNS = 6
 
+#: The share that Server's rate goes down by from one whole run to the next, at most.
+_LARGEST_STEP = 0.08
+
 #: Queries of a run of the search, and of Server's whole run, at least: 99 of 100 mean little of fewer, and LoadGen's rule
 #: for ending early ("early stopping") asks for 662 where none of them is too late.
 _SEARCH_QUERIES, _SERVER_QUERIES = 300, 1000
@@ -152,7 +155,7 @@ class Measurement:
             result = self._full(process, "Server", number, rate=rate, latency_ms=bound, min_queries=least)
             if result.valid:
                 break
-            rate *= 1 - min(0.5, args.search_precision * 2**number)
+            rate *= 1 - min(_LARGEST_STEP, args.search_precision * 2**number)
         self.results.append(result)
         return result.target
 
@@ -190,7 +193,7 @@ class Measurement:
         if number:
             os.rename(self._folder / scenario / "performance", self._folder / scenario / f"discarded_{number}")
         result = self._run(process, scenario, "performance", min_duration=self._args.min_duration, **values)
-        verdict = "VALID" if result.valid else f"INVALID: {result.reasons}"
+        verdict = "VALID" if result.valid else f"INVALID: {self._report.why_invalid(result)}"
         cli.note(f"    {verdict} {result.rate:.2f} samples/s")
         return result
 

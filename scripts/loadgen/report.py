@@ -29,14 +29,17 @@ def remarks(results: list[RunResult]) -> list[str]:
         )
         if offline := by_name.get("Offline"):
             lines.append(f"Server / Offline: {server.rate / offline.rate:.3f}")
-    lines += [
-        f"{result.scenario} is INVALID: {result.reasons or _why(result)}" for result in results if not result.valid
-    ]
+    lines += [f"{result.scenario} is INVALID: {why_invalid(result)}" for result in results if not result.valid]
     return lines
 
 
-def _why(result: RunResult) -> str:
-    return "the latency bound is exceeded" if not result.within_bound else "see its mlperf_log_summary.txt"
+def why_invalid(result: RunResult) -> str:
+    """LoadGen's reason. It gives none for early stopping: too few queries were late, but of too few to be sure."""
+    if result.reasons:
+        return result.reasons
+    if not result.within_bound:
+        return "the latency bound is exceeded"
+    return "LoadGen asks for more queries to be sure of the bound (early stopping): a longer --min-duration, or a lower rate"
 
 
 def accuracy_table(rows: list[dict], reference: float | None) -> str:
