@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 
-from helpers.errors import ERROR_LENGTH, DemoBertError, is_short_of_memory, not_installed, one_line
+from helpers.errors import ERROR_LENGTH, DemoBertError, harmless, is_short_of_memory, not_installed, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,9 +101,12 @@ def add_benchmark_arguments(parser: Parser) -> None:
 
 
 def note(message: str) -> None:
-    """A line for people, on stderr; stdout holds results only. Where stderr can't be written, nobody reads it."""
+    """A line for people, on stderr; stdout holds results only. Where stderr can't be written, nobody reads it.
+
+    Names of files may be in it, which can hold what would drive a terminal.
+    """
     with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
+        print("\n".join(map(harmless, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def run(main) -> None:

@@ -26,10 +26,12 @@ import pyarrow.parquet as pq  # noqa: E402
 from helpers.answer_options import AnswerOptions  # noqa: E402
 from helpers.engine_card import EngineCard  # noqa: E402
 from helpers.errors import DemoBertError, UsageError  # noqa: E402
+from helpers.files import sha256_of  # noqa: E402
 from helpers.rows import QuestionRow  # noqa: E402
 from helpers.squad import read_squad  # noqa: E402
 from scripts.benchmarks import scaling  # noqa: E402
-from scripts.scaling import engines, formats, inputs  # noqa: E402
+from scripts.scaling import engines, formats, inputs, planning  # noqa: E402
+from scripts.scaling import ledger as ledger_module  # noqa: E402
 from scripts.scaling.cluster import shares  # noqa: E402
 from scripts.scaling.ledger import LEDGER, Entry, Ledger  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
@@ -37,9 +39,6 @@ from tests.listening import listeners  # noqa: E402
 from tests.ray_deaths import deaths  # noqa: E402
 from tests.stand_in import random_rows, write_rows  # noqa: E402
 from tests.test_scripts import xquad  # noqa: E402
-
-# Ray takes seconds and many processes: one run of it at a time.
-pytestmark = pytest.mark.xdist_group("ray")
 
 SCRIPT = ROOT / "scripts" / "answer_ray.py"
 
@@ -49,9 +48,10 @@ def command(script, engine, tables, output, *flags) -> list[str]:
 
 
 def answer(engine, tables, output, *flags, script=(SCRIPT,)) -> subprocess.CompletedProcess:
-    """answer_ray.py in a process of its own: Ray is started once in one."""
+    """answer_ray.py in a process of its own: Ray is started once in one. Where it is started is no matter."""
     words = command(script, engine, tables, output, *flags)
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    place = ROOT if script[0] == "-m" else Path(output).parent
+    return subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=300)
 
 
 def write_parquet(path: Path, rows: list[dict], **options) -> Path:
@@ -82,6 +82,10 @@ def descendants(root: int) -> dict[int, str]:
 
 def ray_folders() -> set[Path]:
     return {path for folder in {"/tmp", os.environ.get("TMPDIR", "/tmp")} for path in Path(folder).glob("ray-????????")}
+
+
+#: Rows whose passage is no text: each has its own error, and costs no other.
+ODD = [{"id": "odd", "question": "q", "context": context} for context in (["x"], {"x": 1}, 5, True)]
 
 
 # Real runs
@@ -116,7 +120,7 @@ def run(rows, small_engine, tmp_path_factory):
     (tables / "no_columns.csv").write_bytes(b"a,b\n1,2\n")
     os.mkfifo(tables / "pipe.jsonl")
     (tables / "gone.jsonl").symlink_to(root / "nowhere")
-    write_rows(root / "link's.jsonl", [*rows[:3], {"question": 3, "context": "x"}, dict(rows[3], id=7)])
+    write_rows(root / "link's.jsonl", [*rows[:3], {"question": 3, "context": "x"}, *ODD, dict(rows[3], id=7)])
     (tables / "link.jsonl").symlink_to(root / "link's.jsonl")
     (tables / "_list.jsonl").write_bytes(b"no table\n")
     (tables / "notes.txt").write_bytes(b"no table\n")
@@ -164,7 +168,7 @@ def test_bad_tables_are_said_and_left_out(run):
     ):
         assert result.stderr.count(said) == 1, result.stderr
     (line,) = result.stdout.splitlines()
-    assert line.startswith("Answered 340 questions of 6 of 13 files in ") and "2 failed, 7 files left out" in line
+    assert line.startswith("Answered 340 questions of 6 of 13 files in ") and "6 failed, 7 files left out" in line
     lines = [line for line in result.stderr.splitlines() if "has died and was started again" not in line]
     assert len(lines) == 7 + 1, result.stderr  # what was left out; the CSV file's separator
 
@@ -507,6 +511,43 @@ def test_a_torn_or_damaged_line_says_nothing(tmp_path):
 
 
 # Measuring
+
+
+@pytest.mark.parametrize("changed", [{"output": []}, {"facts": [1]}, {"failed": "x"}, {"output": "../x.jsonl"}])
+def test_a_sealed_line_of_other_kinds_says_nothing(changed, tmp_path):
+    """Whoever hands on a folder can seal what he likes."""
+    values = vars(ENTRY) | changed
+    (tmp_path / LEDGER).write_text(json.dumps(values | {"seal": ledger_module._seal(values)}) + "\n")
+    assert Ledger(tmp_path).entries == {}
+
+
+def test_answers_that_are_a_link_are_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "x.jsonl").symlink_to(tmp_path / "victim")
+    ledger = Ledger(tmp_path)
+    ledger.add(ENTRY)
+    with pytest.raises(DemoBertError, match="is in the way"):
+        planning.left_to_do({tmp_path / "x.csv": tmp_path / "x.jsonl"}, ledger, ENTRY.facts, fresh=False)
+
+
+@pytest.mark.parametrize("what", ["pipe", "dangling", "changed"])
+def test_a_table_that_has_become_another_is_its_reader_s_to_refuse(what, tmp_path):
+    table, output = tmp_path / "x.csv", tmp_path / "x.jsonl"
+    table.write_text("question,context\n")
+    output.write_text("{}\n")
+    ledger = Ledger(tmp_path)
+    sizes = {"output_bytes": 3, "output_sha256": sha256_of(output), "table": "x.csv", "table_bytes": 17}
+    ledger.add(Entry(**vars(ENTRY) | sizes | {"table_sha256": sha256_of(table)}))
+    assert planning.left_to_do({table: output}, ledger, ENTRY.facts, fresh=False) == []
+    table.unlink()
+    {"pipe": lambda: os.mkfifo(table), "dangling": lambda: table.symlink_to("nowhere"),
+     "changed": lambda: table.write_text("question;context\n")}[what]()  # fmt: skip
+    assert planning.left_to_do({table: output}, ledger, ENTRY.facts, fresh=False) == [table]
+
+
+def test_no_table_s_answers_are_the_list():
+    with pytest.raises(UsageError, match="would be the list of answered files"):
+        planning.check_names({Path("_answered.csv"): Path("out") / LEDGER})
 
 
 def test_what_is_counted():

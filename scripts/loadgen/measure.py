@@ -11,6 +11,7 @@ from tqdm import tqdm
 from helpers import cli
 from helpers.engine_card import EngineCard
 from helpers.errors import DemoBertError, missing_package
+from helpers.files import require_file
 from helpers.outputs import check_outputs, input_files, write_json
 from scripts.loadgen import search
 from scripts.loadgen.process import LoadGenProcess
@@ -64,6 +65,8 @@ def _checked_outputs(args) -> Path:
         raise DemoBertError(f"-o {folder} is there, and is no folder: name another")
     if not folder.parent.is_dir():
         raise DemoBertError(f"-o: the folder {folder.parent} does not exist; create it first")
+    if args.float_engine:  # it is asked last, after all that takes minutes
+        EngineCard.read(EngineCard.path_for(require_file(args.float_engine, "float engine")))
     named = args.squad, args.lengths, args.float_engine, args.vocab_file, args.config_dir
     inputs = [file for path in named for file in input_files(path)]
     check_outputs({"--json": args.json}, (*EngineCard.set_of(args.engine), *inputs))

@@ -17,6 +17,8 @@ def highest_passing(passes: Callable[[float], bool], start: float, precision: fl
     low, high = _bracket(passes, start)
     while low is not None and high is not None and high / low - 1 > precision:
         middle = (low + high) / 2
+        if middle in (low, high):  # as near as numbers are
+            break
         if passes(middle):
             low = middle
         else:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.errors import DemoBertError, UsageError, one_line
+from helpers.errors import ROOT, DemoBertError, UsageError, one_line
 
 #: Of Ray's store of what is under way between its processes, in bytes: parts and answers have some MB.
 _STORE_BYTES = 256 << 20
@@ -70,6 +70,8 @@ def _start(ray, address: str | None, folder: str | None, with_gpus: bool, verbos
         settings |= {} if with_gpus else {"num_gpus": 0}
     else:
         del settings["include_dashboard"]
+        # Its workers look for this repository's modules where it lies here, whatever folder this was started in.
+        settings["job_config"] = ray.job_config.JobConfig(code_search_path=[str(ROOT)])
     numbers = (signal.SIGTERM, signal.SIGINT)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -88,6 +90,11 @@ def _set_environment(address: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
+        paths = [
+            str(ROOT),
+            os.environ.get("PYTHONPATH"),
+        ]  # workers are told of the driver's folders, not of its sys.path
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         os.environ.update(_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 

@@ -25,11 +25,21 @@ def travelling(table: int, part: int, head: dict, data: bytes) -> pa.Table:
     return pa.table([[table], [part], [json.dumps(head)], [data]], schema=COLUMNS)
 
 
+def passage_of(row: QuestionRow) -> str | None:
+    """None where it is no text: a table may hold anything there, and such a row has its error already."""
+    return row.passage if isinstance(row.passage, str) else None
+
+
 def packed_rows(rows: list[QuestionRow]) -> bytes:
     """Rows as JSON, each passage once: questions that follow each other are often about the same one."""
     passages: dict = {}
     values = [
-        (row.question_id, row.question, passages.setdefault(row.passage, len(passages)), row.error and str(row.error))
+        (
+            row.question_id,
+            row.question,
+            passages.setdefault(passage_of(row), len(passages)),
+            row.error and str(row.error),
+        )
         for row in rows
     ]
     # A table of JSON lines may hold halves of surrogate pairs; what becomes of them is the engine's side to say.

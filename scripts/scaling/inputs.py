@@ -10,6 +10,7 @@ from helpers.answerer import Row, taken_together
 from helpers.errors import DemoBertError, UsageError, one_line
 from helpers.files import require_file, sha256_of
 from helpers.rows import MAX_LINE_BYTES, QuestionRow, RowsFile, row_of
+from scripts.scaling.engines import passage_of
 
 #: What a table is called.
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -98,7 +99,7 @@ def _parts(rows: Iterable[QuestionRow], batch_size: int, part_rows: int) -> Iter
 
     waiting = texts()
     while taken_together(waiting, batch_size):
-        if len(read) >= part_rows or sum(len(row.passage or "") for row in read) >= _PART_CHARACTERS:
+        if len(read) >= part_rows or sum(len(passage_of(row) or "") for row in read) >= _PART_CHARACTERS:
             yield read[:]
             read.clear()
     if read:

@@ -7,7 +7,7 @@ whose file is not there, or is another, says nothing.
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from helpers.errors import DemoBertError
@@ -98,9 +98,17 @@ def _entry(line: bytes) -> Entry | None:
     try:
         values = json.loads(line)
         seal = values.pop("seal")
-        return Entry(**values) if seal == _seal(values) else None
+        entry = Entry(**values) if seal == _seal(values) else None
+        return entry if entry and _is_sound(entry) else None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether it is what this tool writes: whoever gave the folder could seal another."""
+    kinds = {field.name: field.type for field in fields(Entry)}
+    sound = all(type(getattr(entry, name)) is kind for name, kind in kinds.items())
+    return sound and entry.output == Path(entry.output).name
 
 
 def _seal(values: dict) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def answered_parts(
 
 def _answers(data, tables: list[Path], settings: EngineSettings, engines: int, part_rows: int):
     """What Ray is to do, as a ray.data.Dataset of `engines.COLUMNS`; it does it when the dataset is read."""
-    paths = [{"table": number, "path": str(path)} for number, path in enumerate(tables)]
+    paths = [{"table": number, "path": os.path.abspath(path)} for number, path in enumerate(tables)]
     sizes = {"batch_size": settings.options.batch_size, "part_rows": part_rows}
     on_gpu = settings.cores is None
     waiting = _PARTS_OF_AN_ENGINE["gpu" if on_gpu else "cpu"]

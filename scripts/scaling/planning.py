@@ -6,8 +6,8 @@ from pathlib import Path
 
 from helpers import cli
 from helpers.errors import DemoBertError, UsageError
-from helpers.files import sha256_of
-from scripts.scaling.ledger import Entry, Ledger
+from helpers.files import require_file, sha256_of
+from scripts.scaling.ledger import LEDGER, Entry, Ledger
 
 
 def output_folder(path, tables) -> Path:
@@ -35,6 +35,8 @@ def check_names(outputs: dict[Path, Path]) -> None:
     for table, output in outputs.items():
         if other := seen.get(output):
             raise UsageError(f"{other.name} and {table.name} would both be answered in {output}: rename one of them")
+        if output.name == LEDGER:
+            raise UsageError(f"the answers of {table.name} would be the list of answered files, {LEDGER}: rename it")
         seen[output] = table
 
 
@@ -46,7 +48,7 @@ def left_to_do(outputs: dict[Path, Path], ledger: Ledger, facts: dict, fresh: bo
     waiting, done = [], 0
     for table, output in outputs.items():
         entry = ledger.entries.get(output.name)
-        if entry is None and os.path.lexists(output):
+        if os.path.islink(output) or (entry is None and os.path.lexists(output)):
             raise DemoBertError(f"{output} is in the way, and not of this tool: name another folder, or remove it")
         if entry is None or not entry.output_sha256 or fresh or not output.exists():
             waiting.append(table)
@@ -60,7 +62,7 @@ def left_to_do(outputs: dict[Path, Path], ledger: Ledger, facts: dict, fresh: bo
                 f"{output} is of another command (not the same: {', '.join(names)}): --fresh answers all anew, another "
                 "folder keeps both"
             )
-        elif (entry.table, entry.table_bytes, entry.table_sha256) != _table_facts(table):
+        elif not _is_as_answered(table, entry):
             cli.note(f"{table} is not what {output.name} was made from: it is answered anew")
             waiting.append(table)
         else:
@@ -72,11 +74,13 @@ def left_to_do(outputs: dict[Path, Path], ledger: Ledger, facts: dict, fresh: bo
     return waiting
 
 
-def _table_facts(table: Path) -> tuple[str, int, str]:
+def _is_as_answered(table: Path, entry: Entry) -> bool:
+    """Whether the table is the one of `entry`. One that can't be read any more is not; its reader will say why."""
     try:
-        return table.name, table.stat().st_size, sha256_of(table)
-    except OSError as error:
-        raise DemoBertError(f"the table of questions can't be read: {table}: {error.strerror}") from error
+        size = Path(require_file(table, "table of questions")).stat().st_size
+        return (entry.table, entry.table_bytes) == (table.name, size) and entry.table_sha256 == sha256_of(table)
+    except (DemoBertError, OSError):
+        return False
 
 
 def _forget(outputs: dict[Path, Path], ledger: Ledger) -> None:

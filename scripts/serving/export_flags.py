@@ -20,6 +20,11 @@ _OPTIONS = {
 }
 
 
+#: Flags of how an engine is served that take a number, and the largest: Triton keeps some in 32 bits.
+_NUMBERS = ("instances", "max_batch_size", "preferred_batch_size", "max_queue_delay", "max_queue_size", "max_passage")
+_LARGEST = 2**31 - 1
+
+
 def add_export_arguments(parser: cli.Parser) -> None:
     """The flags of how an engine is served; `export_arguments` gives them back as words."""
     served = parser.add_argument_group("how it is served")
@@ -56,8 +61,7 @@ def add_export_arguments(parser: cli.Parser) -> None:
 
 def export_arguments(args) -> list[str]:
     """The words of a command line that give export_triton.py the same values."""
-    names = ["instances", "max_batch_size", "preferred_batch_size", "max_queue_delay", "max_queue_size", "max_passage"]
-    names += [*(name for name, _ in _OPTIONS.values()), "null_score_diff_threshold"]
+    names = [*_NUMBERS, *(name for name, _ in _OPTIONS.values()), "null_score_diff_threshold"]
     values = {name: getattr(args, name) for name in names}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     return words + ["--latency"] * args.latency
@@ -65,6 +69,9 @@ def export_arguments(args) -> list[str]:
 
 def answer_options(args) -> AnswerOptions:
     """Raises UsageError for values that make no sense."""
+    for name in _NUMBERS:
+        if (getattr(args, name) or 0) > _LARGEST:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} is more than Triton can be told")
     names = [name for name, _ in _OPTIONS.values()]
     return AnswerOptions(
         **{name: getattr(args, name) for name in names}, null_score_diff_threshold=args.null_score_diff_threshold

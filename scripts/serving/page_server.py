@@ -9,6 +9,7 @@ import http.client
 import ipaddress
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +30,11 @@ class PageServer(ThreadingHTTPServer):
 
     `triton` is the (host, port) of Triton's HTTP, `model` the one that may be asked.
     """
+
+    def handle_error(self, request, client_address):
+        """Who has gone away is not told, and nobody else either."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
     daemon_threads = True
     allow_reuse_address = True
@@ -116,11 +122,12 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             connection.request("POST", self.path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            self._reply(response.status, "application/json", response.read())
+            status, reply = response.status, response.read()
         except (OSError, http.client.HTTPException):
-            self._refuse(503, "the server does not answer just now; ask again")
+            return self._refuse(503, "the server does not answer just now; ask again")
         finally:
             connection.close()
+        return self._reply(status, "application/json", reply)
 
     def _refuse(self, status: int, why: str) -> None:
         self._reply(status, "application/json", json.dumps({"error": why}).encode("utf-8"))

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from helpers import cli
 from helpers.answer_options import AnswerOptions
@@ -111,9 +111,9 @@ def check_target(path: Path, name: str) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise DemoBertError(f"{path} is there, and is no folder: name another")
-    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
     # The models' processes leave Python's own files behind.
-    found = {file for file in found if "__pycache__/" not in file}
+    found = {file for file in found if "__pycache__" not in PurePath(file).parts[:-1]}
     if not found:
         return
     if CONTENTS not in found:

@@ -94,6 +94,13 @@ def check(args) -> None:
         raise UsageError(f"the ports {', '.join(map(str, ports.values()))} must differ")
 
 
+def _handle(numbers, handler) -> None:
+    """Set the handler of these signals, but of those that whoever started this wants ignored, as nohup does."""
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def main(arguments) -> int:
     args = parse(arguments)
     check(args)
@@ -101,8 +108,8 @@ def main(arguments) -> int:
         print("nothing" if args.docker is not None and args.repository else "server")
         return 0
     place = Place(args.address, args.http_port, args.grpc_port, args.metrics_port)
-    for number in _ENDS:  # before there is a server to stop: the temporary folder goes
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    # Before there is a server to stop: the temporary folder goes.
+    _handle(_ENDS, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="demobert-serve-") as folder:
         repository = Path(args.repository) if args.repository else _exported(args, Path(folder))
         contents = read_contents(repository)
@@ -166,8 +173,7 @@ def _serve(args, place: Place, contents: Contents, supervisor: Supervisor) -> in
         else:
             supervisor.hurry.set()
 
-    for number in (*_ENDS, signal.SIGINT):
-        signal.signal(number, stop)
+    _handle((*_ENDS, signal.SIGINT), stop)
     page = None
     host = "127.0.0.1" if args.address == "0.0.0.0" else args.address
     model = contents.question_answering
