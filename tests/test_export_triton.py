@@ -463,6 +463,7 @@ def single_requests(rng, lengths, names) -> list[dict]:
     return requests
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", PLANS)
 def test_packed_plans(version, network, interface, export, tmp_path, monkeypatch, rng):
     """Requests of any lengths become one batch; each gets the logits that it gets alone."""
@@ -502,6 +503,7 @@ def test_packed_plans(version, network, interface, export, tmp_path, monkeypatch
     np.testing.assert_allclose(logits, reference.run(batch), atol=1e-5)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", PLANS)
 def test_padded_plans(version, network, interface, export, tmp_path, monkeypatch, rng):
     """All profiles are there; requests of one length become a batch, and each gets the logits that it gets alone."""
@@ -527,6 +529,7 @@ def test_padded_plans(version, network, interface, export, tmp_path, monkeypatch
     assert set(plan.used) == {0, 1, 2, 3}
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", PLANS)
 def test_plans_of_one_shape_are_not_batched(version, network, interface, export, tmp_path, monkeypatch, rng):
     install(version, monkeypatch)
