@@ -281,7 +281,10 @@ def test_a_signal_ends_both_processes(small_engine, lengths_file, tmp_path, numb
     command = [sys.executable, ROOT / "scripts" / "mlperf.py", "-e", small_engine, "-o", tmp_path / "logs", *flags]
     command = [str(word) for word in (*command, "--lengths", lengths_file)]
     environment = os.environ | dict([mark.split("=")])
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
+    )  # fmt: skip
     lines = []
     for line in process.stderr:
         lines.append(line)
