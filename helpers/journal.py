@@ -175,7 +175,7 @@ class Journal:
         kinds = {"facts": dict, "entries": int, "failed": int, "digest": str, "content": str}
         kinds |= {"bytes": int, "whole": bool}
         sound = isinstance(state, dict) and all(type(state.get(name)) is kind for name, kind in kinds.items())
-        if not sound or state.pop("seal", None) != _seal(state):
+        if not sound or state.pop("seal", None) != seal(state):
             raise DemoBertError(f"{self._state_path} is damaged: --fresh throws it away and begins again")
         return state
 
@@ -187,7 +187,7 @@ class Journal:
     def _write_state(self) -> None:
         state = {"facts": self._facts, "entries": self.entries, "failed": self.failed, "digest": self.digest}
         state |= {"bytes": self._bytes, "content": self._content.hexdigest(), "whole": self._is_whole}
-        state["seal"] = _seal(state)
+        state["seal"] = seal(state)
         # Of one name, since there is only one writer; never through what somebody has put there.
         new = self._state_path.parent / f".{self._state_path.name}.journal0.tmp"
         try:
@@ -201,8 +201,8 @@ class Journal:
             raise DemoBertError(f"can't write {self._state_path}: {error.strerror}") from error
 
 
-def _seal(state: dict) -> str:
-    """SHA-256 of a state: a number that a damaged disk has changed would be believed."""
+def seal(state: dict) -> str:
+    """SHA-256 of a state or an entry: a number that a damaged disk has changed would be believed."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode("ascii")).hexdigest()
 
 

@@ -27,11 +27,11 @@ from helpers.answer_options import AnswerOptions  # noqa: E402
 from helpers.engine_card import EngineCard  # noqa: E402
 from helpers.errors import DemoBertError, UsageError  # noqa: E402
 from helpers.files import sha256_of  # noqa: E402
+from helpers.journal import seal  # noqa: E402
 from helpers.rows import QuestionRow  # noqa: E402
 from helpers.squad import read_squad  # noqa: E402
 from scripts.benchmarks import scaling  # noqa: E402
 from scripts.scaling import engines, formats, inputs, planning  # noqa: E402
-from scripts.scaling import ledger as ledger_module  # noqa: E402
 from scripts.scaling.cluster import shares  # noqa: E402
 from scripts.scaling.ledger import LEDGER, Entry, Ledger  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
@@ -517,7 +517,7 @@ def test_a_torn_or_damaged_line_says_nothing(tmp_path):
 def test_a_sealed_line_of_other_kinds_says_nothing(changed, tmp_path):
     """Whoever hands on a folder can seal what he likes."""
     values = vars(ENTRY) | changed
-    (tmp_path / LEDGER).write_text(json.dumps(values | {"seal": ledger_module._seal(values)}) + "\n")
+    (tmp_path / LEDGER).write_text(json.dumps(values | {"seal": seal(values)}) + "\n")
     assert Ledger(tmp_path).entries == {}
 
 

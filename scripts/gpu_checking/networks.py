@@ -13,7 +13,7 @@ CALIBRATION = "bundled.calibration"
 TRAINING = "training.json"
 
 #: As in demoBERT's commands: without --strict TensorRT may take fp16 for all, and did for the bundled model.
-_PTQ = ("--int8", "--fp16", "--strict")
+PTQ = ("--int8", "--fp16", "--strict")
 _INT8_ALL = ("-iln", "-imh")
 
 
@@ -58,22 +58,22 @@ def _native(name: str, *flags, **settings) -> Network:
 #: The most telling first: a machine may be taken back.
 NETWORKS = (
     _plugin("fp16", "--fp16"),
-    _plugin("int8", *_PTQ),
-    _plugin("int8 -iln -imh", *_PTQ, *_INT8_ALL),
-    _plugin("QAT int8", *_PTQ, checkpoint="qat"),
-    _plugin("QAT int8 -iln -imh", *_PTQ, *_INT8_ALL, checkpoint="qat"),
+    _plugin("int8", *PTQ),
+    _plugin("int8 -iln -imh", *PTQ, *_INT8_ALL),
+    _plugin("QAT int8", *PTQ, checkpoint="qat"),
+    _plugin("QAT int8 -iln -imh", *PTQ, *_INT8_ALL, checkpoint="qat"),
     _plugin("packed fp16", "--fp16", layout="packed"),
-    _plugin("packed int8", *_PTQ, layout="packed"),
-    _plugin("packed QAT int8", *_PTQ, layout="packed", checkpoint="qat"),
-    _plugin("interleaved int8", *_PTQ, "-il", layout="packed"),
-    _plugin("interleaved QAT int8", *_PTQ, "-il", layout="packed", checkpoint="qat"),
-    _plugin("Megatron int8", *_PTQ, "-il", "--megatron", layout="packed", checkpoint="megatron"),
-    _plugin("Megatron sparse int8", *_PTQ, "-il", "--megatron", "-sp", layout="packed", checkpoint="megatron"),
+    _plugin("packed int8", *PTQ, layout="packed"),
+    _plugin("packed QAT int8", *PTQ, layout="packed", checkpoint="qat"),
+    _plugin("interleaved int8", *PTQ, "-il", layout="packed"),
+    _plugin("interleaved QAT int8", *PTQ, "-il", layout="packed", checkpoint="qat"),
+    _plugin("Megatron int8", *PTQ, "-il", "--megatron", layout="packed", checkpoint="megatron"),
+    _plugin("Megatron sparse int8", *PTQ, "-il", "--megatron", "-sp", layout="packed", checkpoint="megatron"),
     _plugin("fp32"),
     _native("fp16", "--fp16"),
     _native("fp32"),
-    _native("int8", *_PTQ),
-    _native("QAT int8", *_PTQ, checkpoint="qat"),
+    _native("int8", *PTQ),
+    _native("QAT int8", *PTQ, checkpoint="qat"),
     _native("packed fp16", "--fp16", layout="packed"),
 )
 

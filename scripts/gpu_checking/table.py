@@ -15,7 +15,7 @@ from helpers.errors import DemoBertError
 from helpers.files import read_json
 from scripts.benchmarks.random_model import RANDOM_SIZES
 from scripts.gpu_checking import checkpoints, torch_models
-from scripts.gpu_checking.networks import Network, build_command
+from scripts.gpu_checking.networks import PTQ, Network, build_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ PROFILED = (1, 8, 128)
 
 SIZES = (("large", 384), ("base", 384), ("large", 128), ("base", 128))
 
-_INT8 = ("--network", "plugin", "--int8", "--fp16")
+_INT8 = ("--network", "plugin", *PTQ)
 
 #: The lines of the table. Ranges are those of a QAT checkpoint, of random weights: the time does not depend on them.
 KINDS = (

@@ -90,10 +90,8 @@ def _set_environment(address: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
-        paths = [
-            str(ROOT),
-            os.environ.get("PYTHONPATH"),
-        ]  # workers are told of the driver's folders, not of its sys.path
+        # Workers are told of the driver's folders, not of its sys.path.
+        paths = [str(ROOT), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         os.environ.update(_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
 

@@ -4,7 +4,6 @@
 whose file is not there, or is another, says nothing.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from helpers.errors import DemoBertError
 from helpers.files import sha256_of
+from helpers.journal import seal
 from helpers.outputs import place_of
 
 #: Tools that read a folder of tables leave out what begins with an underscore.
@@ -55,7 +55,7 @@ class Ledger:
     def add(self, entry: Entry) -> None:
         """Add an entry, on the disk when this returns; the last one of an output counts. Raises DemoBertError."""
         values = asdict(entry)
-        line = json.dumps(values | {"seal": _seal(values)}).encode("ascii") + b"\n"
+        line = json.dumps(values | {"seal": seal(values)}).encode("ascii") + b"\n"
         try:
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             with open(handle, "ab") as file:
@@ -97,8 +97,8 @@ def _entry(line: bytes) -> Entry | None:
     """The entry of a line; None for what is left of one, or damaged."""
     try:
         values = json.loads(line)
-        seal = values.pop("seal")
-        entry = Entry(**values) if seal == _seal(values) else None
+        sealed = values.pop("seal")
+        entry = Entry(**values) if sealed == seal(values) else None
         return entry if entry and _is_sound(entry) else None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
@@ -109,8 +109,3 @@ def _is_sound(entry: Entry) -> bool:
     kinds = {field.name: field.type for field in fields(Entry)}
     sound = all(type(getattr(entry, name)) is kind for name, kind in kinds.items())
     return sound and entry.output == Path(entry.output).name
-
-
-def _seal(values: dict) -> str:
-    """SHA-256 of an entry: a number that a damaged disk has changed would be believed."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("ascii")).hexdigest()

@@ -175,8 +175,8 @@ class PreparedPlan(Prepared):
         packed_form = InterleavedPluginLayers if options.interleaved else PackedPluginLayers
         layers = packed_form if packed else PaddedPluginLayers
         sizes = input_shape(options)
-        layers = partial(layers, precision=options.precision, sizes=sizes, plugins=self._plugins, int8=int8)
-        return partial(layers, logits_by_token=options.logits_by_token)
+        own = {"sizes": sizes, "plugins": self._plugins, "int8": int8, "logits_by_token": options.logits_by_token}
+        return partial(layers, precision=options.precision, **own)
 
     def _notes(self) -> list[str]:
         """Only the build tells: without plugins that suit the model, --network auto ends in a native network."""
