@@ -42,6 +42,9 @@ _LARGEST_STEP = 0.08
 #: for ending early ("early stopping") asks for 662 where none of them is too late.
 _SEARCH_QUERIES, _SERVER_QUERIES = 300, 1000
 
+#: Where the bound is kept, but of too few queries to be sure, the next run has twice as many, unless it had so many.
+_MANY_QUERIES = 3000
+
 
 def measure(args) -> int:
     """Run all that is asked for; the exit code: 1 where LoadGen says INVALID, or F1 is too low. Raises DemoBertError."""
@@ -151,14 +154,21 @@ class Measurement:
         return result.rate
 
     def _server(self, process: LoadGenProcess, offline_rate: float) -> float:
-        """The rate at which it passes, or that of the last run that did not. The steps down grow."""
+        """The rate at which it passes, or that of the last run that did not. The steps down grow.
+
+        A run that keeps to the bound is INVALID where so few queries could have done so by luck ("early stopping").
+        """
         args, bound, least = self._args, self._bound(), self._args.min_queries or _SERVER_QUERIES
         rate = args.target_qps or self._search(process, offline_rate, bound)
-        for number in range(1 if args.target_qps else _MOST_RUNS):
+        for number in range(_MOST_RUNS):
             result = self._full(process, "Server", number, rate=rate, latency_ms=bound, min_queries=least)
-            if result.valid:
+            unsure = result.within_bound and not result.reasons and result.samples < _MANY_QUERIES
+            if result.valid or args.target_qps and not unsure:
                 break
-            rate *= 1 - min(_LARGEST_STEP, args.search_precision * 2**number)
+            if unsure:
+                least = 2 * result.samples
+            else:
+                rate *= 1 - min(_LARGEST_STEP, args.search_precision * 2**number)
         self.results.append(result)
         return result.target
 
