@@ -85,6 +85,11 @@ class CachedRanges:
     origin: str
 
 
+def read_fingerprint(path) -> Fingerprint:
+    """What a cache of ours says that it was taken of. Raises DemoBertError for a file that is none."""
+    return Fingerprint(**_facts(path, read_text(path, "calibration cache").splitlines()))
+
+
 def read_cache(path, wanted: Fingerprint, config: BertConfig) -> CachedRanges:
     """Read a calibration cache, ours or TensorRT's. Raises DemoBertError where it is damaged or of another thing.
 
@@ -93,12 +98,14 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> CachedRanges:
     lines = read_text(path, "calibration cache").splitlines()
     if lines and re.fullmatch(r"TRT-\d+-\w+", lines[0]):
         return CachedRanges(_tensorrt_ranges(path, lines[1:], config), "TensorRT's own")
-    if not lines or lines[0] != _TITLE:
-        is_ours = bool(lines) and re.fullmatch(rf"{_KIND} \d+", lines[0])
-        kind = "a calibration cache of another version of demoBERT" if is_ours else "not a calibration cache"
-        raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
-    facts = dict(line.partition(" ")[::2] for line in lines[1 : 1 + len(_FACTS)])
-    _check_facts(path, facts, wanted)
+    facts = _facts(path, lines)
+    for name, value in vars(wanted).items():
+        if value is not None and facts[name] != str(value):
+            values = "" if name in ("model", "data") else f" ({facts[name][:30]}, not {value})"
+            raise DemoBertError(
+                f"the calibration cache {path} was taken of another {_FACTS[name]}{values}: remove it to calibrate "
+                "again, or name another with --calib-path"
+            )
     ranges = {}
     channels = quantization.channel_range_names(config)
     for line in lines[1 + len(_FACTS) :]:
@@ -112,16 +119,17 @@ def read_cache(path, wanted: Fingerprint, config: BertConfig) -> CachedRanges:
     return CachedRanges(ranges, f"{method}, {samples} windows of up to {length} tokens")
 
 
-def _check_facts(path, facts: dict[str, str], wanted: Fingerprint) -> None:
-    for name, value in vars(wanted).items():
+def _facts(path, lines: list[str]) -> dict[str, str]:
+    """The fields of the Fingerprint, as text."""
+    if not lines or lines[0] != _TITLE:
+        is_ours = bool(lines) and re.fullmatch(rf"{_KIND} \d+", lines[0])
+        kind = "a calibration cache of another version of demoBERT" if is_ours else "not a calibration cache"
+        raise DemoBertError(f"{kind}: {path}; name another with --calib-path, or remove it")
+    facts = dict(line.partition(" ")[::2] for line in lines[1 : 1 + len(_FACTS)])
+    for name in _FACTS:
         if name not in facts:
             raise _damaged(path, f"it does not say its {name}")
-        if value is not None and facts[name] != str(value):
-            values = "" if name in ("model", "data") else f" ({facts[name][:30]}, not {value})"
-            raise DemoBertError(
-                f"the calibration cache {path} was taken of another {_FACTS[name]}{values}: remove it to calibrate "
-                "again, or name another with --calib-path"
-            )
+    return {name: facts[name] for name in _FACTS}
 
 
 def _damaged(path, what: str) -> DemoBertError:

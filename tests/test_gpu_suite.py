@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,18 +12,24 @@ import pytest
 
 from helpers.bert_config import BertConfig
 from helpers.builder_flags import add_build_arguments, check_build_arguments
+from helpers.calibration_cache import Fingerprint, model_fingerprint, read_cache, write_cache
 from helpers.cli import Parser
 from helpers.errors import DemoBertError
+from helpers.quantization import channel_range_names
 from helpers.weights import load_weights
+from helpers.weights.pytorch_names import pytorch_name
 from scripts.gpu_checking import check as gpu_check
 from scripts.gpu_checking import checkpoints, layer_times, report, suite, table, torch_models
-from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, build_command
+from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, WIDE_CALIBRATION, build_command
 from scripts.gpu_checking.record import OutOfTime, Record
-from tests.conftest import BUNDLED, ROOT
+from tests.checkpoints import pytorch_state, write_folder
+from tests.conftest import ROOT
+from tests.reference_bert import fake_quantizer, random_config, random_inputs, random_weights, reference_logits
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
-TINY = BertConfig(128, 2, 2, 256, 30522, gelu="tanh")
-CHECKPOINTS = {"bundled": BUNDLED, "qat": ROOT / "qat", "megatron": ROOT / "m" / "w.pickle", "vocabulary": ROOT / "v"}
+TINY = BertConfig(768, 1, 12, 128, 30522, gelu="tanh")
+CHECKPOINTS = {name: ROOT / name for name in ("bundled", "qat", "wide", "wide qat", "vocabulary")}
+CHECKPOINTS["megatron"] = ROOT / "m" / "w.pickle"
 
 
 # The record
@@ -64,7 +71,7 @@ def test_what_is_no_record_is_refused(tmp_path, content):
     with pytest.raises(DemoBertError, match="record of steps"):
         Record(path)
     with pytest.raises(DemoBertError, match="record"):
-        report.write(path, tmp_path / "page.md")
+        report.write([path], tmp_path / "page.md")
 
 
 # Networks: what the builders are told
@@ -80,7 +87,7 @@ def parsed(command: list, layout: str):
 
 @pytest.mark.parametrize("network", (*NETWORKS, *table.KINDS), ids=lambda network: network.name)
 def test_the_builders_take_every_network_s_flags(network):
-    paths = CHECKPOINTS | {CALIBRATION: ROOT / "c"}
+    paths = CHECKPOINTS | {CALIBRATION: ROOT / "c", WIDE_CALIBRATION: ROOT / "w"}
     command = build_command("python", ROOT, network, paths, "x.engine", {"batch": [1, 8], "length": [384]})
     args = parsed(command, network.layout)
     assert (ROOT / command[1]).is_file() and args.batch_size == [1, 8] and args.backend == "tensorrt"
@@ -103,6 +110,33 @@ def test_random_checkpoints_have_every_range(tmp_path):
             assert ((tensor.reshape(-1, 4) != 0).sum(axis=1) == 2).all()
     before = pickled.stat().st_mtime_ns
     assert checkpoints.write_random_megatron(pickled, TINY).stat().st_mtime_ns == before
+
+
+def test_a_widened_model_computes_the_same(tmp_path, rng):
+    config = replace(random_config(rng), gelu="erf")
+    tensors = random_weights(config, rng)
+    amax = checkpoints.ranges(config)
+    stored = pytorch_state(config, tensors) | {pytorch_name(name): np.array(value) for name, value in amax.items()}
+    source = write_folder(tmp_path / "one", config, stored)
+    (source / "vocab.txt").write_text("a\n")
+    channels = {name: rng.random(config.hidden_size) for name in channel_range_names(config)}
+    fingerprint = Fingerprint(model_fingerprint(load_weights(config, pytorch=source), False), "d", 9, 3, "minmax")
+    write_cache(tmp_path / "ranges", fingerprint, amax | channels)
+
+    folder = checkpoints.write_widened(tmp_path / "two", source, tmp_path / "ranges", tmp_path / "wide ranges")
+    wide = load_weights(BertConfig.from_folder(folder), pytorch=folder)
+    inputs = random_inputs(config, rng, 3, min(12, config.max_position_embeddings))
+    quantize = fake_quantizer("int8", amax)
+    for rounding in ({}, {"quantize": quantize}):
+        ours = reference_logits(wide.config, wide.tensors, "erf", *inputs, **rounding)
+        theirs = reference_logits(config, tensors, "erf", *inputs, **rounding)
+        assert np.abs(ours - theirs).max() < 1e-4  # the folders are float32; in int8 the steps are the same, too
+    assert wide.config.hidden_size == 2 * config.hidden_size and wide.config.head_size == config.head_size
+    assert {name: float(value) for name, value in wide.ranges.items()} == pytest.approx(amax)
+    wanted = replace(fingerprint, model=model_fingerprint(wide, False))
+    found = read_cache(tmp_path / "wide ranges", wanted, wide.config).ranges
+    for name, value in (amax | channels).items():
+        assert np.allclose(found[name], np.tile(value, 2) if name in channels else value)
 
 
 # Whole parts, on a CPU
@@ -207,8 +241,9 @@ def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypat
     kind = table.KINDS[int(rng.integers(len(table.KINDS)))]
     flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]
     assert gpu_check.main([*flags, "--only", f", {kind.name}"]) == 0
-    found = steps_of(tmp_path)[f"table: large × 32 × 1 to 2, {kind.name}"]["result"]
-    assert found["mib"] > 1 and found["times"][kind.name]["2"]["average_ms"] == 1
+    steps = steps_of(tmp_path)
+    assert steps[f"build: large × 32 × 1 to 2, {kind.name}"]["result"]["mib"] > 1
+    assert steps[f"table: large × 32 × 1 to 2, {kind.name}"]["result"]["times"][kind.name]["2"]["average_ms"] == 1
 
 
 def test_a_program_that_hangs_is_ended(tmp_path):
@@ -288,8 +323,8 @@ def test_the_page_holds_every_figure(tmp_path, capsys):
 def test_a_page_of_nothing_says_nothing(tmp_path):
     record = tmp_path / "suite.json"
     record.write_text(json.dumps({"steps": {}}))
-    assert [path.suffix for path in report.write(record, tmp_path / "page.md")] == [".md", ".csv"]
+    assert [path.suffix for path in report.write([record], tmp_path / "page.md")] == [".md", ".csv"]
     assert "## " not in (tmp_path / "page.md").read_text()
     with pytest.raises(DemoBertError, match="--output"):
-        report.write(record, record)
+        report.write([record], record)
     assert os.listdir(tmp_path)

@@ -135,6 +135,24 @@ def test_what_waits_longest_is_taken_first(rng, packed):
     assert not left
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_late_waits_for_all_that_is_not(rng, packed):
+    count, bound, lasts = 60, 1.0, 0.25
+    waiting = Waiting([10] * count, [16] * count, Limits(1, 10), packed)
+    waiting.bound = bound
+    arrivals = np.sort(rng.uniform(0, 3, count)).tolist()
+    for place, arrival in enumerate(arrivals):
+        waiting.add([(place, place)], arrival)
+    waiting.took([(0, 0)], lasts)
+    now = float(rng.uniform(1.5, 2.5))
+    taken = [waiting.take(now)[0][1] for _ in range(count)]
+    late = [place for place in range(count) if now + lasts > arrivals[place] + bound]
+    assert 0 < len(late) < count and taken == [*range(len(late), count), *late]
+    waiting.add([(0, 0), (1, 1)], 0.0)
+    waiting.bound = None  # Offline's, and what is not to be answered in any time
+    assert [waiting.take(99.0)[0][1] for _ in range(2)] == [0, 1]
+
+
 def test_the_search_finds_the_highest_rate(rng):
     for limit in (10.0 ** rng.uniform(0, 4, 20)).tolist():
         tried = []

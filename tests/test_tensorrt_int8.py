@@ -18,14 +18,14 @@ import pytest
 
 from helpers import quantization
 from helpers.backends import load_engine
-from helpers.backends.tensorrt import bert_plugins, plugin_layers
+from helpers.backends.tensorrt import bert_plugins, plan_builder, plugin_layers
 from helpers.batching import PackedBatch, PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
 from tests.checkpoints import bert_weights, megatron_state, pytorch_state, write_config, write_folder
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
-from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install
+from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install, plugins
 from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, write
 from tests.test_tensorrt_packed import packed, sequences
 
@@ -50,6 +50,13 @@ ALL_INT8 = {"force_int8_skipln": True, "force_int8_multihead": True}
 @pytest.fixture
 def engine_path(tmp_path):
     return tmp_path / "bert.engine"
+
+
+@pytest.fixture(autouse=True)
+def narrow_kernels(monkeypatch):
+    """Int8 add + norm as narrow as CONFIG: at the real kernels' 768 channels numpy takes minutes for these tests."""
+    for module, name in ((plan_builder, "INT8_NORM_SIZES"), (plugins, "INT8_NORM_SIZES")):
+        monkeypatch.setattr(module, name, (CONFIG.hidden_size,))
 
 
 @pytest.fixture
@@ -389,6 +396,23 @@ def test_a_range_of_0_is_refused(engine_path, monkeypatch, rng):
 
 
 # What fits which release and GPU
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_int8_add_and_norm_has_kernels_of_two_widths(form, engine_path, monkeypatch, rng):
+    """The others are refused: TensorRT would build them, and fail at the first run, as the double does."""
+    install("8.6.1", monkeypatch)
+    assert bert_plugins.INT8_NORM_SIZES == (768, 1024)
+    for module in (plan_builder, plugins):
+        monkeypatch.setattr(module, "INT8_NORM_SIZES", bert_plugins.INT8_NORM_SIZES)
+    case = Case(rng, FORMS[form] | {"network": "plugin", "force_int8_skipln": form == "padded"})
+    with pytest.raises(UsageError, match="hidden sizes of 768 and 1024, this model's is 128; use --network native"):
+        case.write(engine_path, "8.6.1", None)
+    monkeypatch.setattr(plan_builder, "INT8_NORM_SIZES", (128,))
+    case.write(engine_path, "8.6.1", None)
+    engine = load_engine(engine_path, case.options.get("layout", "padded"))
+    with pytest.raises(TensorRTDoubleError, match="unsupported hidden layer size: 128"):
+        engine.run(case.batches[0])
 
 
 @pytest.mark.parametrize(

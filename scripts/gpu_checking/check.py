@@ -114,7 +114,13 @@ def _add_suite_arguments(parser: cli.Parser) -> None:
     add("--perf", type=Path, metavar="PATH", help="build/perf (default: the one that travelled, or the repository's)")
     add("--iterations", **_NUMBER, default=100, help="runs of build/perf for each row of the table")
     report = "write docs/h100.md, .csv and .png (or --output FILE.md and its neighbours) out of --suite's JSON, and end"
-    add("--report", type=Path, metavar="JSON", help=report)
+    add(
+        "--report",
+        type=Path,
+        action="append",
+        metavar="JSON",
+        help=f"{report}; repeatable: of several GPUs of one kind",
+    )
     add("--output", type=Path, default=ROOT / "docs" / "h100.md", metavar="FILE", help="with --report: the page")
     add("--workspace", **_NUMBER, default=8192, help="MiB of scratch memory for the table's engines")
     parser.set_defaults(finetune=[], layers=None)
@@ -125,7 +131,8 @@ def main(arguments) -> int:
     if args.report:
         from scripts.gpu_checking import report
 
-        print("\n".join(str(path) for path in report.write(require_file(args.report, "record of steps"), args.output)))
+        records = [require_file(path, "record of steps") for path in args.report]
+        print("\n".join(str(path) for path in report.write(records, args.output)))
         return 0
     if args.prepare:
         prepare(args)

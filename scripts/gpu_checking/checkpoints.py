@@ -1,14 +1,21 @@
-"""Checkpoints that the check on a GPU makes for itself: random weights with ranges, as QAT models and Megatron's have."""
+"""Checkpoints that the check on a GPU makes for itself.
+
+Random weights with ranges, as QAT models and Megatron's have; and a model that answers, as wide as plugins want it.
+"""
 
 import json
 import pickle
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from helpers import quantization
 from helpers.bert_config import BertConfig
+from helpers.calibration_cache import model_fingerprint, read_cache, read_fingerprint, write_cache
+from helpers.files import require_file
+from helpers.weights import load_weights
 from helpers.weights.pytorch_names import canonical_name, pytorch_name
 from scripts.benchmarks.random_model import random_state
 
@@ -36,16 +43,12 @@ def ranges(config: BertConfig) -> dict:
 
 def write_random_qat(folder, config: BertConfig, seed: int = 0) -> Path:
     """A Hugging Face folder of random weights and ranges, kept as it is where it is there."""
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     if not (folder / "model.safetensors").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _write_config(folder, config)
         state = random_state(config, seed)
-        state |= {pytorch_name(name): np.array(amax) for name, amax in ranges(config).items()}
-        save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-        (folder / "model.safetensors.tmp").rename(folder / "model.safetensors")
+        _save(state | {pytorch_name(name): np.array(amax) for name, amax in ranges(config).items()}, folder)
     return folder
 
 
@@ -76,3 +79,58 @@ def make_sparse(kernel: np.ndarray) -> None:
 def _write_config(folder: Path, config: BertConfig) -> None:
     values = asdict(config) | {"model_type": "bert", "hidden_act": "gelu"}
     (folder / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
+def write_widened(folder, source, calibration=None, widened_calibration=None) -> Path:
+    """The model of the folder `source` with every channel, head and feed-forward column twice, which computes the same.
+
+    A layer norm of doubled channels has the same mean and variance; a kernel that reads every channel twice is halved, so
+    that its sums, and its steps in int8, stay what they were. `calibration` is a cache of the model's ranges, which is
+    written anew for this one. What is there is kept. Raises DemoBertError.
+    """
+    folder, source = Path(folder), Path(source)
+    config = BertConfig.from_folder(source)
+    wide = replace(
+        config,
+        hidden_size=2 * config.hidden_size,
+        num_attention_heads=2 * config.num_attention_heads,
+        intermediate_size=2 * config.intermediate_size,
+    )
+    if not (folder / "model.safetensors").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_config(folder, wide)
+        shutil.copy(source / "vocab.txt", folder / "vocab.txt")
+        weights = load_weights(config, pytorch=source)
+        state = weights.tensors | weights.ranges
+        _save({pytorch_name(name): np.array(_twice(name, state[name]), np.float32) for name in state}, folder)
+    if calibration and not Path(widened_calibration).is_file():
+        fingerprint = read_fingerprint(require_file(calibration, "calibration cache"))
+        ranges = read_cache(calibration, fingerprint, config).ranges
+        model = model_fingerprint(load_weights(wide, pytorch=folder), pre_normalised=False)
+        doubled = {name: _twice(name, amax) for name, amax in ranges.items()}
+        write_cache(widened_calibration, replace(fingerprint, model=model), doubled)
+    return folder
+
+
+def _twice(name: str, tensor) -> np.ndarray:
+    """What takes the tensor's or range's place where every channel is there twice."""
+    tensor = np.asarray(tensor, np.float32)
+    if name == "cls_squad_output_bias":
+        return tensor
+    if name == "cls_squad_output_weights":
+        return np.tile(tensor, (1, 2)) / 2
+    if name.endswith("_kernel"):
+        return np.tile(tensor, (2, 2)) / 2
+    if name.endswith("_kernel_amax"):
+        return (tensor if tensor.size == 1 else np.concatenate([tensor, tensor])) / 2
+    if name.endswith("_embeddings"):
+        return np.tile(tensor, (1, 2))
+    return np.tile(tensor, 2) if tensor.size > 1 else tensor
+
+
+def _save(state: dict, folder: Path) -> None:
+    """Whole or not at all: a file that is there is not written again."""
+    from safetensors.numpy import save_file
+
+    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    (folder / "model.safetensors.tmp").rename(folder / "model.safetensors")

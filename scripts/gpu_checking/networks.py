@@ -1,13 +1,17 @@
 """Every form of BERT that TensorRT's plugins and layers have: how each is built, and from which checkpoint.
 
-The bundled model gives numbers that mean something; Megatron's network has random weights, since none trained is at
-hand.
+The bundled model gives numbers that mean something. It is 384 wide, and int8 add + norm has kernels for 768 and 1024: so
+where a network has that, every channel is there twice ("wide"), which computes the same. Megatron's network has random
+weights, since none trained is at hand.
 """
 
 from dataclasses import dataclass
 
 #: What travels beside the checkpoints: the bundled model's ranges, calibrated where OpenVINO is installed.
 CALIBRATION = "bundled.calibration"
+
+#: The same of the wide one, made of them on the GPU machine.
+WIDE_CALIBRATION = "wide.calibration"
 
 #: Text that the bundled model's QAT variant is trained on.
 TRAINING = "training.json"
@@ -19,7 +23,8 @@ _INT8_ALL = ("-iln", "-imh")
 
 @dataclass(frozen=True)
 class Network:
-    """One engine: `flags` of the builder of its `layout`; `checkpoint` is "bundled", "qat" or "megatron".
+    """One engine: `flags` of the builder of its `layout`; `checkpoint` is one of "bundled", "qat", both of them as "wide"
+    and "wide qat", and "megatron".
 
     `exact` networks are held to PyTorch's float32, the others to the double, which computes the same integers.
     """
@@ -35,7 +40,7 @@ class Network:
 
     @property
     def calibrated(self) -> bool:
-        return not self.exact and self.checkpoint == "bundled"
+        return not self.exact and self.checkpoint in ("bundled", "wide")
 
     @property
     def answers(self) -> bool:
@@ -59,14 +64,14 @@ def _native(name: str, *flags, **settings) -> Network:
 NETWORKS = (
     _plugin("fp16", "--fp16"),
     _plugin("int8", *PTQ),
-    _plugin("int8 -iln -imh", *PTQ, *_INT8_ALL),
+    _plugin("int8 -iln -imh", *PTQ, *_INT8_ALL, checkpoint="wide"),
     _plugin("QAT int8", *PTQ, checkpoint="qat"),
-    _plugin("QAT int8 -iln -imh", *PTQ, *_INT8_ALL, checkpoint="qat"),
+    _plugin("QAT int8 -iln -imh", *PTQ, *_INT8_ALL, checkpoint="wide qat"),
     _plugin("packed fp16", "--fp16", layout="packed"),
-    _plugin("packed int8", *PTQ, layout="packed"),
-    _plugin("packed QAT int8", *PTQ, layout="packed", checkpoint="qat"),
-    _plugin("interleaved int8", *PTQ, "-il", layout="packed"),
-    _plugin("interleaved QAT int8", *PTQ, "-il", layout="packed", checkpoint="qat"),
+    _plugin("packed int8", *PTQ, layout="packed", checkpoint="wide"),
+    _plugin("packed QAT int8", *PTQ, layout="packed", checkpoint="wide qat"),
+    _plugin("interleaved int8", *PTQ, "-il", layout="packed", checkpoint="wide"),
+    _plugin("interleaved QAT int8", *PTQ, "-il", layout="packed", checkpoint="wide qat"),
     _plugin("Megatron int8", *PTQ, "-il", "--megatron", layout="packed", checkpoint="megatron"),
     _plugin("Megatron sparse int8", *PTQ, "-il", "--megatron", "-sp", layout="packed", checkpoint="megatron"),
     _plugin("fp32"),
@@ -81,7 +86,7 @@ NETWORKS = (
 def build_command(python: str, root, network: Network, checkpoints: dict, engine, sizes: dict, extra=()) -> list[str]:
     """The command that builds `network` into the file `engine`, as a user would type it.
 
-    `checkpoints` has a path for each name and for CALIBRATION; `sizes` are {"batch": […], "length": […]}.
+    `checkpoints` has a path for each name and for both calibrations; `sizes` are {"batch": […], "length": […]}.
     """
     script = "builder.py" if network.layout == "padded" else "builder_varseqlen.py"
     path = checkpoints[network.checkpoint]
@@ -89,7 +94,7 @@ def build_command(python: str, root, network: Network, checkpoints: dict, engine
     if network.checkpoint != "megatron":
         source = ["-pt", path]
     if network.calibrated:
-        source += ["-p", checkpoints[CALIBRATION]]
+        source += ["-p", checkpoints[WIDE_CALIBRATION if network.checkpoint == "wide" else CALIBRATION]]
     words = [python, root / script, *source, "-o", engine, "--backend", "tensorrt", *network.flags, *extra]
     for flag, values in (("-b", sizes["batch"]), ("-s", sizes["length"])):
         words += [word for value in values for word in (flag, value)]

@@ -25,14 +25,12 @@ class Row:
     times: dict
 
 
-def write(record: Path, document: Path) -> list[Path]:
+def write(records: list[Path], document: Path) -> list[Path]:
     """Write `document` and, beside it, its .csv and .png; returns them. Raises DemoBertError."""
-    content = read_json(record, "record of steps")
-    if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
-        raise DemoBertError(f"{record} is not a record of gpu_check.sh --suite")
+    content = _merged(records)
     steps = content["steps"]
     table, picture = document.with_suffix(".csv"), document.with_suffix(".png")
-    check_outputs({"--output": document, "the table": table, "the picture": picture}, [record])
+    check_outputs({"--output": document, "the table": table, "the picture": picture}, records)
     rows = rows_of(steps)
     parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows), _failures(steps)]
     with atomic_write(document, "w") as file:
@@ -43,6 +41,24 @@ def write(record: Path, document: Path) -> list[Path]:
         draw(rows, picture)
         written.append(picture)
     return written
+
+
+def _merged(records: list[Path]) -> dict:
+    """The records' steps in one; a step that failed in one and was done in another was done. Raises DemoBertError."""
+    merged: dict = {"steps": {}}
+    for record in records:
+        content = read_json(record, "record of steps")
+        if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
+            raise DemoBertError(f"{record} is not a record of gpu_check.sh --suite")
+        for fact in ("machine", "tensorrt"):
+            if merged.setdefault(fact, content.get(fact)) != content.get(fact):
+                raise DemoBertError(f"{records[0]} and {record} are of different machines: make a page of each")
+        failed = {key for key, entry in content["steps"].items() if "error" in entry}
+        kept = {
+            key: entry for key, entry in content["steps"].items() if key not in failed or key not in merged["steps"]
+        }
+        merged["steps"] |= kept
+    return merged
 
 
 def rows_of(steps: dict) -> list[Row]:
@@ -63,7 +79,7 @@ def rows_of(steps: dict) -> list[Row]:
 
 
 def _heading(content: dict, picture: Path) -> str:
-    machine = content.get("machine", {})
+    machine = content.get("machine") or {}
     return (
         f"# TensorRT on {_an(machine.get('gpu', 'a GPU'))}\n\n"
         f"Made by `scripts/gpu_check.sh --report` out of what `--suite` measured: TensorRT {content.get('tensorrt')}, "
@@ -88,10 +104,27 @@ def _networks(steps: dict) -> str:
         cells = [_number(exact, "largest"), _number(exact, "rms"), _windows(exact)]
         cells += [_number(double, "largest"), _number(double, "rms")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += _fake_quantized(steps)
     pairs = steps.get("pairs", {}).get("result") or {}
     lines += ["", "| the same network twice | largest difference | rms |", "| --- | ---: | ---: |"] if pairs else []
     lines += [f"| {pair} | {_number(found, 'largest')} | {_number(found, 'rms')} |" for pair, found in pairs.items()]
     return "\n".join(lines) + "\n" if names else ""
+
+
+def _fake_quantized(steps: dict) -> list[str]:
+    """The same int8 networks beside PyTorch's, which rounds what the dense layers read and nothing else."""
+    found = {key: steps.get(f"fake-quantized: {key}", {}).get("result") or {} for key in ("bundled", "qat")}
+    rows = [(key, name, row) for key, rows in found.items() for name, row in rows.items()]
+    lines = [
+        "",
+        "| ranges | network | off PyTorch's fake-quantized network: largest | rms |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for key, name, row in rows:
+        name = f"{name} (off its own fp32)" if name.startswith("PyTorch") else name
+        ranges = {"bundled": "calibrated", "qat": "QAT"}[key]
+        lines.append(f"| {ranges} | {name} | {_number(row, 'largest')} | {_number(row, 'rms')} |")
+    return lines if rows else []
 
 
 _NETWORKS_TEXT = """Windows of real questions, the bundled model; Megatron's network has random weights, which PyTorch has no

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,15 +24,15 @@ from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from scripts.gpu_checking import checkpoints, model_check, torch_models
 from scripts.gpu_checking.engine_process import EngineProcess
-from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, TRAINING, Network, build_command
+from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, TRAINING, WIDE_CALIBRATION, Network, build_command
 from scripts.gpu_checking.record import OutOfTime, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PARTS = ("networks", "answers", "table")
 
-#: Megatron's network for the numbers: as large as the bundled model, of random weights.
-MEGATRON = BertConfig(256, 4, 4, 1024, 30522, gelu="tanh")
+#: Megatron's network for the numbers: of random weights, and as wide as its plugins want it.
+MEGATRON = BertConfig(768, 4, 12, 3072, 30522, gelu="tanh")
 
 #: The release that the double plays.
 DOUBLE = "8.6.1"
@@ -47,14 +48,18 @@ class Suite:
 
     def __init__(self, args, squad: Path, record: Record):
         self.args, self.squad, self.record = args, squad, record
+        self.lock = threading.Lock()
         self.work = args.folder / "work"
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoints = {
             "bundled": model_check.BUNDLED,
             "vocabulary": model_check.BUNDLED / "vocab.txt",
             "qat": self.work / "qat",
+            "wide": self.work / "wide",
+            "wide qat": self.work / "wide_qat",
             "megatron": self.work / "megatron" / "weights.pickle",
             CALIBRATION: args.folder / CALIBRATION,
+            WIDE_CALIBRATION: self.work / WIDE_CALIBRATION,
         }
 
     def run(self, command: list, what: str, seconds: float = 600, **environment) -> str:
@@ -73,14 +78,25 @@ class Suite:
         return result.stdout
 
     def make_checkpoints(self) -> None:
-        checkpoints.write_random_megatron(self.checkpoints["megatron"], MEGATRON)
-        training = self.args.folder / TRAINING
-        if not (self.checkpoints["qat"] / "config.json").is_file():
-            flags = ["-pt", model_check.BUNDLED, "-j", training, "-o", self.checkpoints["qat"], "--qat"]
-            program = [sys.executable, ROOT / "squad" / "finetune.py"]
-            self.record.step(
-                "training the QAT variant", self.run, [*program, *flags, *self.args.finetune], "finetune.py"
-            )
+        """All but the bundled model. What failed costs the networks that are built from it."""
+        paths = self.checkpoints
+        checkpoints.write_random_megatron(paths["megatron"], MEGATRON)
+        training, flags = self.args.folder / TRAINING, ("--qat", *self.args.finetune)
+        program = (sys.executable, ROOT / "squad" / "finetune.py")
+        train = [*program, "-pt", paths["bundled"], "-j", training, "-o", paths["qat"], *flags]
+        self._make(paths["qat"] / "config.json", "training the QAT variant", self.run, train, "finetune.py")
+        calibrations = [paths[name] for name in (CALIBRATION, WIDE_CALIBRATION)]
+        self._make(paths[WIDE_CALIBRATION], "widening", self._widen, "bundled", "wide", *calibrations)
+        self._make(paths["wide qat"] / "model.safetensors", "widening the QAT variant", self._widen, "qat", "wide qat")
+
+    def _make(self, path: Path, key: str, work, *arguments) -> None:
+        """A step that makes the file `path`, which the record of another machine may tell of, but not hold."""
+        if not path.is_file():
+            self.record.forget(key)
+            self.record.step(key, work, *arguments)
+
+    def _widen(self, source: str, name: str, *calibrations: Path) -> str:
+        return str(checkpoints.write_widened(self.checkpoints[name], self.checkpoints[source], *calibrations))
 
     def build(self, network: Network, python: str, engine: Path, extra=()) -> float:
         """MiB of the engine, built unless it is there."""
@@ -149,6 +165,15 @@ class Suite:
         theirs = self.logits(network, double, simulated, DOUBLE_BATCHES)
         return distance(self.kept(network.name)[: len(theirs)], theirs)
 
+    def fake_quantize(self, checkpoint: str, names: list[str]) -> dict:
+        """PyTorch's network whose dense layers alone are rounded: its distance to float32, and the named networks' to it."""
+        cache = self.checkpoints[CALIBRATION] if checkpoint == "bundled" else None
+        batches = torch_models.fake_quantized_logits(self.checkpoints[checkpoint], cache, self.padded)
+        fake = of_valid_tokens(batches, self.lengths)
+        kept = {name: self.kept(name) for name in names}
+        found = {name: distance(logits, fake) for name, logits in kept.items() if logits}
+        return {"PyTorch, fake-quantized": distance(fake, self.reference), **found}
+
     def kept(self, name: str) -> list[np.ndarray] | None:
         """The logits that `compare` kept."""
         path = self.engine(Network(name, ())).with_suffix(".npz")
@@ -193,6 +218,9 @@ PAIRS = (
     ("native, packed fp16", "native, fp16"),
 )
 
+#: Checkpoints that compute the same with the same ranges.
+_SAME_RANGES = {"bundled": ("bundled", "wide"), "qat": ("qat", "wide qat")}
+
 
 def run(args, squad: Path) -> int:
     """The parts of `args.suite`; the exit code: 1 where a step failed."""
@@ -229,6 +257,11 @@ def check_networks(suite: Suite) -> None:
         list(pool.map(suite.simulate, simulated if "networks" in suite.args.suite else []))
     suite.record.forget("pairs")
     suite.record.step("pairs", suite.compare_pairs)
+    for checkpoint, alike in _SAME_RANGES.items():
+        names = [one.name for one in simulated if one.checkpoint in alike]
+        if names:
+            suite.record.forget(f"fake-quantized: {checkpoint}")
+            suite.record.step(f"fake-quantized: {checkpoint}", suite.fake_quantize, checkpoint, names)
 
 
 def of_valid_tokens(batches: list, lengths: list) -> list[np.ndarray]:

@@ -4,9 +4,10 @@ Beside it, in the same run, PyTorch and the dense products alone. One engine has
 at a time: the most telling come first, and little is lost where a machine is taken back.
 """
 
+import contextlib
 import json
 import os
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from helpers.files import read_json
 from scripts.benchmarks.random_model import RANDOM_SIZES
 from scripts.gpu_checking import checkpoints, torch_models
 from scripts.gpu_checking.networks import PTQ, Network, build_command
+from scripts.gpu_checking.record import OutOfTime
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,11 +60,29 @@ def fill(suite) -> None:
     for batches in BATCH_GROUPS:
         for model, length in SIZES:
             place = Place(model, sizes_of(suite.args)[model], length, batches)
-            for number, kind in enumerate(KINDS):
-                if suite.args.only is None or suite.args.only in f"{place}, {kind.name}":
-                    suite.record.step(f"table: {place}, {kind.name}", engine_times, suite, place, kind)
-                if number == 0:  # on the same machine in the same minutes
-                    beside(suite, place)
+            named = {f"{place}, {kind.name}": kind for kind in KINDS}
+            kinds = [kind for name, kind in named.items() if suite.args.only is None or suite.args.only in name]
+            measure(suite, place, kinds)
+
+
+def measure(suite, place: Place, kinds: list) -> None:
+    """All engines of one place are built, several at once; then each is timed with the GPU to itself, and goes."""
+    missing = [kind for kind in kinds if suite.record.result(f"table: {place}, {kind.name}") is None]
+    try:
+        with ThreadPoolExecutor(suite.args.jobs) as pool:
+            list(pool.map(lambda kind: build(suite, place, kind), missing))
+        for number, kind in enumerate(missing):
+            if engine_of(suite, place, kind).is_file():
+                suite.record.step(f"table: {place}, {kind.name}", engine_times, suite, place, kind)
+            if number == 0:
+                beside(suite, place)  # on the same machine in the same minutes
+    finally:  # large ones fill a disk
+        for kind in missing:
+            engine = engine_of(suite, place, kind)
+            for path in engine.parent.glob(f"{engine.name}*"):
+                path.unlink()
+    if not missing:
+        beside(suite, place)
 
 
 def beside(suite, place: Place) -> None:
@@ -86,24 +106,34 @@ def sizes_of(args) -> dict:
     }  # fmt: skip
 
 
-def engine_times(suite, place: Place, kind: Network) -> dict:
-    """Build one engine for all batches of `place` and time it; the engine goes afterwards: large ones fill a disk."""
-    engine = suite.work / f"{place.model}-{place.length}-{kind.name.replace(' ', '_')}.engine"
+def engine_of(suite, place: Place, kind: Network) -> Path:
+    return suite.work / f"{place.model}-{place.length}-{kind.name.replace(' ', '_')}.engine"
+
+
+def build(suite, place: Place, kind: Network) -> None:
+    """One engine for all batches of `place`; what the record of another machine tells of is built again."""
+    key = f"build: {place}, {kind.name}"
+    suite.record.forget(key)
+    with contextlib.suppress(OutOfTime):
+        suite.record.step(key, _build, suite, place, kind)
+
+
+def _build(suite, place: Place, kind: Network) -> dict:
+    engine, paths = engine_of(suite, place, kind), model_checkpoints(suite, place)
     sizes = {"batch": place.batches, "length": [place.length]}
-    paths = model_checkpoints(suite, place)
-    extra = ("-tcf", suite.work / "timing.cache", "-w", suite.args.workspace)
+    extra = ("-w", suite.args.workspace)
     command = build_command(suite.args.engine_python, ROOT, kind, paths, engine, sizes, extra)
-    try:
-        started = time.monotonic()
-        suite.run(command, Path(command[1]).name)
-        found = {"model": place.model, "tokens": place.length, "mib": round(engine.stat().st_size / 2**20, 1)}
-        found["build_seconds"] = round(time.monotonic() - started, 1)
-        graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
-        suite.record.step(f"layers: {place}, {kind.name}", layers, suite, engine, kind, place)
-        return found | {"times": {f"{kind.name}, CUDA graph": graph, kind.name: stream}}
-    finally:
-        for path in engine.parent.glob(f"{engine.name}*"):
-            path.unlink()
+    suite.run(command, Path(command[1]).name)
+    return {"mib": round(engine.stat().st_size / 2**20, 1)}
+
+
+def engine_times(suite, place: Place, kind: Network) -> dict:
+    """The figures of build/perf with and without CUDA graphs; TensorRT's own of the layers are a step of their own."""
+    engine = engine_of(suite, place, kind)
+    graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
+    suite.record.step(f"layers: {place}, {kind.name}", layers, suite, engine, kind, place)
+    times = {f"{kind.name}, CUDA graph": graph, kind.name: stream}
+    return {"model": place.model, "tokens": place.length, "times": times}
 
 
 def layers(suite, engine: Path, kind: Network, place: Place) -> dict:
@@ -154,8 +184,9 @@ def model_checkpoints(suite, place: Place) -> dict:
     """The random checkpoints of one size, written when they are first asked for."""
     folder = suite.work / f"{place.model}-{place.config.num_hidden_layers}"
     megatron = replace(place.config, gelu="tanh")
-    return {
-        "qat": checkpoints.write_random_qat(folder / "qat", place.config),
-        "megatron": checkpoints.write_random_megatron(folder / "megatron" / "weights.pickle", megatron),
-        "vocabulary": suite.checkpoints["vocabulary"],
-    }
+    with suite.lock:  # engines that are built at once have one checkpoint
+        return {
+            "qat": checkpoints.write_random_qat(folder / "qat", place.config),
+            "megatron": checkpoints.write_random_megatron(folder / "megatron" / "weights.pickle", megatron),
+            "vocabulary": suite.checkpoints["vocabulary"],
+        }

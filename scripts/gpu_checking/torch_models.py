@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.bert_config import BertConfig
+from helpers.calibration_cache import read_cache, read_fingerprint
 from helpers.errors import DemoBertError
+from helpers.quantization import Quantization, dense_input_names
+from helpers.weights import load_weights
 from scripts.benchmarks import hugging_face
 
 #: Where models and their inputs go.
@@ -36,6 +40,28 @@ def logits(model, batches: list) -> list[np.ndarray]:
     with torch.inference_mode():
         outputs = (model(**hugging_face.inputs_of(batch, DEVICE)) for batch in batches)
         return [torch.stack([o.start_logits, o.end_logits], dim=-1).float().cpu().numpy() for o in outputs]
+
+
+def fake_quantized_logits(folder: Path, calibration: Path | None, batches: list) -> list[np.ndarray]:
+    """The same of a folder's model with the inputs and kernels of its dense layers rounded to int8's steps, in float32.
+
+    The ranges are the checkpoint's own (QAT), or those of a calibration cache.
+    """
+    import torch
+
+    from helpers.finetuning.network import Network, TorchWeights, encoder_denses
+
+    weights = load_weights(BertConfig.from_folder(folder), pytorch=folder)
+    ranges = weights.ranges
+    if calibration is not None:
+        ranges = read_cache(calibration, read_fingerprint(calibration), weights.config).ranges
+    quantized = Quantization("int8", ranges, str(calibration or folder))
+    denses = [dense for layer in range(weights.config.num_hidden_layers) for dense in encoder_denses(layer)]
+    amax = {dense_input_names(dense)[0]: torch.tensor(quantized.dense_input(dense), device=DEVICE) for dense in denses}
+    tensors = TorchWeights({name: torch.tensor(array, device=DEVICE) for name, array in weights.tensors.items()})
+    network = Network(weights.config, tensors, input_ranges=amax)
+    with torch.inference_mode():
+        return [network.run(batch)[0].cpu().numpy() for batch in batches]
 
 
 def runs(model, batch, compiled: bool) -> dict:

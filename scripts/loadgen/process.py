@@ -122,7 +122,7 @@ class Host:
         from scripts.loadgen.one_run import RunSpec, read_result, run_loadgen
 
         spec, done = RunSpec(**arguments), threading.Event()
-        self.system.begin(spec.scenario)
+        self.system.begin(spec.scenario, spec.latency_ms and spec.latency_ms / 1000)
         progress = threading.Thread(target=self._tell_progress, args=(done,), daemon=True)
         progress.start()
         try:

@@ -1,6 +1,7 @@
 """The system under test: threads that take what waits, make batches of it, run them, and hand LoadGen the logits."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,42 +54,65 @@ def offline_groups(lengths: np.ndarray, limits: Limits, packed: bool) -> list[np
 
 
 class Waiting:
-    """Server: samples that wait, the oldest first, as (LoadGen's id, place among the samples)."""
+    """Server: samples that wait, the oldest first, as (LoadGen's id, place among the samples).
+
+    `bound` is the time in which a sample has to be answered, in s; None: there is none. One that can't be any more,
+    by the time that its like took last, waits until there is none that can: of 100, 99 count.
+    """
 
     def __init__(self, lengths: Sequence[int], padded_lengths: Sequence[int], limits: Limits, packed: bool):
         self._lengths, self._padded, self._limits, self._packed = lengths, padded_lengths, limits, packed
-        self._samples: deque = deque()
+        self._samples, self._late = deque(), deque()
+        self._arrivals: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}
+        self.bound: float | None = None
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._samples) + len(self._late)
 
-    def add(self, samples: Sequence[tuple[int, int]]) -> None:
+    def add(self, samples: Sequence[tuple[int, int]], now: float = 0.0) -> None:
         self._samples.extend(samples)
+        self._arrivals |= {number: now for number, _ in samples}
 
-    def take(self) -> list[tuple[int, int]]:
+    def took(self, samples: Sequence[tuple[int, int]], seconds: float) -> None:
+        """A batch of `samples` has taken so long."""
+        self._seconds[max(self._padded[place] for _, place in samples)] = seconds
+
+    def take(self, now: float = 0.0) -> list[tuple[int, int]]:
         """One batch: the oldest, and what of the next oldest goes well with it. There must be one."""
-        return self._in_order() if self._packed else self._alike()
-
-    def _in_order(self) -> list[tuple[int, int]]:
-        taken, tokens = [], 0
-        while self._samples and len(taken) < self._limits.windows:
-            tokens += self._lengths[self._samples[0][1]]
-            if taken and tokens > self._limits.tokens:
-                break
-            taken.append(self._samples.popleft())
+        while self._samples and self._is_late(*self._samples[0], now):
+            self._late.append(self._samples.popleft())
+        queue = self._samples or self._late
+        taken = self._in_order(queue) if self._packed else self._alike(queue)
+        for number, _ in taken:
+            del self._arrivals[number]
         return taken
 
-    def _alike(self) -> list[tuple[int, int]]:
+    def _is_late(self, number: int, place: int, now: float) -> bool:
+        if self.bound is None:
+            return False
+        return now + self._seconds.get(self._padded[place], 0.0) > self._arrivals[number] + self.bound
+
+    def _in_order(self, queue: deque) -> list[tuple[int, int]]:
+        taken, tokens = [], 0
+        while queue and len(taken) < self._limits.windows:
+            tokens += self._lengths[queue[0][1]]
+            if taken and tokens > self._limits.tokens:
+                break
+            taken.append(queue.popleft())
+        return taken
+
+    def _alike(self, queue: deque) -> list[tuple[int, int]]:
         """Of the next oldest, those nearest to the oldest in padded length; the others keep their places."""
-        oldest, more = self._samples.popleft(), self._limits.windows - 1
-        if not more or not self._samples:
+        oldest, more = queue.popleft(), self._limits.windows - 1
+        if not more or not queue:
             return [oldest]
         length = self._padded[oldest[1]]
-        looked = [self._samples.popleft() for _ in islice(range(len(self._samples)), _LOOKED_THROUGH * more)]
+        looked = [queue.popleft() for _ in islice(range(len(queue)), _LOOKED_THROUGH * more)]
         apart = [abs(self._padded[place] - length) for _, place in looked]
         nearest = sorted(range(len(looked)), key=apart.__getitem__)[:more]
         chosen = {index for index in nearest if apart[index] <= _DIFFERENCE * length}
-        self._samples.extendleft(one for index, one in reversed(list(enumerate(looked))) if index not in chosen)
+        queue.extendleft(one for index, one in reversed(list(enumerate(looked))) if index not in chosen)
         return [oldest, *(looked[index] for index in sorted(chosen))]
 
 
@@ -131,9 +155,10 @@ class System:
         for thread in self._threads:
             thread.join()
 
-    def begin(self, scenario: str) -> None:
-        """Of the run that follows: its scenario."""
+    def begin(self, scenario: str, bound: float | None = None) -> None:
+        """Of the run that follows: its scenario, and in how many s Server's samples have to be answered."""
         self._scenario, self.answered = scenario, 0
+        self._waiting.bound = bound
 
     def issue(self, queries: list) -> None:
         """LoadGen's samples. It must not raise: LoadGen would end the process."""
@@ -147,7 +172,7 @@ class System:
                 self._planned.extend(groups)
                 self._changed.notify_all()
             else:
-                self._waiting.add(samples)
+                self._waiting.add(samples, time.monotonic())
                 self._changed.notify(len(samples))
 
     def flush(self) -> None:
@@ -181,7 +206,10 @@ class System:
 
     def _work(self) -> None:
         while group := self._next():
+            began = time.monotonic()
             self._answer(group)
+            with self._changed:
+                self._waiting.took(group, time.monotonic() - began)
 
     def _next(self) -> list | None:
         """The next batch's samples; None: there will be none."""
@@ -190,7 +218,7 @@ class System:
                 self._changed.wait()
             if self._planned:
                 return self._planned.popleft()
-            return self._waiting.take() if self._waiting else None
+            return self._waiting.take(time.monotonic()) if self._waiting else None
 
     def _answer(self, samples: list) -> None:
         logits, starts = None, []

@@ -40,6 +40,10 @@ MEGATRON_VERSIONS = {
 #: other heads it builds, and fails when it runs (seen with TensorRT 8.6.0 on an H100).
 PADDED_HEAD_SIZE = 64
 
+#: The add + norm plugins' int8 kernels are of these hidden sizes, in every version. With others the plugin builds, and
+#: fails when it runs ("SkipLayerNormDQQ - FATAL: unsupported hidden layer size"; seen with TensorRT 8.6.0 on an H100).
+INT8_NORM_SIZES = (768, 1024)
+
 #: What the packed attention plugin has kernels for, by NVIDIA's word (github.com/NVIDIA/TensorRT/issues/3298).
 MAX_PACKED_LENGTH = 512
 MAX_PACKED_HEAD_SIZE = 64

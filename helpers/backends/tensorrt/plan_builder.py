@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helpers.backends.base import BuiltEngine, Prepared
 from helpers.backends.tensorrt.bert_plugins import (
+    INT8_NORM_SIZES,
     INTERLEAVED_VERSIONS,
     MAX_PACKED_HEAD_SIZE,
     MAX_PACKED_LENGTH,
@@ -295,6 +296,10 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
         return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
     if options.megatron and not options.interleaved:
         return "the BERT plugins of Megatron's residual are interleaved ones: add --interleaved"
+    int8_norms = options.quantize == "int8" and (options.layout == "packed" or options.force_int8_skipln)
+    if int8_norms and config.hidden_size not in INT8_NORM_SIZES:
+        sizes = " and ".join(map(str, INT8_NORM_SIZES))
+        return f"the BERT plugins add and normalise in int8 at hidden sizes of {sizes}, this model's is {config.hidden_size}"
     if options.layout != "packed":
         int8_attention = options.quantize == "int8" and options.force_int8_multihead
         below_float32 = options.precision == "fp16" or int8_attention
