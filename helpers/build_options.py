@@ -14,6 +14,9 @@ DEFAULT_CALIBRATION_SAMPLES = 100
 #: TensorRT's scratch memory in MiB where nothing else is asked for: upstream's default.
 DEFAULT_WORKSPACE_MIB = 2500
 
+#: How often TensorRT's builder times each kernel where nothing else is asked for: demoBERT's number.
+DEFAULT_TIMING_ITERATIONS = 8
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -22,6 +25,8 @@ class BuildOptions:
     precision       "fp32", "fp16" or "bf16": what is not quantized
     quantize        "int8", "fp8", or None
     workspace_mib   None: DEFAULT_WORKSPACE_MIB
+    optimization_level   TensorRT's, 0 to 5; None: its default
+    timing_iterations    None: DEFAULT_TIMING_ITERATIONS
     logits_by_token   packed plugin networks give [T, 2, 1, 1]; else demoBERT's [2, T, 1, 1], all start logits first
     """
 
@@ -34,6 +39,8 @@ class BuildOptions:
     workspace_mib: int | None = None
     sparse: bool = False
     timing_cache: str | None = None
+    optimization_level: int | None = None
+    timing_iterations: int | None = None
     distributive_independence: bool = False
     force_int8_skipln: bool = False
     force_int8_multihead: bool = False

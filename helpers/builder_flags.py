@@ -7,6 +7,7 @@ from helpers.build_options import (
     BACKENDS,
     CALIBRATION_METHODS,
     DEFAULT_CALIBRATION_SAMPLES,
+    DEFAULT_TIMING_ITERATIONS,
     DEFAULT_WORKSPACE_MIB,
     BuildOptions,
 )
@@ -118,6 +119,14 @@ def _add_backend(group) -> None:
     )
     cache = "TensorRT timing cache, read and written back"
     group.add_argument("-tcf", "--timing-cache-file", metavar="FILE", help=cache)
+    level = "TensorRT's builder optimization level: a higher one tries more kernels, and takes longer (default: TensorRT's, 3)"
+    group.add_argument("--optimization-level", type=int, choices=range(6), metavar="N", help=level)
+    group.add_argument(
+        "--timing-iterations",
+        type=cli.positive_int,
+        metavar="N",
+        help=f"how often TensorRT's builder times each kernel (default: {DEFAULT_TIMING_ITERATIONS})",
+    )
     group.add_argument(
         "--compute-capability",
         action="append",
@@ -239,6 +248,8 @@ def build_options(args, positions: int) -> BuildOptions:
         workspace_mib=args.workspace_size,
         sparse=args.sparse,
         timing_cache=args.timing_cache_file,
+        optimization_level=args.optimization_level,
+        timing_iterations=args.timing_iterations,
         distributive_independence=args.distributive_independence,
         force_int8_skipln=args.force_int8_skipln,
         force_int8_multihead=args.force_int8_multihead,

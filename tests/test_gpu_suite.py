@@ -219,7 +219,7 @@ def test_a_network_that_can_not_be_built_costs_no_other(on_a_cpu, tmp_path, caps
 
 
 def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
-    monkeypatch.setattr(table, "BATCH_GROUPS", ((1, 24),))
+    monkeypatch.setattr(table, "BATCHES", (1, 24))
     monkeypatch.setattr(table, "SIZES", (("base", 16),))
     monkeypatch.setattr(table, "KINDS", tuple(rng.permutation(np.array(table.KINDS, object))[:2]))
     assert gpu_check.main([*on_a_cpu, "--suite", "table", "--no-compile"]) == 0
@@ -236,7 +236,7 @@ def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
 
 def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
     """One of them, drawn anew each time, by the double of the release that runs on the GPU."""
-    monkeypatch.setattr(table, "BATCH_GROUPS", ((1, 2),))
+    monkeypatch.setattr(table, "BATCHES", (1, 2))
     monkeypatch.setattr(table, "SIZES", (("large", 32),))
     kind = table.KINDS[int(rng.integers(len(table.KINDS)))]
     flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]

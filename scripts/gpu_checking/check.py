@@ -109,8 +109,18 @@ def _add_suite_arguments(parser: cli.Parser) -> None:
     parts = "part to do, in place of the check of single engines; repeatable. --json FILE keeps what was done"
     add("--suite", action="append", choices=("networks", "answers", "table"), help=parts)
     add("--minutes", type=cli.positive_float, metavar="N", help="begin no step after so many; the same command goes on")
-    add("--only", metavar="TEXT", help="steps of engines whose names hold this text")
-    add("--jobs", **_NUMBER, default=4, help="networks to check at once (their times are not taken)")
+    add(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="steps whose names hold this text, such as 'large × 384'; repeatable",
+    )
+    add(
+        "--jobs",
+        **_NUMBER,
+        default=4,
+        help="engines to build and networks to check at once (their times are not taken)",
+    )
     add("--perf", type=Path, metavar="PATH", help="build/perf (default: the one that travelled, or the repository's)")
     add("--iterations", **_NUMBER, default=100, help="runs of build/perf for each row of the table")
     report = "write docs/h100.md, .csv and .png (or --output FILE.md and its neighbours) out of --suite's JSON, and end"

@@ -62,6 +62,9 @@ class Suite:
             WIDE_CALIBRATION: self.work / WIDE_CALIBRATION,
         }
 
+    def wanted(self, name: str) -> bool:
+        return not self.args.only or any(text in name for text in self.args.only)
+
     def run(self, command: list, what: str, seconds: float = 600, **environment) -> str:
         """What `command` prints. Raises DemoBertError with its last line, or where it takes longer than it may."""
         words, limit = [str(word) for word in command], min(seconds, self.record.seconds_left)
@@ -160,7 +163,9 @@ class Suite:
             self.record.step(f"double: {network.name}", self._simulate, network)
 
     def _simulate(self, network: Network) -> dict:
-        double, simulated = double_python(self.work), self.engine(network).with_suffix(".double")
+        with self.lock:  # several are simulated at once
+            double = double_python(self.work)
+        simulated = self.engine(network).with_suffix(".double")
         self.build(network, double, simulated)
         theirs = self.logits(network, double, simulated, DOUBLE_BATCHES)
         return distance(self.kept(network.name)[: len(theirs)], theirs)
@@ -250,7 +255,7 @@ def check_networks(suite: Suite) -> None:
     """Several at once: their times are not taken, and most of each is one core's work."""
     suite.make_checkpoints()
     suite.prepare_windows()
-    wanted = [network for network in NETWORKS if suite.args.only is None or suite.args.only in network.name]
+    wanted = [network for network in NETWORKS if suite.wanted(network.name)]
     with ThreadPoolExecutor(suite.args.jobs) as pool:
         list(pool.map(suite.check, wanted))
         simulated = [network for network in wanted if not network.exact and suite.kept(network.name)]

@@ -225,6 +225,17 @@ class IBuilderConfig(Native):
         self._timings = value
 
     @property
+    def builder_optimization_level(self):
+        """How many kernels the builder tries, 0 to 5."""
+        return self._level
+
+    @builder_optimization_level.setter
+    def builder_optimization_level(self, value: "int"):
+        if not 0 <= value <= 5:
+            raise TensorRTDoubleError(f"builder_optimization_level = {value}")
+        self._level = value
+
+    @property
     def profiling_verbosity(self):
         """How much the engine tells of its layers."""
         return self._module.ProfilingVerbosity.__members__[self._verbosity]

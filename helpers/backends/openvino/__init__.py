@@ -11,6 +11,8 @@ IGNORED_OPTIONS = {
     "strict": "it always computes in the precision asked for",
     "workspace_mib": "it takes the memory that it needs",
     "timing_cache": "it times no tactics",
+    "optimization_level": "it times no tactics",
+    "timing_iterations": "it times no tactics",
     "distributive_independence": "its rows do not depend on the batch around them",
     "plugin_version": "it has no plugins",
     "force_int8_skipln": "its int8 is in the dense layers, where the time is",

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,15 +33,12 @@ from helpers.backends.tensorrt.plugin_layers import (
 from helpers.batching import INPUT_NAMES
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
-from helpers.build_options import DEFAULT_WORKSPACE_MIB, BuildOptions
+from helpers.build_options import DEFAULT_TIMING_ITERATIONS, DEFAULT_WORKSPACE_MIB, BuildOptions
 from helpers.engine_card import EngineFacts
 from helpers.errors import DemoBertError, UsageError
 from helpers.outputs import atomic_write, place_of
 from helpers.quantization import Quantization
 from helpers.weights import BertWeights
-
-#: Timings that the builder averages for each tactic: fewer choose by noise, more only cost time.
-AVERAGE_TIMINGS = 8
 
 #: The default targets, as TensorRT-RTX 1.7 names them when it refuses a GPU (9.0, for one).
 RTX_DEVICE = "NVIDIA GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later"
@@ -114,14 +111,15 @@ class PreparedPlan(Prepared):
         trt, options = self._trt, self.options
         self._logger.start(options.verbose)
         builder = trt.Builder(self._logger)
+        portable = self._flavour.portable
+        if portable:  # TensorRT-RTX chooses kernels where the engine runs
+            options = replace(options, timing_cache=None, optimization_level=None, timing_iterations=None)
         builder_config = _builder_config(trt, builder, options, self._weakly_typed)
         _set_targets(trt, builder_config, options)
         _add_profiles(builder, builder_config, options)
-        portable = self._flavour.portable
-        # TensorRT-RTX has no timing cache: it chooses kernels where the engine runs.
         precisions = _precisions(options, self._weakly_typed)
         name = EngineFacts(precisions, weights.config).network_name()
-        with _timing_cache(builder_config, None if portable else options.timing_cache):
+        with _timing_cache(builder_config, options.timing_cache):
             plan = self._plan(builder, builder_config, weights, quantization, name)
         return BuiltEngine(
             data=memoryview(plan),
@@ -336,7 +334,9 @@ def _builder_config(trt, builder, options: BuildOptions, weakly_typed: bool):
     """Precision flags, workspace, tactic sources and the rest of what builder.py's flags say."""
     config = builder.create_builder_config()
     flags = trt.BuilderFlag
-    config.avg_timing_iterations = AVERAGE_TIMINGS
+    config.avg_timing_iterations = options.timing_iterations or DEFAULT_TIMING_ITERATIONS
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, (options.workspace_mib or DEFAULT_WORKSPACE_MIB) << 20)
     if options.precision == "fp16" and weakly_typed:
         config.set_flag(flags.FP16)

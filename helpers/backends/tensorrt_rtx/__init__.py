@@ -10,7 +10,10 @@ FLAVOUR = module.TENSORRT_RTX
 
 
 #: Options that only TensorRT itself can obey.
-IGNORED_OPTIONS = {"timing_cache": "TensorRT-RTX chooses its kernels where the engine runs"}
+IGNORED_OPTIONS = dict.fromkeys(
+    ("timing_cache", "optimization_level", "timing_iterations"),
+    "TensorRT-RTX chooses its kernels where the engine runs",
+)
 
 
 def usable() -> tuple[bool, str]:
