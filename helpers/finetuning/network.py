@@ -87,9 +87,9 @@ class _TorchLayers(NetworkLayers):
     def query_key_value(self, hidden, kernel, bias, name):
         return self.dense(hidden, kernel, bias, name)
 
-    def attention(self, query_key_value, name):
+    def attention(self, query_key_value, heads, name):
         config = self._network.config
-        split = query_key_value.unflatten(-1, (3, config.num_attention_heads, config.head_size))
+        split = query_key_value.unflatten(-1, (3, heads, config.head_size))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, N, S, H]
         for which, part in zip(quantization.MATMUL_INPUTS, (query, key, value), strict=True):
             self._observe(quantization.matmul_input_name(name, which), part)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helpers.backends.base import BuiltEngine, Prepared
 from helpers.backends.tensorrt.bert_plugins import (
+    INTERLEAVED_CHANNELS,
     INTERLEAVED_VERSIONS,
     MAX_PACKED_HEAD_SIZE,
     MAX_PACKED_LENGTH,
@@ -295,6 +296,10 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
         return f"the BERT plugins ignore this model's layer_norm_eps, {config.layer_norm_eps:g}"
     if options.megatron and not options.interleaved:
         return "the BERT plugins of Megatron's residual are interleaved ones: add --interleaved"
+    for heads in config.num_attention_heads_per_layer or () if options.interleaved else ():
+        if heads * config.head_size % INTERLEAVED_CHANNELS:
+            found = f"of {heads} heads of {config.head_size} in a layer of this model"
+            return f"interleaved plugins take channels in groups of {INTERLEAVED_CHANNELS}, not those {found}"
     if options.layout != "packed":
         int8_attention = options.quantize == "int8" and options.force_int8_multihead
         below_float32 = options.precision == "fp16" or int8_attention
