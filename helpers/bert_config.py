@@ -38,7 +38,7 @@ _OPTIONAL_LIMITS = {"embedding_size": 1 << 14, "layer_groups": 512}
 _FROM_ZERO = ("first_position",)
 
 #: What a pruned model has in each layer → what its unpruned one has in all of them.
-_PER_LAYER = {
+PER_LAYER = {
     "num_attention_heads_per_layer": "num_attention_heads",
     "intermediate_size_per_layer": "intermediate_size",
 }
@@ -90,7 +90,7 @@ class BertConfig:
             raise DemoBertError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        for name, whole in _PER_LAYER.items():
+        for name, whole in PER_LAYER.items():
             self._check_per_layer(name, getattr(self, whole))
         epsilon = self.layer_norm_eps
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
@@ -159,7 +159,7 @@ class BertConfig:
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise DemoBertError("only absolute position embeddings are supported")
         fields = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        fields |= {name: tuple(fields[name]) for name in _PER_LAYER if isinstance(fields.get(name), list)}
+        fields |= {name: tuple(fields[name]) for name in PER_LAYER if isinstance(fields.get(name), list)}
         if "hidden_act" in values:
             activation = values["hidden_act"]
             if not isinstance(activation, str) or activation not in _GELU_BY_ACTIVATION:
