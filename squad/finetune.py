@@ -117,6 +117,11 @@ def parse(arguments):
         metavar="N",
         help="steps until the state of the run is saved again",
     )
+    training.add_argument(
+        "--windows",
+        metavar="FILE",
+        help="where the windows of -j are kept, tokenised: written if it is not there; with it, -j need not be there",
+    )
     training.add_argument("--fp32", action="store_true", help="float32 throughout, where bfloat16 would be faster")
     cli.add_verbose(training)
     return parser.parse_args(arguments)

@@ -13,6 +13,7 @@ from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import Quantization, range_names
 from helpers.weights import load_weights
 from helpers.weights.canonical import expected_shapes
+from scripts.benchmarks import hugging_face
 from tests import checkpoints
 from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import install
@@ -110,6 +111,16 @@ def test_other_formats_are_read(kind, rng, tmp_path):
         model = checkpoints.hugging_face_model(config, tensors)
         read = load_weights(config, onnx=checkpoints.write_onnx(tmp_path / "model.onnx", model, dynamo=False))
     assert all(np.allclose(read[name], tensor, atol=1e-6) for name, tensor in tensors.items())
+
+
+def test_the_benchmarks_load_it_as_hugging_face_s(rng, tmp_path):
+    config = pruned_config(rng)
+    tensors = random_weights(config, rng)
+    folder = checkpoints.write_folder(tmp_path / "model", config, checkpoints.pytorch_state(config, tensors))
+    inputs = random_inputs(config, rng, 2, 16)
+    found = checkpoints.hugging_face_logits(hugging_face.load(folder), *inputs)[inputs[2].astype(bool)]
+    expected = reference_logits(config, tensors, "erf", *inputs)[inputs[2].astype(bool)]
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 # OpenVINO

@@ -2,6 +2,7 @@
 
 import json
 import string
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers.backends import backend_module
 from helpers.batching import PaddedBatch, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.build_options import BuildOptions
-from helpers.errors import UsageError
+from helpers.errors import DemoBertError, UsageError
 from helpers.quantization import range_names
 from helpers.weights import load_weights
 from tests.checkpoints import bert_weights, pytorch_state, write_folder
@@ -20,7 +21,7 @@ from tests.test_finetune import WORDS, _paragraph, _windows, finetune, network_o
 
 torch = pytest.importorskip("torch")
 
-from helpers.finetuning import run, structured_pruning, training, windows  # noqa: E402
+from helpers.finetuning import run, structured_pruning, training, window_file, windows  # noqa: E402
 from helpers.finetuning.checkpoint import STATE_NAME  # noqa: E402
 
 #: Tokens of a window, for which FLOPs are counted.
@@ -171,12 +172,12 @@ def check_model(start, out, speed):
         *whole.heads_by_layer[:1],
     ) == (32, 4)
     weights = load_weights(config, pytorch=out)
-    built = backend_module("openvino").prepare(weights.config, BuildOptions(sequence_lengths=(LENGTH,))).build(weights)
-    assert len(built.data) > 0
+    options = BuildOptions(sequence_lengths=(LENGTH,))
+    assert len(backend_module("openvino").prepare(weights.config, options).build(weights).data) > 0
     return config, weights
 
 
-def test_a_list_of_speeds_with_qat(tiny, finetune, tmp_path):  # noqa: F811
+def test_a_list_of_speeds_with_qat(tiny, finetune, tmp_path, script):  # noqa: F811
     """Each from the one before: what is kept of a later one is part of what was kept before."""
     pytest.importorskip("onnx")
     folder, data = tiny
@@ -191,7 +192,9 @@ def test_a_list_of_speeds_with_qat(tiny, finetune, tmp_path):  # noqa: F811
         assert set(range_names(config)) <= set(weights.ranges)
         from_onnx = load_weights(config, onnx=out / speed / "model_fake_quant.onnx")
         assert all(np.array_equal(from_onnx[name], tensor) for name, tensor in weights.tensors.items())
-        assert "vocab.txt" in {path.name for path in (out / speed).iterdir()}
+        flags = ("-o", tmp_path / "int8.engine", "-s", LENGTH, "--int8", "--backend", "openvino")
+        built = script("builder.py", "-pt", out / speed, *flags)
+        assert built.code == 0 and "int8+fp32" in built.out, built
     assert all(later <= earlier for earlier, later in zip(*sizes, strict=True)) and sizes[0] != sizes[1]
 
 
@@ -237,6 +240,49 @@ def test_a_pruned_model_is_pruned_on_and_made_sparse(tiny, finetune, tmp_path): 
     result = run_of(finetune, tmp_path / "second", data, tmp_path / "third", "--sparse", "--qat")
     assert result.code == 0, result
     assert BertConfig.from_folder(tmp_path / "third").heads_by_layer == second.heads_by_layer
+
+
+def test_windows_are_kept_in_a_file(tiny, finetune, tmp_path):  # noqa: F811
+    folder, data = tiny
+    kept, flags = tmp_path / "train.windows", ("--prune", 1.5, "--windows", tmp_path / "train.windows")
+    plain = ("--prune", 1.5)
+    assert run_of(finetune, folder, data, tmp_path / "plain", *plain).code == 0
+    for out in ("made", "read", "without"):
+        result = run_of(finetune, folder, data, tmp_path / out, *flags)
+        assert result.code == 0 and (f"windows from {kept}" in result.err) == (out != "made"), result
+        assert (tmp_path / out / "model.safetensors").read_bytes() == (
+            tmp_path / "plain/model.safetensors"
+        ).read_bytes()
+        if out == "read":
+            content = data.read_text()
+            data.unlink()
+    data.write_text(content.replace("cat", "dog"))
+    assert "cut from other text" in run_of(finetune, folder, data, tmp_path / "other", *flags).error
+    data.write_text(content)
+    assert "in another way" in run_of(finetune, folder, data, tmp_path / "other", *flags, "--doc-stride", 7).error
+
+
+def test_a_damaged_file_of_windows_is_refused(tiny, tmp_path, rng):
+    (found, _), _, _ = _windows(tiny)
+    path = tmp_path / "train.windows"
+    window_file.write_windows(path, found, {"a": 1})
+    windows_again, facts = window_file.read_windows(path, 60)
+    assert facts == {"a": 1} and [w.end for w in windows_again] == [w.end for w in found]
+    with pytest.raises(DemoBertError, match="is damaged, or none"):
+        window_file.read_windows(path, 5)
+    content = path.read_bytes()
+    for damaged in (b"", rng.bytes(300), content[: int(rng.integers(len(content)))], bytes(len(content))):
+        path.write_bytes(damaged)
+        with pytest.raises(DemoBertError, match="is damaged, or none"):
+            window_file.read_windows(path, 60)
+    for places in ([(9, 3, 0, 7, 0, 0)], [(9, 9, 0, 0, 0, 0)], [(9, 3, 0, 5, 9, 9)], [(8, 3, 0, 5, 0, 0)], []):
+        arrays = {"input_ids.u4": np.zeros(9), "segment_ids.u4": np.zeros(9), "places.u4": np.array(places)}
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("facts.json", "{}")
+            for name, array in arrays.items():
+                archive.writestr(name, array.astype("<u4").tobytes())
+        with pytest.raises(DemoBertError, match="is damaged, or none"):
+            window_file.read_windows(path, 60)
 
 
 def test_mistakes_are_told_in_one_line(tiny, finetune, tmp_path, rng):  # noqa: F811

@@ -35,6 +35,7 @@ from helpers.finetuning.onnx_export import write_onnx
 from helpers.finetuning.preparing import measured_ranges, prune_encoder, rounded_ranges
 from helpers.finetuning.structured_pruning import Pruner, check_speeds, encoder_flops
 from helpers.finetuning.training import Progress, TrainingOptions, TrainingState, step_count, train, trained_names
+from helpers.finetuning.window_file import read_windows, write_windows
 from helpers.finetuning.windows import TrainingWindow, training_windows
 from helpers.model_folder import ModelFolder, folder_of
 from helpers.outputs import atomic_write, check_outputs
@@ -85,13 +86,13 @@ def _finetune(args) -> None:
     cli.note(f"Reading {args.pytorch}")
     weights, fresh = read_checkpoint(args.pytorch, model.config, args.gelu, args.random_seed)
     _say_fresh(fresh, options)
-    windows = _read_windows(args, model, cut)
+    windows, data = _read_windows(args, model, cut)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = not args.fp32 and _has_bfloat16(device)
     network = Network(weights.config, to_torch(weights, device), half)
     teacher = Network(weights.config, to_torch(weights, device), half) if options.distill else None
-    state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, cut, model, weights, network))
+    state_file = StateFile(folder / STATE_NAME, _fingerprint(args, options, cut, model, weights, network, data))
     state = TrainingState(network, trained_names(network, embeddings=not _keeps_embeddings(args)))
     run = _Run(args, model, options, windows, teacher, state, state_file)
     if state_file.read_into(state):
@@ -233,7 +234,7 @@ def _output_folder(args) -> Path:
     names = (MODEL_NAME, ONNX_NAME, STATE_NAME, "config.json", *TOKENIZER_NAMES)
     places = [folder, *(_folder_of(folder, args.prune, speed) for speed in args.prune or ())]
     outputs = {f"{name} of {place}": place / name for place in places if place.is_dir() for name in names}
-    check_outputs(outputs, (args.pytorch, args.squad_json, args.vocab_file))
+    check_outputs(outputs | {"--windows": args.windows}, (args.pytorch, args.squad_json, args.vocab_file))
     return folder
 
 
@@ -278,13 +279,27 @@ def _length(args, config: BertConfig) -> int:
     return length
 
 
-def _read_windows(args, model: ModelFolder, cut: AnswerOptions) -> list[TrainingWindow]:
-    data = read_squad(args.squad_json)
-    windows, left_out = training_windows(data, model.tokenizer(), cut)
+def _read_windows(args, model: ModelFolder, cut: AnswerOptions) -> tuple[list[TrainingWindow], str]:
+    """The windows of the training data, and that file's SHA-256; from the file of --windows, where that is there."""
+    facts = {"tokenizer": model.tokenizer().sha256, "windows": asdict(cut)}
+    path = args.windows and Path(args.windows)
+    if path and path.exists():
+        windows, found = read_windows(path, model.config.vocab_size)
+        data = found.pop("data", None)
+        known = not Path(args.squad_json).exists() or data == sha256_of(args.squad_json)
+        if found != facts or not known or not isinstance(data, str):
+            raise DemoBertError(f"the windows of {path} were cut from other text, or in another way: remove it")
+        cli.note(f"Reading {len(windows)} windows from {path}")
+        return windows, data
+    squad = read_squad(args.squad_json)
+    windows, left_out = training_windows(squad, model.tokenizer(), cut)
     if left_out:
         why = "they are blank, or their passage lacks the answer"
-        cli.note(f"Note: {left_out} of {len(data.examples)} questions are left out: {why}")
-    return windows
+        cli.note(f"Note: {left_out} of {len(squad.examples)} questions are left out: {why}")
+    data = sha256_of(args.squad_json)
+    if path:
+        write_windows(path, windows, facts | {"data": data})
+    return windows, data
 
 
 def _calibration_count(args) -> int:
@@ -322,7 +337,13 @@ def _write(args, folder: Path, model: ModelFolder, network: Network, calibration
 
 
 def _fingerprint(
-    args, options: TrainingOptions, cut: AnswerOptions, model: ModelFolder, weights: BertWeights, network: Network
+    args,
+    options: TrainingOptions,
+    cut: AnswerOptions,
+    model: ModelFolder,
+    weights: BertWeights,
+    network: Network,
+    data: str,
 ) -> str:
     """SHA-256 of all that the outcome of a run depends on."""
     digest = hashlib.sha256()
@@ -333,7 +354,7 @@ def _fingerprint(
         "training": {name: value for name, value in asdict(options).items() if name != "save_every"},
         "windows": asdict(cut),
         "model": [asdict(model.config), weights.config.gelu, model.tokenizer().sha256],
-        "data": sha256_of(args.squad_json),
+        "data": data,
         "arithmetic": [network.device.type, network.half],
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
