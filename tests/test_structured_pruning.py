@@ -59,7 +59,7 @@ def test_flops_are_those_of_the_products(rng):
         assert structured_pruning.encoder_flops(one, length) == flops(one, length)
 
 
-def test_importance_is_what_closing_a_gate_adds(tiny):
+def test_importance_is_what_closing_a_gate_adds(tiny, monkeypatch):
     """The gradient by a gate, by finite differences: the weights that read a head or column are scaled a little."""
     folder, _ = tiny
     (found, _), _, _ = _windows(tiny, sequence_length=60)
@@ -68,12 +68,14 @@ def test_importance_is_what_closing_a_gate_adds(tiny):
     network = network_of(config, load_weights(config, pytorch=folder).tensors)
     for tensor in network.weights.values():
         tensor.requires_grad_()
-    some = found[:3]
+    some, drawn = found[:3], []
+    draw = structured_pruning._drawn_answers
+    monkeypatch.setattr(structured_pruning, "_drawn_answers", lambda *given: drawn.append(draw(*given)) or drawn[-1])
     scores = structured_pruning.importance(network, [some[:2], some[2:]])
     cases = {"l1_attention_output_dense": (2, slice(16, 24)), "l0_output_dense": (5, slice(5, 6))}
     for dense, (index, columns) in cases.items():
         expected = 0.0
-        for window in some:
+        for window, places in zip(some, torch.cat(drawn).tolist(), strict=True):
             ids = window.feature.input_ids[None]
             inputs = ids, window.feature.segment_ids[None], np.ones_like(ids)
             losses = []
@@ -82,9 +84,17 @@ def test_importance_is_what_closing_a_gate_adds(tiny):
                 kernel[:, columns] *= gate
                 logits = reference_logits(config, tensors | {f"{dense}_kernel": kernel}, "erf", *inputs)[0]
                 log_sums = np.log(np.exp(logits).sum(0))
-                losses.append((log_sums - logits[[window.start, window.end], [0, 1]]).sum() / 2)
+                losses.append((log_sums - logits[places, [0, 1]]).sum() / 2)
             expected += ((losses[0] - losses[1]) / 2e-5) ** 2
         assert float(scores[dense][index]) == pytest.approx(expected, rel=2e-2, abs=1e-9)
+
+
+def test_answers_are_drawn_by_their_probabilities():
+    logits = torch.tensor([0.0, 1.0, -50.0, 7.0]).log_softmax(0)[None, :, None].repeat(4000, 1, 2)
+    text = torch.tensor([[True, True, True, False]]).expand(4000, -1)
+    counts = torch.stack([structured_pruning._drawn_answers(logits, text).eq(i).float().mean(0) for i in range(4)])
+    share = float(torch.tensor(1.0).sigmoid())  # six standard deviations: 0.04
+    assert (counts - torch.tensor([1 - share, share, 0, 0])[:, None]).abs().max() < 0.045
 
 
 def test_the_least_important_go_until_the_flops_are_reached(rng):

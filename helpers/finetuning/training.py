@@ -1,7 +1,7 @@
 """The training loop: distillation from the starting model, gold answers, or both; a state that outlives a kill."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -254,7 +254,8 @@ def _loss(
     distill = options.distill if labelled else 1.0
     loss = logits.new_zeros(())
     if distill < 1:
-        loss = loss + (1 - distill) * gold_loss(logits, windows)
+        places = np.array([[window.start, window.end] for window in windows])
+        loss = loss + (1 - distill) * answer_loss(logits, text, to_device(places, network.device))
     if distill > 0:
         with torch.no_grad():
             teacher_logits, teacher_hidden = teacher.run(batch)
@@ -263,18 +264,18 @@ def _loss(
     return loss
 
 
-def gold_loss(logits: torch.Tensor, windows: Sequence[TrainingWindow]) -> torch.Tensor:
-    """Mean cross entropy of the answer's start and end (arXiv:1810.04805, section 4.2), of logits [B, S, 2]."""
-    lengths = np.array([window.feature.length for window in windows])
-    text = to_device(np.arange(logits.shape[1]) < lengths[:, None], logits.device)
-    places = to_device(np.array([[window.start, window.end] for window in windows]), logits.device)
-    return functional.cross_entropy(_answerable(logits, text), places)
+def answer_loss(logits: torch.Tensor, text: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the answers' starts and ends (arXiv:1810.04805, section 4.2).
+
+    Of logits [B, S, 2], text [B, S] bool, places [B, 2] int64.
+    """
+    return functional.cross_entropy(answerable(logits, text), places)
 
 
 def _logits_loss(logits: torch.Tensor, teacher: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence from the teacher's softened distributions over the positions (arXiv:1503.02531)."""
-    ours = functional.log_softmax(_answerable(logits, text) / TEMPERATURE, 1)
-    theirs = functional.log_softmax(_answerable(teacher, text) / TEMPERATURE, 1)
+    ours = functional.log_softmax(answerable(logits, text) / TEMPERATURE, 1)
+    theirs = functional.log_softmax(answerable(teacher, text) / TEMPERATURE, 1)
     divergence = (theirs.exp() * (theirs - ours)).sum(1)
     return TEMPERATURE**2 * divergence.mean()
 
@@ -294,5 +295,6 @@ def _hidden_loss(hidden: list[torch.Tensor], teacher: list[torch.Tensor], text: 
     return loss
 
 
-def _answerable(logits: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def answerable(logits: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Logits [B, S, 2] by which padding can't be an answer; `text` is bool [B, S]."""
     return logits.masked_fill(~text[..., None], _NO_ANSWER)
