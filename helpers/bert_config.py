@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, one_line
 from helpers.families import FAMILIES, bert_values, check_answers_questions
 from helpers.files import read_json
 
@@ -37,6 +37,12 @@ _LIMITS = {
 _OPTIONAL_LIMITS = {"embedding_size": 1 << 14, "layer_groups": 512}
 _FROM_ZERO = ("first_position",)
 
+#: What a pruned model has in each layer → what its unpruned one has in all of them.
+PER_LAYER = {
+    "num_attention_heads_per_layer": "num_attention_heads",
+    "intermediate_size_per_layer": "intermediate_size",
+}
+
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -47,6 +53,8 @@ class BertConfig:
     embedding_size            of embeddings that are projected to the hidden size; None: they have that, and are not
     model_type                whose names the checkpoint's tensors have, a key of FAMILIES
     first_position            rows of the checkpoint's position table before the first token's
+    …_per_layer               heads and feed-forward columns of each layer of a pruned model, whose other sizes, that of a head
+                              too, are those that it had before; None: all are there
     layer_groups              groups of `layers_per_group` layers that share their weights (ALBERT, arXiv:1909.11942);
                               None: every layer has its own
     """
@@ -66,6 +74,8 @@ class BertConfig:
     first_position: int = 0
     layer_groups: int | None = None
     layers_per_group: int = 1
+    num_attention_heads_per_layer: tuple[int, ...] | None = None
+    intermediate_size_per_layer: tuple[int, ...] | None = None
 
     def __post_init__(self):
         for name, limit in (_LIMITS | _OPTIONAL_LIMITS).items():
@@ -80,11 +90,35 @@ class BertConfig:
             raise DemoBertError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+        for name, whole in PER_LAYER.items():
+            self._check_per_layer(name, getattr(self, whole))
         epsilon = self.layer_norm_eps
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
             raise DemoBertError(f"layer_norm_eps must be a number between 0 and 1, not {epsilon!r}")
         if self.gelu not in (None, "tanh", "erf"):
             raise DemoBertError(f"gelu must be 'tanh' or 'erf', not {self.gelu!r}")
+
+    def _check_per_layer(self, name: str, largest: int) -> None:
+        """Raises DemoBertError unless the sizes `name` are None, or one of 1 to `largest` for each layer."""
+        sizes, count = getattr(self, name), self.num_hidden_layers
+        if sizes is None:
+            return
+        if self.layer_groups is not None:
+            raise DemoBertError(f"{name} is set, but these layers share their weights")
+        whole = isinstance(sizes, tuple) and len(sizes) == count and all(type(size) is int for size in sizes)
+        if not whole or not all(1 <= size <= largest for size in sizes):
+            shown = one_line(repr(list(sizes) if isinstance(sizes, tuple) else sizes), 100)
+            raise DemoBertError(f"{name} must be {count} whole numbers from 1 to {largest}, one a layer, not {shown}")
+
+    @property
+    def heads_by_layer(self) -> tuple[int, ...]:
+        """How many attention heads each layer has."""
+        return self.num_attention_heads_per_layer or (self.num_attention_heads,) * self.num_hidden_layers
+
+    @property
+    def inner_sizes_by_layer(self) -> tuple[int, ...]:
+        """How many feed-forward columns each layer has."""
+        return self.intermediate_size_per_layer or (self.intermediate_size,) * self.num_hidden_layers
 
     @property
     def head_size(self) -> int:
@@ -125,6 +159,7 @@ class BertConfig:
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise DemoBertError("only absolute position embeddings are supported")
         fields = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        fields |= {name: tuple(fields[name]) for name in PER_LAYER if isinstance(fields.get(name), list)}
         if "hidden_act" in values:
             activation = values["hidden_act"]
             if not isinstance(activation, str) or activation not in _GELU_BY_ACTIVATION:

@@ -55,7 +55,8 @@ def _encoder_layer(
     parts = [f"{own}_attention_self_{part}" for part in ("query", "key", "value")]
     kernel, bias = (weights.stacked([f"{part}_{which}" for part in parts]) for which in ("kernel", "bias"))
     query_key_value = layers.query_key_value(before.output, kernel, bias, f"l{i}_attention_self")
-    context = layers.attention(query_key_value, f"l{i}_attention_self")
+    heads = kernel.shape[0] // (3 * config.head_size)  # a pruned model's layers have fewer, each its own number
+    context = layers.attention(query_key_value, heads, f"l{i}_attention_self")
     attended = add_and_normalise(dense(context, "attention_output_dense"), before, "attention_output_layernorm")
     inner = layers.gelu(dense(attended.output, "intermediate_dense"), config.gelu, f"l{i}_intermediate")
     return add_and_normalise(dense(inner, "output_dense"), attended, "output_layernorm")

@@ -49,11 +49,11 @@ class NetworkLayers(ABC):
 
     @abstractmethod
     def query_key_value(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
-        """The three projections at once: kernel [3E, E] is query, key, value stacked; bias [3E]."""
+        """The three projections at once: kernel [3·N·H, E] is query, key, value stacked, each [N·H, E]; bias [3·N·H]."""
 
     @abstractmethod
-    def attention(self, query_key_value: Tensor, name: str) -> Tensor:
-        """softmax(Q·Kᵀ/√H)·V in every head over each sequence's own tokens (arXiv:1706.03762); heads concatenated."""
+    def attention(self, query_key_value: Tensor, heads: int, name: str) -> Tensor:
+        """softmax(Q·Kᵀ/√H)·V in every head over each sequence's own tokens (arXiv:1706.03762); heads concatenated, N·H."""
 
     @abstractmethod
     def dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:

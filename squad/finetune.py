@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tune a BERT on SQuAD-format text: plainly, for int8 (--qat), with 2:4 sparse kernels (--sparse), or both."""
+"""Fine-tune a BERT on SQuAD-format text: plainly, for int8 (--qat), 2:4 sparse (--sparse), or pruned to be faster (--prune)."""
 
 import sys
 from pathlib import Path
@@ -44,11 +44,20 @@ def parse(arguments):
     )
     kind.add_argument("--sparse", action="store_true", help="make the encoder's kernels 2:4 sparse, and keep them so")
     kind.add_argument(
+        "--prune",
+        nargs="+",
+        type=cli.positive_float,
+        metavar="SPEED",
+        help="take out attention heads and feed-forward columns until the encoder's dense layers and attention take so "
+        "many times fewer FLOPs at the sequence length, such as 1.5; several speeds are reached one from the other, each "
+        "model in a folder of its own under -o, named after it",
+    )
+    kind.add_argument(
         "--distill",
         type=cli.share,
         metavar="X",
         help="share of the loss that compares with the model started from, 0 to 1; the rest compares with the answers "
-        "(default: 1 with --qat or --sparse, else 0)",
+        "(default: 1 with --qat, --sparse or --prune, else 0)",
     )
 
     training = parser.add_argument_group("training")
@@ -56,10 +65,14 @@ def parse(arguments):
         "--epochs",
         type=cli.positive_float,
         metavar="X",
-        help="passes through the data, or a part of one (default: 2; with --qat 0.5; with --sparse 4)",
+        help="passes through the data, or a part of one (default: 2; with --qat 0.5; with --sparse 4; with --prune 4 for "
+        "each speed)",
     )
     training.add_argument(
-        "--lr", type=cli.positive_float, metavar="X", help="highest learning rate (default: 5e-5; with --sparse 2e-4)"
+        "--lr",
+        type=cli.positive_float,
+        metavar="X",
+        help="highest learning rate (default: 5e-5; with --sparse or --prune 2e-4)",
     )
     training.add_argument(
         "-b", "--batch-size", type=cli.positive_int, default=16, metavar="N", help="windows in a step"
@@ -85,9 +98,9 @@ def parse(arguments):
         "-n",
         "--calib-num",
         type=cli.positive_int,
-        default=64,
         metavar="N",
-        help="windows that the first ranges and the 2:4 masks are taken from",
+        help="windows that the first ranges, the 2:4 masks and the importance of heads and columns are taken from "
+        "(default: 64; with --prune 512)",
     )
     training.add_argument(
         "-r",
@@ -103,6 +116,11 @@ def parse(arguments):
         default=100,
         metavar="N",
         help="steps until the state of the run is saved again",
+    )
+    training.add_argument(
+        "--windows",
+        metavar="FILE",
+        help="where the windows of -j are kept, tokenised: written if it is not there; with it, -j need not be there",
     )
     training.add_argument("--fp32", action="store_true", help="float32 throughout, where bfloat16 would be faster")
     cli.add_verbose(training)

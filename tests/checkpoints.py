@@ -146,9 +146,26 @@ def hugging_face_model(config, tensors, dtype: str = "float32", gelu: str = "erf
         attn_implementation="eager",
         pad_token_id=None,
     )
-    model = transformers.BertForQuestionAnswering(hf_config).to(getattr(torch, dtype)).eval()
+    model = transformers.BertForQuestionAnswering(hf_config)
+    for i, layer in enumerate(model.bert.encoder.layer):
+        _cut(layer, config.num_attention_heads_per_layer, config.intermediate_size_per_layer, i)
+    model = model.to(getattr(torch, dtype)).eval()
     model.load_state_dict(_torch_state(pytorch_state(config, tensors), getattr(torch, dtype)), strict=True)
     return model
+
+
+def _cut(layer, heads: tuple | None, inner: tuple | None, i: int) -> None:
+    """Hugging Face's layer `i` of a pruned model: its dense layers at their smaller sizes."""
+    import torch
+
+    if heads is not None:
+        width, size = heads[i] * layer.attention.self.attention_head_size, layer.output.dense.out_features
+        for part in ("query", "key", "value"):
+            setattr(layer.attention.self, part, torch.nn.Linear(size, width))
+        layer.attention.output.dense = torch.nn.Linear(width, size)
+    if inner is not None:
+        size = layer.output.dense.out_features
+        layer.intermediate.dense, layer.output.dense = torch.nn.Linear(size, inner[i]), torch.nn.Linear(inner[i], size)
 
 
 def hugging_face_logits(model, input_ids, segment_ids, input_mask) -> np.ndarray:

@@ -32,7 +32,7 @@ def reference_logits(
     """
     weight = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
     batch, length = input_ids.shape
-    heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    size = config.hidden_size // config.num_attention_heads
     keys = np.asarray(input_mask, bool)[:, None, None, :]
 
     def dense(x, name):
@@ -46,7 +46,7 @@ def reference_logits(
         return scaled * weight[f"{name}_gamma"] + weight[f"{name}_beta"]
 
     def split_heads(x):
-        return x.reshape(batch, length, heads, size).transpose(0, 2, 1, 3)
+        return x.reshape(batch, length, -1, size).transpose(0, 2, 1, 3)
 
     def attend(x, name):
         def entering(which, values):
@@ -56,7 +56,7 @@ def reference_logits(
         scores = np.einsum("bhqd,bhkd->bhqk", entering("qv_a", query), entering("qv_b", key)) / math.sqrt(size)
         weights = entering("av_a", masked_softmax(scores, keys))
         context = np.einsum("bhqk,bhkd->bhqd", weights, entering("av_b", value))
-        return context.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+        return context.transpose(0, 2, 1, 3).reshape(batch, length, -1)
 
     def add(branch, residual, name):
         branch = quantize(f"{name}_add_local_input_quantizer_amax", branch)
@@ -195,7 +195,7 @@ def random_config(rng: np.random.Generator) -> BertConfig:
 
 def random_weights(config: BertConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Canonical float32 tensors with magnitudes like those of trained models; no two alike, none trivial."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, head_size = config.hidden_size, config.hidden_size // config.num_attention_heads
 
     def normal(shape, deviation, mean=0.0):
         return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
@@ -216,9 +216,11 @@ def random_weights(config: BertConfig, rng: np.random.Generator) -> dict[str, np
     }
     layer_norm("bert_embeddings_layernorm")
     for i in range(config.num_hidden_layers):
+        heads = (config.num_attention_heads_per_layer or {i: config.num_attention_heads})[i] * head_size
+        inner = (config.intermediate_size_per_layer or {i: config.intermediate_size})[i]
         for part in ("query", "key", "value"):
-            dense(f"l{i}_attention_self_{part}", hidden, hidden)
-        dense(f"l{i}_attention_output_dense", hidden, hidden)
+            dense(f"l{i}_attention_self_{part}", heads, hidden)
+        dense(f"l{i}_attention_output_dense", hidden, heads)
         layer_norm(f"l{i}_attention_output_layernorm")
         dense(f"l{i}_intermediate_dense", inner, hidden)
         dense(f"l{i}_output_dense", hidden, inner)

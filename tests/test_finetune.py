@@ -10,7 +10,7 @@ import pytest
 
 from helpers import cli, quantization
 from helpers.answer_options import AnswerOptions
-from helpers.batching import PaddedBatch
+from helpers.batching import PaddedBatch, padded_batch
 from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError
 from helpers.model_folder import ModelFolder
@@ -386,7 +386,8 @@ def test_distillation_brings_a_pruned_int8_network_back_to_its_teacher(tiny):
     folder, _ = tiny
     (found, _), _, _ = _windows(tiny, sequence_length=60)
     network, teacher = _start(folder), _start(folder)
-    batches = run._calibration_batches(found, 16, 0)
+    groups = run._calibration_windows(found, 16, 0)
+    batches = [padded_batch([window.feature for window in group]) for group in groups]
     masks = run.prune_encoder(network, batches)
     network.input_ranges = run.rounded_ranges(network, run.measured_ranges(network, batches))
     options = training.TrainingOptions(epochs=10, learning_rate=2e-3, batch_size=4, distill=1.0)

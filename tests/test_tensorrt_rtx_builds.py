@@ -156,6 +156,31 @@ def test_the_base_models_of_other_families_build(family, layout):
     check_size(build(config, weights, layout=layout, **options), weights, "fp16")
 
 
+#: Layers with heads and feed-forward columns of their own numbers, down to one head and 64 columns.
+PRUNED = BertConfig(
+    384,
+    4,
+    6,
+    1536,
+    3000,
+    num_attention_heads_per_layer=(1, 6, 3, 2),
+    intermediate_size_per_layer=(64, 1536, 832, 192),
+)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("quantize", [None, "int8", "fp8"])
+def test_pruned_models_build(quantize, layout):
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.random(shape, np.float32) * np.float32(0.04) for name, shape in expected_shapes(PRUNED).items()
+    }
+    weights = with_ranges(PRUNED, bert_weights(PRUNED, tensors))
+    options = {"precision": "fp16", "quantize": quantize, "layout": layout, "sequence_lengths": (128,)}
+    built = build(PRUNED, weights, compute_capabilities=("8.9",), **options)
+    check_size(built, weights, "fp16")
+
+
 def test_bert_large_builds():
     weights = shaped_weights(LARGE)
     check_size(build(LARGE, weights, precision="fp16", sequence_lengths=(384,)), weights, "fp16")

@@ -1,6 +1,7 @@
 """What fine-tuning reads and writes: the starting checkpoint, the state of a run, the finished model's folder."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from helpers import quantization
-from helpers.bert_config import BertConfig
+from helpers.bert_config import PER_LAYER, BertConfig
 from helpers.errors import DemoBertError, one_line
 from helpers.families import FAMILIES
 from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
 from helpers.finetuning.training import TrainingState
 from helpers.outputs import atomic_write, write_json
 from helpers.weights import BertWeights, bert_weights
-from helpers.weights.canonical import POSITIONS, TOKEN_TYPES, StoredTensor
+from helpers.weights.canonical import POSITIONS, TOKEN_TYPES, StoredTensor, expected_shapes
 from helpers.weights.pytorch_checkpoint import load_pytorch
 from helpers.weights.pytorch_names import pytorch_name
 
@@ -77,8 +78,10 @@ def write_model(folder: Path, network: Network, ranges: dict[str, np.ndarray], c
     tensors = {pytorch_name(name, config): tensor for name, tensor in weights.items()}
     tensors |= {pytorch_name(name): torch.tensor(amax) for name, amax in ranges.items()}
     architecture = f"{FAMILIES[config.model_type].class_prefix}ForQuestionAnswering"
+    sizes = {name: list(sizes) for name in PER_LAYER if (sizes := getattr(config, name)) is not None}
     write_json(
-        folder / "config.json", config_values | {"architectures": [architecture], "model_type": config.model_type}
+        folder / "config.json",
+        config_values | {"architectures": [architecture], "model_type": config.model_type} | sizes,
     )
     with atomic_write(folder / MODEL_NAME) as file:
         file.write(save(tensors, metadata={"format": "pt"}))
@@ -99,7 +102,7 @@ class StateFile:
         tensors |= {f"mask/{name}": mask for name, mask in state.masks.items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_write(self.path) as file:
-            file.write(save(tensors, metadata={"fingerprint": self.fingerprint, "step": str(state.step)}))
+            file.write(save(tensors, metadata={"fingerprint": self.fingerprint, "place": _place_of(state)}))
 
     def read_into(self, state: TrainingState) -> bool:
         """Bring `state` to where the file's run stood. False: there is no file. Raises DemoBertError."""
@@ -112,15 +115,25 @@ class StateFile:
                 if header.get("fingerprint") != self.fingerprint:
                     raise DemoBertError(f"the folder holds the state of a run with other data or settings; {hint}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            _restore(state, int(header["step"]), tensors)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            _restore(state, json.loads(header["place"]), tensors)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise DemoBertError(one_line(f"the state of an earlier run is damaged ({error}); {hint}")) from error
         return True
 
 
-def _restore(state: TrainingState, step: int, tensors: dict[str, torch.Tensor]) -> None:
-    """Raises KeyError or ValueError for tensors that are not those of the run."""
+def _place_of(state: TrainingState) -> str:
+    """How far a run has come, and the sizes that structured pruning left, as JSON."""
+    place = {"step": state.step, "speed": state.speed}
+    return json.dumps(place | {name: getattr(state.network.config, name) for name in PER_LAYER})
+
+
+def _restore(state: TrainingState, place: dict, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises KeyError, TypeError or ValueError for a place or tensors that are not those of the run."""
     network = state.network
+    sizes = {name: place[name] and tuple(place[name]) for name in PER_LAYER}
+    network.config = replace(network.config, **sizes)
+    shapes = {name: torch.Size(shape) for name, shape in expected_shapes(network.config).items()}
+    state.step, state.speed = int(place["step"]), int(place["speed"])
 
     def take(kind: str, name: str, shape: torch.Size, dtype=torch.float32) -> torch.Tensor:
         tensor = tensors[f"{kind}/{name}"]
@@ -131,13 +144,12 @@ def _restore(state: TrainingState, step: int, tensors: dict[str, torch.Tensor]) 
     values, masks = (_names_of(kind, tensors) for kind in ("value", "mask"))
     if ranges := [name for name in values if name not in network.weights]:
         network.input_ranges = {name: take("value", name, torch.Size()) for name in ranges}
-    network.weights.update({name: take("value", name, network.weights[name].shape) for name in state.trained})
-    state.masks = {name: take("mask", name, network.weights[name].shape, torch.bool) for name in masks}
+    network.weights.update({name: take("value", name, shapes[name]) for name in state.trained})
+    state.masks = {name: take("mask", name, shapes[name], torch.bool) for name in masks}
     state.moments = {
         name: (take("mean", name, value.shape), take("square", name, value.shape))
-        for name, value in state.parameters().items()
+        for name, value in (state.parameters().items() if state.step else ())
     }
-    state.step = step
 
 
 def _names_of(kind: str, tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -6,6 +6,7 @@ without a node: `builder.py -x` hands them to TensorRT's plugins.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def write_onnx(path: Path, config: BertConfig, weights: dict[str, np.ndarray], r
     `weights` and `ranges` are canonical, float32. Raises DemoBertError if the model is over ONNX's 2 GiB.
     """
     layers = _OnnxLayers(config, weights | ranges)
-    build_bert(layers, config, _Names())
+    build_bert(layers, config, _Names(weights))
     try:
         content = layers.model().SerializeToString()
     except ValueError as error:  # protobuf's limit of one message
@@ -39,14 +40,24 @@ def write_onnx(path: Path, config: BertConfig, weights: dict[str, np.ndarray], r
         file.write(content)
 
 
+class _Stack(NamedTuple):
+    """Stands for tensors one below the other."""
+
+    names: list[str]
+    shape: tuple[int]
+
+
 class _Names:
     """Stands for the weights in `build_bert`: the name of each, as the graph has it."""
+
+    def __init__(self, weights: dict[str, np.ndarray]):
+        self._weights = weights
 
     def __getitem__(self, name: str) -> str:
         return pytorch_name(name)
 
-    def stacked(self, names: list[str]) -> list[str]:
-        return [pytorch_name(name) for name in names]
+    def stacked(self, names: list[str]) -> _Stack:
+        return _Stack([self[name] for name in names], (sum(len(self._weights[name]) for name in names),))
 
 
 class _OnnxLayers(NetworkLayers):
@@ -92,11 +103,11 @@ class _OnnxLayers(NetworkLayers):
         return self._product(hidden, kernel, bias)
 
     def query_key_value(self, hidden, kernel, bias, name):
-        parts = zip(("query", "key", "value"), kernel, bias, strict=True)
+        parts = zip(("query", "key", "value"), kernel.names, bias.names, strict=True)
         return [self.dense(hidden, part, offset, f"{name}_{which}") for which, part, offset in parts]
 
-    def attention(self, query_key_value, name):
-        sizes = [0, 0, self._config.num_attention_heads, self._config.head_size]
+    def attention(self, query_key_value, heads, name):
+        sizes = [0, 0, heads, self._config.head_size]
         query, key, value = (self._node("Reshape", part, self._int64(sizes)) for part in query_key_value)
         query = self._node("Transpose", query, perm=[0, 2, 1, 3])
         query = self._node("Mul", query, self._float(self._config.attention_scale))
@@ -105,7 +116,7 @@ class _OnnxLayers(NetworkLayers):
         probabilities = self._node("Softmax", scores, axis=-1)
         context = self._node("MatMul", probabilities, self._node("Transpose", value, perm=[0, 2, 1, 3]))
         context = self._node("Transpose", context, perm=[0, 2, 1, 3])
-        return self._node("Reshape", context, self._int64([0, 0, self._config.hidden_size]))
+        return self._node("Reshape", context, self._int64([0, 0, heads * self._config.head_size]))
 
     def dense(self, hidden, kernel, bias, name):
         rounded = self._rounded_input(hidden, pytorch_name(quantization.dense_input_names(name)[0]))

@@ -60,7 +60,8 @@ def prune_encoder(network: Network, batches: Sequence[PaddedBatch]) -> dict[str,
     multiples of 4.
     """
     config, masks = network.config, {}
-    if config.hidden_size % 4 or config.intermediate_size % 4:
+    heads = {count * config.head_size for count in config.heads_by_layer}
+    if any(size % 4 for size in {config.hidden_size, *heads, *config.inner_sizes_by_layer}):
         raise UsageError("--sparse needs a hidden_size and an intermediate_size that are multiples of 4")
     sharing = defaultdict(list)  # the first layer with some weights → all of them
     for i in range(config.num_hidden_layers):

@@ -1,7 +1,7 @@
 """SQuAD text → windows to train on: features with the place of the answer, in batches alike in length."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,6 +101,37 @@ def _window(feature: Feature, first: int, last: int) -> TrainingWindow:
         shift = feature.passage_position - feature.passage_start
         return TrainingWindow(feature, first + shift, last + shift)
     return TrainingWindow(feature, 0, 0)
+
+
+def random_pairs(windows: Sequence[TrainingWindow], seed: int, step: int) -> list[TrainingWindow]:
+    """The windows' passages, each with the question of another of them, drawn anew for each step; nobody knows an answer.
+
+    None is longer than the longest of `windows`: passages are cut at their end.
+    """
+    order = np.random.default_rng((seed, step)).permutation(len(windows))
+    longest = max(window.feature.length for window in windows)
+    pairs = (_paired(windows[i].feature, window.feature, longest) for i, window in zip(order, windows, strict=True))
+    return [TrainingWindow(feature, 0, 0) for feature in pairs]
+
+
+def _paired(question: Feature, passage: Feature, longest: int) -> Feature:
+    """The window of one's question and the other's passage, of at most `longest` tokens."""
+    head, begin = question.passage_position, passage.passage_position
+    end = begin + passage.passage_length
+    tail = passage.length - end
+    end = min(end, begin + max(0, longest - head - tail))
+
+    def joined(name: str) -> np.ndarray:
+        first, second = getattr(question, name), getattr(passage, name)
+        return np.concatenate([first[:head], second[begin:end], second[passage.length - tail :]])
+
+    return replace(
+        passage,
+        input_ids=joined("input_ids"),
+        segment_ids=joined("segment_ids"),
+        passage_position=head,
+        is_max_context=passage.is_max_context[: end - begin],
+    )
 
 
 def shuffled_batches(windows: Sequence[TrainingWindow], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -62,7 +62,7 @@ def expected_shapes(config: BertConfig) -> dict[str, tuple]:
 
     Layers that share their weights have them under the name of the first.
     """
-    hidden, inner, width = config.hidden_size, config.intermediate_size, config.table_width
+    hidden, width = config.hidden_size, config.table_width
     shapes = {
         "bert_embeddings_word_embeddings": (config.vocab_size, width),
         TOKEN_TYPES: (config.type_vocab_size, width),
@@ -74,9 +74,10 @@ def expected_shapes(config: BertConfig) -> dict[str, tuple]:
     for i in range(config.num_hidden_layers):
         if config.layer_with_weights(i) != i:
             continue
+        heads, inner = config.heads_by_layer[i] * config.head_size, config.inner_sizes_by_layer[i]
         for part in ("query", "key", "value"):
-            shapes |= _dense(f"l{i}_attention_self_{part}", hidden, hidden)
-        shapes |= _dense(f"l{i}_attention_output_dense", hidden, hidden)
+            shapes |= _dense(f"l{i}_attention_self_{part}", heads, hidden)
+        shapes |= _dense(f"l{i}_attention_output_dense", hidden, heads)
         shapes |= _layer_norm(f"l{i}_attention_output_layernorm", hidden)
         shapes |= _dense(f"l{i}_intermediate_dense", inner, hidden)
         shapes |= _dense(f"l{i}_output_dense", hidden, inner)

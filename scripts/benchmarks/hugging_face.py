@@ -40,10 +40,25 @@ def load(folder: Path):
     values["hidden_act"] = "gelu_new" if gelu == "tanh" else "gelu"
     model = BertForQuestionAnswering(HuggingFaceConfig.from_dict(values))
     state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+    _resize(model, state)
     missing = model.load_state_dict(state, strict=False).missing_keys
     if missing:
         raise DemoBertError(f"{folder} has no {missing[0]}")
     return model.eval()
+
+
+def _resize(model, state: dict) -> None:
+    """Give a pruned model's dense layers the sizes of its tensors, [out, in]; its attention then counts its own heads."""
+    import torch
+
+    for name, module in list(model.named_modules()):
+        kernel = state.get(f"{name}.weight")
+        if isinstance(module, torch.nn.Linear) and kernel is not None and kernel.shape != module.weight.shape:
+            model.set_submodule(name, torch.nn.Linear(*reversed(kernel.shape)))
+    for layer in model.bert.encoder.layer:
+        attention = layer.attention.self
+        attention.all_head_size = attention.query.out_features
+        attention.num_attention_heads = attention.all_head_size // attention.attention_head_size
 
 
 def inputs_of(batch, device: str = "cpu") -> dict:

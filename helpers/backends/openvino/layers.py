@@ -214,21 +214,20 @@ class OpenVINOLayers(NetworkLayers):
         step = amax / self._quantization.largest
         return -128 * step, 127 * step
 
-    def _attention(self, query_key_value, mask_scores, name):
-        """Attention within each row of query, key and value [B, S, E], `mask_scores` added to the scores; [B, S, E]."""
-        query, key, value = (self._heads(part) for part in query_key_value)
+    def _attention(self, query_key_value, heads: int, mask_scores, name):
+        """Attention within each row of query, key and value [B, S, N·H], `mask_scores` added to the scores; as large."""
+        query, key, value = (self._heads(part, heads) for part in query_key_value)
         scores = op.add(op.matmul(query, key, False, True), mask_scores)
         context = op.matmul(self._probabilities(scores, name), value, False, False, name=f"{name}_context")
         tokens_first = op.transpose(context, _int64([0, 2, 1, 3]))
-        return op.reshape(tokens_first, _int64([0, 0, self._config.hidden_size]), special_zero=True)
+        return op.reshape(tokens_first, _int64([0, 0, heads * self._config.head_size]), special_zero=True)
 
     def _probabilities(self, scores, name):
         return op.softmax(scores, -1, name=f"{name}_probabilities")
 
-    def _heads(self, part):
-        """[B, S, E] → [B, N, S, H]."""
-        config = self._config
-        split = op.reshape(part, _int64([0, 0, config.num_attention_heads, config.head_size]), special_zero=True)
+    def _heads(self, part, heads: int):
+        """[B, S, N·H] → [B, N, S, H]."""
+        split = op.reshape(part, _int64([0, 0, heads, self._config.head_size]), special_zero=True)
         return op.transpose(split, _int64([0, 2, 1, 3]))
 
     def _normalise(self, hidden, gamma, beta, name):
@@ -252,8 +251,8 @@ class PaddedLayers(OpenVINOLayers):
         )
         self._mask_scores = _scores_of_masked_keys(input_mask)
 
-    def attention(self, query_key_value, name):
-        return self._attention(query_key_value, self._mask_scores, name)
+    def attention(self, query_key_value, heads, name):
+        return self._attention(query_key_value, heads, self._mask_scores, name)
 
     def _positions(self, table):
         length = op.gather(op.shape_of(self._input_ids), _int64([1]), _int64(0))
@@ -289,10 +288,10 @@ class PackedLayers(OpenVINOLayers):
         lengths = op.unsqueeze(op.subtract(ends, starts), _int64(1))
         self._mask_scores = _scores_of_masked_keys(op.less(column, lengths))
 
-    def attention(self, query_key_value, name):
+    def attention(self, query_key_value, heads, name):
         rows = [op.gather(op.squeeze(part, _int64(0)), self._token_of_row, _int64(0)) for part in query_key_value]
-        context = self._attention(rows, self._mask_scores, name)
-        flat = op.reshape(context, _int64([-1, self._config.hidden_size]), special_zero=False)
+        context = self._attention(rows, heads, self._mask_scores, name)
+        flat = op.reshape(context, _int64([-1, heads * self._config.head_size]), special_zero=False)
         return op.unsqueeze(op.gather(flat, self._row_of_token, _int64(0)), _int64(0))
 
     def _positions(self, table):

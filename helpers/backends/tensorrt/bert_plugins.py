@@ -48,6 +48,9 @@ INT8_NORM_SIZES = (768, 1024)
 MAX_PACKED_LENGTH = 512
 MAX_PACKED_HEAD_SIZE = 64
 
+#: The interleaved format holds so many channels side by side (TensorRT's kCHW32).
+INTERLEAVED_CHANNELS = 32
+
 #: The plugins' field `type_id`.
 TYPE_IDS = {"fp32": 0, "fp16": 1, "int8": 2}
 

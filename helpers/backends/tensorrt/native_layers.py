@@ -132,13 +132,14 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return self._dense(hidden, kernel, bias, name, ranges=None)
 
     def query_key_value(self, hidden, kernel, bias, name):
-        return self._split_heads(self._stacked(hidden, kernel, bias, name), name)
+        """Side by side, [B, S, 3·N·H]."""
+        return self._dense(hidden, kernel, bias, f"{name}/query_key_value", ranges=name)
 
-    def attention(self, query_key_value, name):
-        query, key, value = self._attention_inputs(query_key_value, 4, name)
+    def attention(self, query_key_value, heads, name):
+        query, key, value = self._attention_inputs(self._split_heads(query_key_value, heads, name), 4, name)
         attend = self._fused_attention if hasattr(self.trt, "IAttention") else self._plain_attention
         context = attend(query, key, value, name)
-        shape = (0, 0, self.config.hidden_size)
+        shape = (0, 0, heads * self.config.head_size)
         return self.reshaped(context, f"{name}/context", before=(0, 2, 1, 3), shape=shape)
 
     def dense(self, hidden, kernel, bias, name):
@@ -161,10 +162,6 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         self.network.mark_output(logits)
 
     # Parts
-
-    def _stacked(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str) -> Tensor:
-        """Query, key and value side by side, [B, S, 3E]."""
-        return self._dense(hidden, kernel, bias, f"{name}/query_key_value", ranges=name)
 
     def _dense(self, hidden: Tensor, kernel: np.ndarray, bias: np.ndarray, name: str, ranges: str | None) -> Tensor:
         """hidden · kernelᵀ + bias; in a quantized network by the ranges of `ranges`, None: in the network's type."""
@@ -244,11 +241,11 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         rows = self._constant(table, table.shape, f"{name}/table")
         return self.output(self.network.add_gather(rows, ids, 0), name)
 
-    def _split_heads(self, stacked: Tensor, name: str) -> QueryKeyValue:
-        """[B, S, 3E], query, key and value side by side → each as [B, N, S, H]."""
-        shape = (0, 0, 3, self.config.num_attention_heads, self.config.head_size)
-        heads = self.reshaped(stacked, f"{name}/heads", shape=shape, after=(2, 0, 3, 1, 4))
-        return self._parts(heads, 0, name)
+    def _split_heads(self, stacked: Tensor, heads: int, name: str) -> QueryKeyValue:
+        """[B, S, 3·N·H], query, key and value side by side → each as [B, N, S, H]."""
+        shape = (0, 0, 3, heads, self.config.head_size)
+        split = self.reshaped(stacked, f"{name}/heads", shape=shape, after=(2, 0, 3, 1, 4))
+        return self._parts(split, 0, name)
 
     def _parts(self, heads: Tensor, axis: int, name: str) -> QueryKeyValue:
         """Query, key and value of `heads`, where they are entries 0, 1 and 2 of `axis`."""

@@ -35,13 +35,10 @@ class PackedNativeLayers(NativeWriter):
 
     # Words of NetworkLayers that are not the padded network's
 
-    def query_key_value(self, hidden, kernel, bias, name):
-        stacked = self._stacked(hidden, kernel, bias, name)
-        return self._split_heads(self._gathered(stacked, self.token_of_slot, f"{name}/padded"), name)
-
-    def attention(self, query_key_value, name):
-        padded = super().attention(query_key_value, name)
-        slots = self.reshaped(padded, f"{name}/slots", shape=(-1, self.config.hidden_size))
+    def attention(self, query_key_value, heads, name):
+        rows = self._gathered(query_key_value, self.token_of_slot, f"{name}/padded")
+        padded = super().attention(rows, heads, name)
+        slots = self.reshaped(padded, f"{name}/slots", shape=(-1, heads * self.config.head_size))
         return self._gathered(slots, self.slot_of_token, f"{name}/packed")
 
     # Parts
@@ -133,14 +130,10 @@ class FusedPackedNativeLayers(PackedNativeLayers):
     def _prepare_attention(self, starts, ends, sequence, max_length):
         pass  # the kernel takes the tokens as they are
 
-    def query_key_value(self, hidden, kernel, bias, name):
-        stacked = self._stacked(hidden, kernel, bias, name)
-        shape = (0, 3, self.config.num_attention_heads, self.config.head_size)
-        return self._parts(self.reshaped(stacked, f"{name}/heads", shape=shape), 1, name)
-
-    def attention(self, query_key_value, name):
-        """softmax(query · keyᵀ) · value within each sequence, [T, N, H] each → [T, E]."""
-        trt, (query, key, value) = self.trt, self._attention_inputs(query_key_value, 3, name)
+    def attention(self, query_key_value, heads, name):
+        """softmax(query · keyᵀ) · value within each sequence, [T, N, H] each → [T, N·H]."""
+        split = self.reshaped(query_key_value, f"{name}/heads", shape=(0, 3, heads, self.config.head_size))
+        trt, (query, key, value) = self.trt, self._attention_inputs(self._parts(split, 1, name), 3, name)
         softmax, not_causal = trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
         layer = self.network.add_attention_v2(query, key, value, softmax, not_causal)
         if layer is not None:
@@ -149,4 +142,4 @@ class FusedPackedNativeLayers(PackedNativeLayers):
             if self.quantize_attention:
                 self._quantize_probabilities(layer, name)
         context = self.output(layer, f"{name}/attention")
-        return self.reshaped(context, f"{name}/context", shape=(0, self.config.hidden_size))
+        return self.reshaped(context, f"{name}/context", shape=(0, heads * self.config.head_size))

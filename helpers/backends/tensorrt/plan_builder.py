@@ -9,6 +9,7 @@ from pathlib import Path
 from helpers.backends.base import BuiltEngine, Prepared
 from helpers.backends.tensorrt.bert_plugins import (
     INT8_NORM_SIZES,
+    INTERLEAVED_CHANNELS,
     INTERLEAVED_VERSIONS,
     MAX_PACKED_HEAD_SIZE,
     MAX_PACKED_LENGTH,
@@ -298,6 +299,10 @@ def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tupl
     if int8_norms and config.hidden_size not in INT8_NORM_SIZES:
         sizes = " and ".join(map(str, INT8_NORM_SIZES))
         return f"the BERT plugins add and normalise in int8 at hidden sizes of {sizes}, this model's is {config.hidden_size}"
+    for heads in config.num_attention_heads_per_layer or () if options.interleaved else ():
+        if heads * config.head_size % INTERLEAVED_CHANNELS:
+            found = f"of {heads} heads of {config.head_size} in a layer of this model"
+            return f"interleaved plugins take channels in groups of {INTERLEAVED_CHANNELS}, not those {found}"
     if options.layout != "packed":
         int8_attention = options.quantize == "int8" and options.force_int8_multihead
         below_float32 = options.precision == "fp16" or int8_attention

@@ -120,10 +120,10 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         kernel, bias = self._by_head(self._clipped(kernel, name)), self._by_head(bias)
         return self._dense(hidden, kernel, bias, f"{name}/query_key_value", self.attention_type)
 
-    def attention(self, query_key_value, name):
+    def attention(self, query_key_value, heads, name):
         fields = [
-            self._integer("hidden_size", self.config.hidden_size),
-            self._integer("num_heads", self.config.num_attention_heads),
+            self._integer("hidden_size", heads * self.config.head_size),
+            self._integer("num_heads", heads),
         ]
         int8 = self.attention_type == TYPE_IDS["int8"]
         probabilities = matmul_input_name(name, PROBABILITIES)
@@ -216,8 +216,8 @@ class PluginWriter(NetworkWriter, NetworkLayers):
 
     def _by_head(self, array):
         """Each head's query, key and value side by side, as the plugin reads them: [3, N, H, …] → [N, 3, H, …]."""
-        heads, size = self.config.num_attention_heads, self.config.head_size
-        return array.reshape(3, heads, size, -1).transpose(1, 0, 2, 3).reshape(array.shape)
+        size = self.config.head_size
+        return array.reshape(3, len(array) // (3 * size), size, -1).transpose(1, 0, 2, 3).reshape(array.shape)
 
     def _plugin(self, plugin: str, name: str, fields: list, inputs: list):
         fields = fields + [self._integer(*field) for field in self.own_fields.get(plugin, {}).items()]

@@ -1,0 +1,68 @@
+"""Tokenised windows in a file: a machine that trains need not cut the text again, nor have it.
+
+A zip archive of `facts.json`, which says what the windows were cut from and how, and of plain little-endian arrays.
+"""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from helpers.data_processing import Feature
+from helpers.errors import DemoBertError, one_line
+from helpers.finetuning.windows import TrainingWindow
+from helpers.outputs import atomic_write
+
+_FACTS, _INPUT_IDS, _SEGMENT_IDS, _PLACES = "facts.json", "input_ids.u4", "segment_ids.u4", "places.u4"
+
+
+def write_windows(path, windows: Sequence[TrainingWindow], facts: dict) -> None:
+    """Write `windows` and `facts`, which JSON can say; whole or not at all. Raises DemoBertError."""
+    features = [window.feature for window in windows]
+    places = [
+        (one.length, one.passage_position, one.passage_start, one.passage_length, window.start, window.end)
+        for one, window in zip(features, windows, strict=True)
+    ]
+    arrays = {
+        _INPUT_IDS: np.concatenate([one.input_ids for one in features]),
+        _SEGMENT_IDS: np.concatenate([one.segment_ids for one in features]),
+        _PLACES: np.array(places),
+    }
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_FACTS, json.dumps(facts))
+        for name, array in arrays.items():
+            archive.writestr(name, array.astype("<u4").tobytes())
+
+
+def read_windows(path: Path, vocab_size: int) -> tuple[list[TrainingWindow], dict]:
+    """The windows of a file and its facts. `Feature.is_max_context`, which no training reads, is all true.
+
+    Raises DemoBertError for a file that is damaged or of another kind, and for ids that are not below `vocab_size`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            facts = json.loads(archive.read(_FACTS))
+            ids, segments, places = (
+                np.frombuffer(archive.read(name), "<u4").astype(np.int32)
+                for name in (_INPUT_IDS, _SEGMENT_IDS, _PLACES)
+            )
+        places = places.reshape(-1, 6)
+        lengths = places[:, 0]
+        within = (places >= 0).all() and (places[:, [1, 4, 5]] < lengths[:, None]).all()
+        fits = within and (places[:, 1] + places[:, 3] <= lengths).all() and len(ids) == len(segments) == lengths.sum()
+        known = ids.min() >= 0 and ids.max() < vocab_size and segments.min() >= 0
+        if not fits or not known or not isinstance(facts, dict):
+            raise ValueError("its parts do not fit together")
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
+        raise DemoBertError(
+            one_line(f"the file of windows {path} is damaged, or none ({error}): remove it", 300)
+        ) from error
+    bounds = np.cumsum(lengths)[:-1]
+    parts = zip(np.split(ids, bounds), np.split(segments, bounds), places.tolist(), strict=True)
+    windows = []
+    for own_ids, own_segments, (_, position, first, count, start, end) in parts:
+        feature = Feature(own_ids, own_segments, position, first, np.ones(count, bool))
+        windows.append(TrainingWindow(feature, start, end))
+    return windows, facts
