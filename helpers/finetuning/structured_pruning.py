@@ -3,7 +3,7 @@
 What goes next is what the answers would miss least for the FLOPs that it frees. A head or column is thought of as having
 a gate of 1 on its output: gradient × weight, summed over the weights that read it, is the gradient by that gate
 (arXiv:1905.10650, arXiv:1906.10771). Its square, summed over questions, is the gate's Fisher information, half of which
-is what closing it adds to the loss, to second order (arXiv:2204.00656, section 4.1).
+is what closing it adds to the loss, to second order (arXiv:2204.09656).
 
 The answers are drawn from what the network itself says, on random questions to passages. Those of its training it may know
 by heart: their loss is nearly 0, but for wrong labels. The bundled model, made 1.5 times faster at once, put 71 % of starts
