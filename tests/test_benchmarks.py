@@ -5,20 +5,26 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from helpers.bert_config import BertConfig
 from helpers.squad import read_squad
-from scripts.benchmarks import hugging_face, latency, packing, stride, throughput
+from scripts.benchmarks import hugging_face, latency, packing, pruned, stride, throughput
 from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.turns import turns
+from tests.checkpoints import pytorch_state, write_folder
 from tests.conftest import BUNDLED, ROOT
+from tests.reference_bert import random_weights
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 
 
-@pytest.mark.parametrize("name", ["benchmark_peers", "benchmark_packing", "benchmark_stride", "benchmark_cpp"])
+@pytest.mark.parametrize(
+    "name", ["benchmark_peers", "benchmark_packing", "benchmark_stride", "benchmark_pruning", "benchmark_cpp"]
+)
 def test_commands_are_run_by_their_paths_from_anywhere(name, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "-h"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -158,3 +164,33 @@ def test_hugging_face_s_recipe_answers_in_short_windows():
     data = read_squad(SQUAD)
     answers = hugging_face.answer_squad(hugging_face.load(BUNDLED), BUNDLED / "vocab.txt", data, length=128)
     assert throughput.mean_f1(answers, data) > 80
+
+
+def test_pruned_models_are_held_to_the_whole_one(tmp_path, script, rng, capsys):
+    """Two small random models, one of them with fewer heads and columns: their sizes, FLOPs and times' shares."""
+    vocabulary = (BUNDLED / "vocab.txt").read_text(encoding="utf-8")
+    whole = BertConfig(48, 2, 3, 128, len(vocabulary.splitlines()), 64)
+    small = replace(whole, num_attention_heads_per_layer=(2, 1), intermediate_size_per_layer=(128, 64))
+    folders = []
+    for name, config in (("whole", whole), ("small", small)):
+        folders.append(write_folder(tmp_path / name, config, pytorch_state(config, random_weights(config, rng))))
+        (folders[-1] / "vocab.txt").write_text(vocabulary, encoding="utf-8")
+    figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
+    flags = ["--squad", SQUAD, "--calibration", SQUAD, "-s", 24, "-s", 32, "-i", 2, "--json", figures]
+    result = script("scripts.benchmark_pruning", *folders, *flags, "--picture", picture)
+    assert result.code == 0, result.err
+    rows = json.loads(figures.read_text())["rows"]
+    assert [(row["model"], row["form"], row["heads"], row["columns"]) for row in rows] == [
+        *(("whole", form, 6, 256) for form in pruned.FORMS),
+        *(("small", form, 3, 192) for form in pruned.FORMS),
+    ]
+    per_head, per_column = 8 * 48 * 16 + 4 * 32 * 16, 4 * 48
+    speed = (6 * per_head + 256 * per_column) / (3 * per_head + 192 * per_column)
+    assert [row["speed"] for row in rows] == pytest.approx([1, 1, speed, speed])
+    assert all(
+        row["share"][length] == row["ms"][length] / rows[i % 2]["ms"][length]
+        for i, row in enumerate(rows)
+        for length in ("24", "32")
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG") and "| small | 1 / " in result.out
+    assert "| ONNX Runtime, dynamic int8 | | | | | | 9.00 | |" in pruned.table(rows, {"24": 9.0, "32": 8.0})
