@@ -1,5 +1,6 @@
 """squad/finetune.py --prune: what goes and what is left, on networks and data of a few words; the script end to end."""
 
+import contextlib
 import json
 import string
 import zipfile
@@ -285,6 +286,16 @@ def test_a_damaged_file_of_windows_is_refused(tiny, tmp_path, rng):
         path.write_bytes(damaged)
         with pytest.raises(DemoBertError, match="is damaged, or none"):
             window_file.read_windows(path, 60)
+    for at in rng.integers(len(content), size=40):  # one byte of the archive: of its directory, or of packed data
+        path.write_bytes(content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :])
+        with contextlib.suppress(DemoBertError):
+            window_file.read_windows(path, 60)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("facts.json", "{}")
+        for name in ("input_ids.u4", "segment_ids.u4", "places.u4"):
+            archive.writestr(name, bytes(10**6))
+    with pytest.raises(DemoBertError, match="over 100 times as large"):
+        window_file.read_windows(path, 60)
     for places in ([(9, 3, 0, 7, 0, 0)], [(9, 9, 0, 0, 0, 0)], [(9, 3, 0, 5, 9, 9)], [(8, 3, 0, 5, 0, 0)], []):
         arrays = {"input_ids.u4": np.zeros(9), "segment_ids.u4": np.zeros(9), "places.u4": np.array(places)}
         with zipfile.ZipFile(path, "w") as archive:

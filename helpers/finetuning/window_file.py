@@ -5,6 +5,7 @@ A zip archive of `facts.json`, which says what the windows were cut from and how
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from helpers.errors import DemoBertError, one_line
 from helpers.finetuning.windows import TrainingWindow
 from helpers.outputs import atomic_write
 
+#: How many times as large as the file its parts may be, unpacked: those of real text are some eight times as large.
+_MOST_TIMES = 100
+
 _FACTS, _INPUT_IDS, _SEGMENT_IDS, _PLACES = "facts.json", "input_ids.u4", "segment_ids.u4", "places.u4"
+
+#: What reading a damaged archive raises; RuntimeError is an encrypted one's.
+_DAMAGES = (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError)
 
 
 def write_windows(path, windows: Sequence[TrainingWindow], facts: dict) -> None:
@@ -43,6 +50,11 @@ def read_windows(path: Path, vocab_size: int) -> tuple[list[TrainingWindow], dic
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if (
+                sum(archive.getinfo(name).file_size for name in (_FACTS, _INPUT_IDS, _SEGMENT_IDS, _PLACES))
+                > _MOST_BYTES
+            ):
+                raise ValueError(f"its parts take over {_MOST_BYTES >> 30} GiB")
             facts = json.loads(archive.read(_FACTS))
             ids, segments, places = (
                 np.frombuffer(archive.read(name), "<u4").astype(np.int32)
@@ -55,7 +67,7 @@ def read_windows(path: Path, vocab_size: int) -> tuple[list[TrainingWindow], dic
         known = ids.min() >= 0 and ids.max() < vocab_size and segments.min() >= 0
         if not fits or not known or not isinstance(facts, dict):
             raise ValueError("its parts do not fit together")
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise DemoBertError(
             one_line(f"the file of windows {path} is damaged, or none ({error}): remove it", 300)
         ) from error
