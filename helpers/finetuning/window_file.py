@@ -50,11 +50,9 @@ def read_windows(path: Path, vocab_size: int) -> tuple[list[TrainingWindow], dic
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if (
-                sum(archive.getinfo(name).file_size for name in (_FACTS, _INPUT_IDS, _SEGMENT_IDS, _PLACES))
-                > _MOST_BYTES
-            ):
-                raise ValueError(f"its parts take over {_MOST_BYTES >> 30} GiB")
+            sizes = [archive.getinfo(name).file_size for name in (_FACTS, _INPUT_IDS, _SEGMENT_IDS, _PLACES)]
+            if sum(sizes) > _MOST_TIMES * path.stat().st_size:
+                raise ValueError(f"unpacked it would be over {_MOST_TIMES} times as large")
             facts = json.loads(archive.read(_FACTS))
             ids, segments, places = (
                 np.frombuffer(archive.read(name), "<u4").astype(np.int32)
