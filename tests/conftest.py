@@ -4,6 +4,7 @@ import importlib
 import os
 import random
 import shutil
+import signal
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ _keep_to_own_cores()
 import numpy as np  # noqa: E402
 
 from helpers import cli  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In a shell's background a program ignores Ctrl-C, and all that it starts does: the tests of Ctrl-C would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
