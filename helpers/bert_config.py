@@ -158,6 +158,8 @@ class BertConfig:
             raise DemoBertError(f"the configuration lacks {', '.join(missing)}")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise DemoBertError("only absolute position embeddings are supported")
+        if values.get("pruned_heads"):
+            raise DemoBertError(f"pruned_heads is not supported: {' and '.join(PER_LAYER)} say what each layer has")
         fields = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         fields |= {name: tuple(fields[name]) for name in PER_LAYER if isinstance(fields.get(name), list)}
         if "hidden_act" in values:

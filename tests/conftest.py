@@ -29,9 +29,11 @@ import numpy as np  # noqa: E402
 
 from helpers import cli  # noqa: E402
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # In a shell's background a program ignores Ctrl-C, and all that it starts does: the tests of Ctrl-C would wait for ever.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# In a shell's background a program ignores Ctrl-C, under nohup the end of its terminal, and all that it starts does: tests
+# of such ends would wait for ever.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "models" / "bundled" / "bert_mini_squad11"
@@ -163,3 +165,18 @@ def tiny(tmp_path_factory):
     from tests.cpp_build import build_tiny
 
     return build_tiny(tmp_path_factory.mktemp("tiny"), np.random.default_rng(int.from_bytes(os.urandom(4), "little")))
+
+
+class _AnySize:
+    def __contains__(self, size: int) -> bool:
+        return True
+
+
+@pytest.fixture
+def int8_norms_of_any_size(monkeypatch):
+    """Int8 add + norm of small models: at the 768 channels that TensorRT has kernels for, numpy takes minutes."""
+    from helpers.backends.tensorrt import plan_builder
+    from tests.tensorrt_double import plugins
+
+    for module in (plan_builder, plugins):
+        monkeypatch.setattr(module, "INT8_NORM_SIZES", _AnySize())

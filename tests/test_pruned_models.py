@@ -21,6 +21,8 @@ from tests.test_tensorrt_engines import NETWORKS, write
 from tests.test_tensorrt_int8 import FORMS, PLUGINS, Case
 from tests.test_tensorrt_native_int8 import is_dense
 
+pytestmark = pytest.mark.usefixtures("int8_norms_of_any_size")
+
 #: The issue's bound; what float32 engines differ by is some 1e-5 of logits near one.
 TOLERANCE = 1e-3
 

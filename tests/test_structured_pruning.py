@@ -275,35 +275,46 @@ def test_windows_are_kept_in_a_file(tiny, finetune, tmp_path):  # noqa: F811
 
 def test_a_damaged_file_of_windows_is_refused(tiny, tmp_path, rng):
     (found, _), _, _ = _windows(tiny)
-    path = tmp_path / "train.windows"
+    path, sizes = tmp_path / "train.windows", BertConfig(32, 2, 4, 64, 60, 128)
     window_file.write_windows(path, found, {"a": 1})
-    windows_again, facts = window_file.read_windows(path, 60)
+    windows_again, facts = window_file.read_windows(path, sizes, 99)
     assert facts == {"a": 1} and [w.end for w in windows_again] == [w.end for w in found]
     with pytest.raises(DemoBertError, match="is damaged, or none"):
-        window_file.read_windows(path, 5)
+        window_file.read_windows(path, replace(sizes, vocab_size=5), 99)
+    for longest, segments in ((max(w.feature.length for w in found) - 1, 2), (99, 1)):
+        with pytest.raises(DemoBertError, match="do not fit together"):
+            window_file.read_windows(path, replace(sizes, type_vocab_size=segments), longest)
     content = path.read_bytes()
     for damaged in (b"", rng.bytes(300), content[: int(rng.integers(len(content)))], bytes(len(content))):
         path.write_bytes(damaged)
         with pytest.raises(DemoBertError, match="is damaged, or none"):
-            window_file.read_windows(path, 60)
+            window_file.read_windows(path, sizes, 99)
     for at in rng.integers(len(content), size=40):  # one byte of the archive: of its directory, or of packed data
         path.write_bytes(content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :])
         with contextlib.suppress(DemoBertError):
-            window_file.read_windows(path, 60)
+            window_file.read_windows(path, sizes, 99)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("facts.json", "{}")
         for name in ("input_ids.u4", "segment_ids.u4", "places.u4"):
             archive.writestr(name, bytes(10**6))
     with pytest.raises(DemoBertError, match="over 100 times as large"):
-        window_file.read_windows(path, 60)
-    for places in ([(9, 3, 0, 7, 0, 0)], [(9, 9, 0, 0, 0, 0)], [(9, 3, 0, 5, 9, 9)], [(8, 3, 0, 5, 0, 0)], []):
+        window_file.read_windows(path, sizes, 99)
+    for places in (
+        [(9, 3, 0, 7, 0, 0)],
+        [(9, 3, 0, 2**31 - 1, 0, 0)],
+        [(9, 3, 0, 5, 3, 2)],
+        [(9, 9, 0, 0, 0, 0)],
+        [(9, 3, 0, 5, 9, 9)],
+        [(8, 3, 0, 5, 0, 0)],
+        [],
+    ):
         arrays = {"input_ids.u4": np.zeros(9), "segment_ids.u4": np.zeros(9), "places.u4": np.array(places)}
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("facts.json", "{}")
             for name, array in arrays.items():
                 archive.writestr(name, array.astype("<u4").tobytes())
         with pytest.raises(DemoBertError, match="is damaged, or none"):
-            window_file.read_windows(path, 60)
+            window_file.read_windows(path, sizes, 99)
 
 
 def test_mistakes_are_told_in_one_line(tiny, finetune, tmp_path, rng):  # noqa: F811
@@ -315,13 +326,14 @@ def test_mistakes_are_told_in_one_line(tiny, finetune, tmp_path, rng):  # noqa: 
         (("--prune", 1), "above 1"),
         (("--prune", 2, 1.5), "each higher"),
         (("--prune", 2, 2), "each higher"),
+        (("--prune", 1.50000001, 1.50000002), "folders of one name"),
         (("--prune", 90), "can't be reached"),
         (("--prune", 2, "--sparse"), "two runs"),
         (("--prune", "fast"), "fast"),
     ]
     for flags, words in cases:
         assert words in run_of(finetune, folder, data, tmp_path / "out", *flags).error
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_distillation_brings_a_pruned_network_back(tiny):

@@ -7,6 +7,8 @@ import pytest
 from tests.tensorrt_double import VERSIONS, bindings, install, networks, rtx, test_plugins
 from tests.tensorrt_double.harness import execute
 
+pytestmark = pytest.mark.usefixtures("int8_norms_of_any_size")
+
 _FETCH = "run tests/tensorrt_double/fetch_bindings.sh with this environment's Python"
 
 

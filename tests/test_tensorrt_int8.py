@@ -29,7 +29,7 @@ from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install, p
 from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, write
 from tests.test_tensorrt_packed import packed, sequences
 
-pytestmark = pytest.mark.sampled(0.4)
+pytestmark = [pytest.mark.sampled(0.4), pytest.mark.usefixtures("int8_norms_of_any_size")]
 
 #: (release, plugin interface) that have the plugins.
 PLUGINS = [(version, interface) for version, network, interface in NETWORKS if network == "plugin"]
@@ -50,13 +50,6 @@ ALL_INT8 = {"force_int8_skipln": True, "force_int8_multihead": True}
 @pytest.fixture
 def engine_path(tmp_path):
     return tmp_path / "bert.engine"
-
-
-@pytest.fixture(autouse=True)
-def narrow_kernels(monkeypatch):
-    """Int8 add + norm as narrow as CONFIG: at the real kernels' 768 channels numpy takes minutes for these tests."""
-    for module, name in ((plan_builder, "INT8_NORM_SIZES"), (plugins, "INT8_NORM_SIZES")):
-        monkeypatch.setattr(module, name, (CONFIG.hidden_size,))
 
 
 @pytest.fixture

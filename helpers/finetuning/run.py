@@ -1,5 +1,6 @@
 """From squad/finetune.py's arguments to a fine-tuned model's folder."""
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -68,11 +69,16 @@ _CALIBRATION_BATCH = 16
 def finetune(args) -> None:
     """Fine-tune as the arguments say and write the model's folder. Raises DemoBertError."""
     _keep_freed_memory()
+    made = not Path(args.output).exists()
     try:
         _finetune(args)
     except torch.OutOfMemoryError as error:
         hint = f"give a smaller -b than {args.batch_size}, or a smaller -s"
         raise DemoBertError(f"the GPU's memory is too small: {hint}") from error
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds something: all but a run that began nothing
+                os.rmdir(args.output)
 
 
 def _finetune(args) -> None:
@@ -284,7 +290,7 @@ def _read_windows(args, model: ModelFolder, cut: AnswerOptions) -> tuple[list[Tr
     facts = {"tokenizer": model.tokenizer().sha256, "windows": asdict(cut)}
     path = args.windows and Path(args.windows)
     if path and path.exists():
-        windows, found = read_windows(path, model.config.vocab_size)
+        windows, found = read_windows(path, model.config, cut.sequence_length)
         data = found.pop("data", None)
         known = not Path(args.squad_json).exists() or data == sha256_of(args.squad_json)
         if found != facts or not known or not isinstance(data, str):

@@ -52,6 +52,8 @@ def check_speeds(config: BertConfig, speeds: Sequence[float], length: int) -> No
         raise UsageError("--prune takes models whose layers have their own weights: ALBERT's share them")
     if min(speeds) <= 1 or list(speeds) != sorted(set(speeds)):
         raise UsageError("--prune takes speeds above 1, each higher than the one before")
+    if len({f"{speed:g}" for speed in speeds}) < len(speeds):
+        raise UsageError("--prune: two of the speeds would be written to folders of one name")
     least = replace(
         config,
         num_attention_heads_per_layer=(1,) * config.num_hidden_layers,

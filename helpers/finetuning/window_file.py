@@ -4,6 +4,7 @@ A zip archive of `facts.json`, which says what the windows were cut from and how
 """
 
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.bert_config import BertConfig
 from helpers.data_processing import Feature
 from helpers.errors import DemoBertError, one_line
 from helpers.finetuning.windows import TrainingWindow
@@ -21,8 +23,8 @@ _MOST_TIMES = 100
 
 _FACTS, _INPUT_IDS, _SEGMENT_IDS, _PLACES = "facts.json", "input_ids.u4", "segment_ids.u4", "places.u4"
 
-#: What reading a damaged archive raises; RuntimeError is an encrypted one's.
-_DAMAGES = (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError)
+#: What reading a damaged archive raises; RuntimeError is an encrypted one's, and JSON's that is nested too deeply.
+_DAMAGES = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, ValueError, EOFError, RuntimeError)
 
 
 def write_windows(path, windows: Sequence[TrainingWindow], facts: dict) -> None:
@@ -43,10 +45,11 @@ def write_windows(path, windows: Sequence[TrainingWindow], facts: dict) -> None:
             archive.writestr(name, array.astype("<u4").tobytes())
 
 
-def read_windows(path: Path, vocab_size: int) -> tuple[list[TrainingWindow], dict]:
+def read_windows(path: Path, config: BertConfig, longest: int) -> tuple[list[TrainingWindow], dict]:
     """The windows of a file and its facts. `Feature.is_max_context`, which no training reads, is all true.
 
-    Raises DemoBertError for a file that is damaged or of another kind, and for ids that are not below `vocab_size`.
+    Raises DemoBertError for a file that is damaged or of another kind, and for windows that do not fit the model of
+    `config`, or have more than `longest` tokens.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -58,21 +61,27 @@ def read_windows(path: Path, vocab_size: int) -> tuple[list[TrainingWindow], dic
                 np.frombuffer(archive.read(name), "<u4").astype(np.int32)
                 for name in (_INPUT_IDS, _SEGMENT_IDS, _PLACES)
             )
-        places = places.reshape(-1, 6)
-        lengths = places[:, 0]
-        within = (places >= 0).all() and (places[:, [1, 4, 5]] < lengths[:, None]).all()
-        fits = within and (places[:, 1] + places[:, 3] <= lengths).all() and len(ids) == len(segments) == lengths.sum()
-        known = ids.min() >= 0 and ids.max() < vocab_size and segments.min() >= 0
-        if not fits or not known or not isinstance(facts, dict):
+        fits = _fit(ids, segments, places := places.reshape(-1, 6).astype(np.int64), config, longest)
+        if not fits or not isinstance(facts, dict):
             raise ValueError("its parts do not fit together")
     except _DAMAGES as error:
         raise DemoBertError(
             one_line(f"the file of windows {path} is damaged, or none ({error}): remove it", 300)
         ) from error
-    bounds = np.cumsum(lengths)[:-1]
+    bounds = np.cumsum(places[:, 0])[:-1]
     parts = zip(np.split(ids, bounds), np.split(segments, bounds), places.tolist(), strict=True)
     windows = []
     for own_ids, own_segments, (_, position, first, count, start, end) in parts:
         feature = Feature(own_ids, own_segments, position, first, np.ones(count, bool))
         windows.append(TrainingWindow(feature, start, end))
     return windows, facts
+
+
+def _fit(ids: np.ndarray, segments: np.ndarray, places: np.ndarray, config: BertConfig, longest: int) -> bool:
+    """Whether the windows are whole, as long as the model takes, and their passages and answers within them."""
+    lengths, position, _, count, start, end = places.T
+    whole = len(ids) == len(segments) == lengths.sum() and lengths.max() <= longest
+    known = ids.min() >= 0 and ids.max() < config.vocab_size and segments.min() >= 0
+    known = known and segments.max() < config.type_vocab_size
+    within = (places >= 0).all() and (position < lengths).all() and (position + count <= lengths).all()
+    return whole and known and within and ((start <= end) & (end < lengths)).all()

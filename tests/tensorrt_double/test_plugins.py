@@ -8,6 +8,8 @@ import pytest
 from tests.tensorrt_double import TensorRTDoubleError, install
 from tests.tensorrt_double.harness import execute, run, weak_flags
 
+pytestmark = pytest.mark.usefixtures("int8_norms_of_any_size")
+
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 8, 2, 11, 7
 HEAD = HIDDEN // HEADS
 
