@@ -15,7 +15,6 @@ from helpers.answerer import Answerer
 from helpers.benchmark import random_batch
 from helpers.errors import UsageError
 from helpers.finetuning.structured_pruning import encoder_flops
-from helpers.model_folder import ModelFolder
 from helpers.outputs import atomic_write, check_outputs, write_json
 from helpers.pictures import new_figure
 from helpers.squad import read_squad
@@ -58,10 +57,10 @@ def _builders(args, length: int, folder: Path) -> dict[str, EngineBuilder]:
         own = folder / str(number)
         own.mkdir()
         name = model.name if model.name not in found else f"{model.name} ({number})"
-        positions = ModelFolder.open(model).config.max_position_embeddings
+        found[name] = EngineBuilder(model, args.calibration, length, own)
+        positions = found[name].model.config.max_position_embeddings
         if length > positions:
             raise UsageError(f"-s {length} is over max_position_embeddings of {model}, {positions}")
-        found[name] = EngineBuilder(model, args.calibration, length, own)
     return found
 
 
