@@ -231,8 +231,13 @@ def random_weights(config: BertConfig, rng: np.random.Generator) -> dict[str, np
 
 
 def random_inputs(config: BertConfig, rng: np.random.Generator, batch: int, length: int) -> tuple:
-    """(input_ids, segment_ids, input_mask), int32 [batch, length], each row with its own number of leading tokens."""
+    """(input_ids, segment_ids, input_mask), int32 [batch, length], each row with its own number of leading tokens.
+
+    One of several rows has half of them at least: with a token in each, attention is 1 whatever queries and keys are.
+    """
     input_ids = rng.integers(0, config.vocab_size, (batch, length), dtype=np.int32)
     segment_ids = rng.integers(0, config.type_vocab_size, (batch, length), dtype=np.int32)
     lengths = rng.integers(1, length + 1, (batch, 1))
+    if batch > 1:
+        lengths[rng.integers(batch)] = rng.integers((length + 1) // 2, length + 1)
     return input_ids, segment_ids, (np.arange(length) < lengths).astype(np.int32)
