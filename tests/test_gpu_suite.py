@@ -19,7 +19,7 @@ from helpers.quantization import channel_range_names
 from helpers.weights import load_weights
 from helpers.weights.pytorch_names import pytorch_name
 from scripts.gpu_checking import check as gpu_check
-from scripts.gpu_checking import checkpoints, layer_times, report, suite, table, torch_models
+from scripts.gpu_checking import checkpoints, dense_forms, layer_times, report, suite, table, torch_models
 from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, WIDE_CALIBRATION, build_command
 from scripts.gpu_checking.record import OutOfTime, Record
 from tests.checkpoints import pytorch_state, write_folder
@@ -85,10 +85,14 @@ def parsed(command: list, layout: str):
     return args
 
 
-@pytest.mark.parametrize("network", (*NETWORKS, *table.KINDS), ids=lambda network: network.name)
+@pytest.mark.parametrize("network", (*NETWORKS, *table.KINDS, *table.TRIED), ids=lambda network: network.name)
 def test_the_builders_take_every_network_s_flags(network):
     paths = CHECKPOINTS | {CALIBRATION: ROOT / "c", WIDE_CALIBRATION: ROOT / "w"}
     command = build_command("python", ROOT, network, paths, "x.engine", {"batch": [1, 8], "length": [384]})
+    if network.dense:
+        program = command.pop(1), command.pop(1)
+        assert program == (str(ROOT / "scripts" / "gpu_checking" / "dense_forms.py"), network.dense)
+        assert network.dense in dense_forms.FORMS
     args = parsed(command, network.layout)
     assert (ROOT / command[1]).is_file() and args.batch_size == [1, 8] and args.backend == "tensorrt"
     assert bool(args.pickle) == (network.checkpoint == "megatron") and args.int8 == (not network.exact)
@@ -219,15 +223,16 @@ def test_a_network_that_can_not_be_built_costs_no_other(on_a_cpu, tmp_path, caps
 
 
 def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
-    monkeypatch.setattr(table, "BATCHES", (1, 24))
+    monkeypatch.setattr(table, "BATCHES", ((1, 24), (2,)))
     monkeypatch.setattr(table, "SIZES", (("base", 16),))
     monkeypatch.setattr(table, "KINDS", tuple(rng.permutation(np.array(table.KINDS, object))[:2]))
-    assert gpu_check.main([*on_a_cpu, "--suite", "table", "--no-compile"]) == 0
+    assert gpu_check.main([*on_a_cpu, "--suite", "table", "--no-compile", "--jobs", "3"]) == 0
     kind = table.KINDS[0].name
     found = steps_of(tmp_path)[f"table: base × 16 × 1 to 24, {kind}"]["result"]
     assert found["times"][kind]["24"]["percentile_99_ms"] == 12 and found["times"][kind]["1"]["average_ms"] == 0.5
     graph = found["times"][f"{kind}, CUDA graph"]
     assert graph["1"]["average_ms"] == 0.5 and "can't be captured" in graph["24"]["error"]
+    assert f"table: base × 16 × 2, {table.KINDS[1].name}" in steps_of(tmp_path)
     assert steps_of(tmp_path)["table: base × 16, PyTorch × 24"]["result"]["times"]["SDPA"]["24"]["median_ms"] > 0
     assert not list((tmp_path / "work").glob("*.engine*"))  # large engines would fill a disk
     rows = report.rows_of(steps_of(tmp_path))
@@ -236,7 +241,7 @@ def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
 
 def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
     """One of them, drawn anew each time, by the double of the release that runs on the GPU."""
-    monkeypatch.setattr(table, "BATCHES", (1, 2))
+    monkeypatch.setattr(table, "BATCHES", ((1, 2),))
     monkeypatch.setattr(table, "SIZES", (("large", 32),))
     kind = table.KINDS[int(rng.integers(len(table.KINDS)))]
     flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]
@@ -244,6 +249,19 @@ def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypat
     steps = steps_of(tmp_path)
     assert steps[f"build: large × 32 × 1 to 2, {kind.name}"]["result"]["mib"] > 1
     assert steps[f"table: large × 32 × 1 to 2, {kind.name}"]["result"]["times"][kind.name]["2"]["average_ms"] == 1
+
+
+def test_what_might_be_faster_is_tried(on_a_cpu, tmp_path, monkeypatch, rng):
+    """One of them, drawn anew each time; the double has no fully connected layers."""
+    monkeypatch.setattr(table, "TRIED_AT", (("large", 32, (2,)),))
+    tried = [kind for kind in table.TRIED if kind.dense != "fully_connected"]
+    kind = tried[int(rng.integers(len(tried)))]
+    flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "tried"]
+    assert gpu_check.main([*flags, "--only", f"2, {kind.name}"]) == 0
+    steps = steps_of(tmp_path)
+    assert set(steps) == {f"build: large × 32 × 2, {kind.name}", f"tried: large × 32 × 2, {kind.name}"}
+    assert steps[f"tried: large × 32 × 2, {kind.name}"]["result"]["times"][kind.name]["2"]["average_ms"] == 1
+    assert not report.rows_of(steps)
 
 
 def test_a_program_that_hangs_is_ended(tmp_path):
@@ -278,6 +296,8 @@ def test_layers_that_differ_by_number_are_one_line():
 def made_up_steps() -> dict:
     row = {"average_ms": 2.0, "median_ms": 1.9, "percentile_95_ms": 2.5, "percentile_99_ms": 3.0}
     int8 = {"int8": {"1": row, "8": row | {"average_ms": 1.2}}, "int8, CUDA graph": {"1": {"error": "not captured"}}}
+    level = {"int8, level 5": {"8": row}, "int8, level 5, CUDA graph": {"8": row | {"average_ms": 0.9}}}
+    layers = {"l*_dense": {"ms": 1.5, "layers": 24}, "head": {"ms": 0.5, "layers": 1}}
     beside = {"torch.compile": {"8": row}, "SDPA": {"8": row}}
     place = {"model": "large", "tokens": 384}
     distances = {"windows": 64, "largest": 0.5, "rms": 0.125, "deviation": 3.0, "other_argmax": 2}
@@ -291,6 +311,10 @@ def made_up_steps() -> dict:
         "table: large × 384 × 1 to 8, int8": {"result": place | {"times": int8, "mib": 300}, "seconds": 90},
         "table: large × 384, PyTorch × 8": {"result": place | {"times": beside}, "seconds": 9},
         "table: large × 384, products × 8": {"result": place | {"times": {"fp8": {"8": row}}}, "seconds": 9},
+        "tried: large × 384 × 8, int8": {"result": place | {"times": int8}, "seconds": 9},
+        "tried: large × 384 × 8, int8, level 5": {"result": place | {"times": level}, "seconds": 9},
+        "tried: base × 384 × 1, fp16, level 5": {"error": "builder.py failed: no time", "seconds": 9},
+        "layers: large × 384 × 1 to 8, int8": {"result": {"8": layers, "1": layers}, "seconds": 9},
         "table: base × 384 × 1 to 8, int8": {"error": "builder.py failed: no kernel", "seconds": 9},
     }
 
@@ -307,10 +331,15 @@ def test_the_page_holds_every_figure(tmp_path, capsys):
         "| plugin, Megatron int8 |  |  |  |  |  |",
         "| one / other | 0.5000 | 0.1250 |",
         "| plugin, int8 | 54.50 | 68.25 |",
-        "| batch | int8 | SDPA | products alone, fp8 | torch.compile | int8 / torch.compile |",
-        "| 1 | 2.000 |  |  |  |  |",
-        "| 8 | 1.200 | 2.000 | 2.000 | 2.000 | 0.60 |",
+        "| batch | int8 | SDPA | products alone, fp8 | torch.compile | int8 / torch.compile | fp16 / torch.compile |",
+        "| 1 | 2.000 |  |  |  |  |  |",
+        "| 8 | 1.200 | 2.000 | 2.000 | 2.000 | 0.60 |  |",
         "- table: base × 384 × 1 to 8, int8: builder.py failed: no kernel",
+        "| large × 384 × 8 | int8 | 1.200 |  |",
+        "| large × 384 × 8 | int8, level 5 | 2.000 | 0.900 |",
+        "### large × 384, int8",
+        "| l*_dense | 24 | 1.500 | 1.500 |",
+        "| sum | 25 | 2.000 | 2.000 |",
     ):
         assert line in text.splitlines(), line
     rows = page.with_suffix(".csv").read_text().splitlines()

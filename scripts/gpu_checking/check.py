@@ -107,7 +107,7 @@ def _add_measuring_arguments(parser: cli.Parser) -> None:
 def _add_suite_arguments(parser: cli.Parser) -> None:
     add = parser.add_argument_group("all of TensorRT 8.6's networks, step by step").add_argument
     parts = "part to do, in place of the check of single engines; repeatable. --json FILE keeps what was done"
-    add("--suite", action="append", choices=("networks", "answers", "table"), help=parts)
+    add("--suite", action="append", choices=("networks", "answers", "table", "tried"), help=parts)
     add("--minutes", type=cli.positive_float, metavar="N", help="begin no step after so many; the same command goes on")
     add(
         "--only",

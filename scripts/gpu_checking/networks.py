@@ -26,6 +26,8 @@ class Network:
     """One engine: `flags` of the builder of its `layout`; `checkpoint` is one of "bundled", "qat", both of them as "wide"
     and "wide qat", and "megatron".
 
+    `dense` is the layer that dense layers are written as, where it is not the project's own choice (dense_forms.py).
+
     `exact` networks are held to PyTorch's float32, the others to the double, which computes the same integers.
     """
 
@@ -33,6 +35,7 @@ class Network:
     flags: tuple
     layout: str = "padded"
     checkpoint: str = "bundled"
+    dense: str | None = None
 
     @property
     def exact(self) -> bool:
@@ -95,7 +98,10 @@ def build_command(python: str, root, network: Network, checkpoints: dict, engine
         source = ["-pt", path]
     if network.calibrated:
         source += ["-p", checkpoints[WIDE_CALIBRATION if network.checkpoint == "wide" else CALIBRATION]]
-    words = [python, root / script, *source, "-o", engine, "--backend", "tensorrt", *network.flags, *extra]
+    program = [root / script]
+    if network.dense:
+        program = [root / "scripts" / "gpu_checking" / "dense_forms.py", network.dense, *program]
+    words = [python, *program, *source, "-o", engine, "--backend", "tensorrt", *network.flags, *extra]
     for flag, values in (("-b", sizes["batch"]), ("-s", sizes["length"])):
         words += [word for value in values for word in (flag, value)]
     return [str(word) for word in words]

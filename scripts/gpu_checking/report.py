@@ -13,6 +13,9 @@ _COLUMNS = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms")
 #: What int8 and fp16 are held against.
 BASELINE = "torch.compile"
 
+#: What the names of engines in a CUDA graph end with.
+GRAPH = ", CUDA graph"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -32,7 +35,8 @@ def write(records: list[Path], document: Path) -> list[Path]:
     table, picture = document.with_suffix(".csv"), document.with_suffix(".png")
     check_outputs({"--output": document, "the table": table, "the picture": picture}, records)
     rows = rows_of(steps)
-    parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows), _failures(steps)]
+    parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows)]
+    parts += [_layers(steps), _tried(steps), _failures(steps)]
     with atomic_write(document, "w") as file:
         file.write("\n".join(part for part in parts if part))
     _write_csv(rows, table)
@@ -154,20 +158,67 @@ def _table(rows: list[Row]) -> str:
     for model, tokens in dict.fromkeys((row.model, row.tokens) for row in rows):
         cells = {(row.batch, row.name): row for row in rows if (row.model, row.tokens) == (model, tokens)}
         names = list(dict.fromkeys(name for _, name in cells))
-        lines = [f"\n### {model}, {tokens} tokens\n", f"| batch | {' | '.join(names)} | int8 / {BASELINE} |"]
-        lines += ["| ---: |" + " ---: |" * (len(names) + 1)]
+        ratios = [f"{precision} / {BASELINE}" for precision in _ENGINES]
+        lines = [f"\n### {model}, {tokens} tokens\n", f"| batch | {' | '.join([*names, *ratios])} |"]
+        lines += ["| ---: |" + " ---: |" * (len(names) + len(ratios))]
         for batch in dict.fromkeys(batch for batch, _ in cells):
             times = {name: cells[batch, name].times["average_ms"] for name in names if (batch, name) in cells}
             shown = [f"{times[name]:.3f}" if name in times else "" for name in names]
-            lines.append(f"| {batch} | {' | '.join(shown)} | {_ratio(times)} |")
+            shown += [_ratio(times, precision) for precision in _ENGINES]
+            lines.append(f"| {batch} | {' | '.join(shown)} |")
         text += "\n".join(lines) + "\n"
     return text if rows else ""
 
 
-def _ratio(times: dict) -> str:
-    """The faster int8 engine's time as a share of the baseline's."""
-    int8 = [ms for name, ms in times.items() if "int8" in name and "sparse" not in name]
-    return f"{min(int8) / times[BASELINE]:.2f}" if int8 and BASELINE in times else ""
+#: Precision → the engines of the whole network in it.
+_ENGINES = {"int8": ("int8", "packed int8", "interleaved int8"), "fp16": ("fp16", "native fp16")}
+
+
+def _ratio(times: dict, precision: str) -> str:
+    """The fastest engine's time as a share of the baseline's."""
+    engines = [ms for name, ms in times.items() if name.removesuffix(GRAPH) in _ENGINES[precision]]
+    return f"{min(engines) / times[BASELINE]:.2f}" if engines and BASELINE in times else ""
+
+
+def _layers(steps: dict) -> str:
+    """Where an engine's time goes: TensorRT's own times of its layers, those of more than a hundredth of the time."""
+    text = "## Where the time goes\n\nms of all layers of a kind, each timed by itself: the sum is more than a run takes.\n"
+    found: dict = {}  # an engine has a profile each, one line of batches together
+    for key, entry in steps.items():
+        if key.startswith("layers: ") and entry.get("result"):
+            place, _, kind = key.removeprefix("layers: ").partition(", ")
+            found.setdefault((place.rpartition(" × ")[0], kind), {}).update(entry["result"])
+    for (place, kind), by_batch in found.items():
+        batches = sorted(by_batch, key=int)
+        sums = {batch: sum(layer["ms"] for layer in by_batch[batch].values()) for batch in batches}
+        names = dict.fromkeys(name for batch in batches for name in by_batch[batch])
+        large = [n for n in names if any(_ms(by_batch[b], n) > sums[b] / 100 for b in batches)]
+        lines = [f"\n### {place}, {kind}\n", f"| layers | how many | {' | '.join(f'batch {b}' for b in batches)} |"]
+        lines.append("| --- | ---: |" + " ---: |" * len(batches))
+        for name in large:
+            many = max(by_batch[batch].get(name, {"layers": 0})["layers"] for batch in batches)
+            lines.append(f"| {name} | {many} | {' | '.join(f'{_ms(by_batch[b], name):.3f}' for b in batches)} |")
+        count = max(sum(layer["layers"] for layer in by_batch[batch].values()) for batch in batches)
+        lines.append(f"| sum | {count} | {' | '.join(f'{sums[batch]:.3f}' for batch in batches)} |")
+        text += "\n".join(lines) + "\n"
+    return text if found else ""
+
+
+def _ms(layers: dict, name: str) -> float:
+    return layers.get(name, {"ms": 0.0})["ms"]
+
+
+def _tried(steps: dict) -> str:
+    """A line for each engine of the part "tried": average ms without and with a CUDA graph."""
+    lines = ["## What was tried\n", "| where | engine | ms | in a CUDA graph |", "| --- | --- | ---: | ---: |"]
+    found = {key.removeprefix("tried: "): entry.get("result") for key, entry in steps.items() if "tried: " in key}
+    for key, result in found.items():
+        place, _, kind = key.partition(", ")
+        for batch in (result or {"times": {kind: {}}})["times"].get(kind, {}):
+            both = (result["times"].get(name, {}).get(batch, {}) for name in (kind, f"{kind}{GRAPH}"))
+            shown = [f"{row['average_ms']:.3f}" if "average_ms" in row else "" for row in both]
+            lines.append(f"| {place} | {kind} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n" if found else ""
 
 
 def _failures(steps: dict) -> str:
@@ -197,7 +248,7 @@ def draw(rows: list[Row], path: Path) -> None:
         of_panel = [row for row in rows if (row.model, row.tokens) == (model, tokens) and _is_drawn(row.name)]
         for name in dict.fromkeys(row.name for row in of_panel):
             line = [(row.batch, row.times["average_ms"]) for row in of_panel if row.name == name]
-            axis.plot(*zip(*line), marker=".", label=name.removesuffix(", CUDA graph"))
+            axis.plot(*zip(*line), marker=".", label=name.removesuffix(GRAPH))
         axis.set(title=f"{model}, {tokens} tokens", xlabel="batch", ylabel="ms", xscale="log", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
@@ -208,4 +259,4 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def _is_drawn(name: str) -> bool:
     """Engines in CUDA graphs, as PyTorch and the products are: one line a precision."""
-    return name.endswith(", CUDA graph") or name in (BASELINE, "SDPA", "products alone, fp8")
+    return name.endswith(GRAPH) or name in (BASELINE, "SDPA", "products alone, fp8")

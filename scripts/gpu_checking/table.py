@@ -1,7 +1,8 @@
 """demoBERT's table on one GPU: every size, batch and precision by build/perf, with and without CUDA graphs.
 
-Beside it, in the same run, PyTorch and the dense products alone. One engine has a profile for each batch size: most of a
-build is the loading of thousands of kernels to be timed, which all profiles share.
+Beside it, in the same run, PyTorch and the dense products alone. Most of a build is one core's work, the loading of
+thousands of kernels to be timed, again for each profile: so an engine has one profile, and many are built at once. Then
+each is timed with the GPU to itself.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ from scripts.gpu_checking.record import OutOfTime
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: demoBERT's.
-BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
+#: demoBERT's batch sizes, those of one engine together: its profile is tuned for the last. The most telling first.
+BATCHES = ((8,), (64, 128), (24, 32), (12, 16), (1,), (2, 4))
 
 #: How often the builder times each kernel: of the largest batches once takes long enough to be told from noise.
 TIMING_ITERATIONS = 2
@@ -33,16 +34,35 @@ PROFILED = (1, 8, 128)
 SIZES = (("large", 384), ("base", 384), ("large", 128), ("base", 128))
 
 _INT8 = ("--network", "plugin", *PTQ)
+_FP16 = ("--fp16", "--strict")  # else the builder times float32's kernels, too, ten times as slow
 
 #: The lines of the table. Ranges are those of a QAT checkpoint, of random weights: the time does not depend on them.
 KINDS = (
     Network("int8", (*_INT8, "-iln", "-imh"), checkpoint="qat"),
-    Network("fp16", ("--network", "plugin", "--fp16"), checkpoint="qat"),
+    Network("fp16", ("--network", "plugin", *_FP16), checkpoint="qat"),
     Network("packed int8", _INT8, layout="packed", checkpoint="qat"),
     Network("interleaved int8", (*_INT8, "-il"), layout="packed", checkpoint="qat"),
     Network("Megatron sparse int8", (*_INT8, "-il", "--megatron", "-sp"), layout="packed", checkpoint="megatron"),
     Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),
 )
+
+_TRIED = ("packed int8", "native fp16")
+
+#: What might be faster: flags of the builder, and the dense layers as other layers of TensorRT (dense_forms.py).
+TRIED = tuple(
+    replace(kind, name=f"{kind.name}, {what}", flags=(*kind.flags, *flags), dense=dense)
+    for what, flags, dense in (
+        ("level 5", ("--optimization-level", "5"), None),
+        ("level 2", ("--optimization-level", "2"), None),
+        ("fully connected", (), "fully_connected"),
+        ("matrix products", (), "matrix_product"),
+    )
+    for kind in KINDS
+    if kind.name == "fp16" or (kind.name == "int8" and dense != "matrix_product") or (kind.name in _TRIED and not dense)
+)
+
+#: Where that is tried.
+TRIED_AT = (("large", 384, (8,)), ("base", 384, (1,)))
 
 
 @dataclass(frozen=True)
@@ -55,43 +75,70 @@ class Place:
     batches: tuple
 
     def __str__(self) -> str:
-        return f"{self.model} × {self.length} × {self.batches[0]} to {self.batches[-1]}"
+        first, last = self.batches[0], self.batches[-1]
+        return f"{self.model} × {self.length} × {first}" + (f" to {last}" if last != first else "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One engine, and where its figures stand in the record."""
+
+    place: Place
+    kind: Network
+    part: str = "table"
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.kind.name}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.part}: {self}"
 
 
 def fill(suite) -> None:
     """Every step of the table, the most telling first. Raises OutOfTime where the minutes are over."""
+    sizes = sizes_of(suite.args)
     for model, length in SIZES:
-        place = Place(model, sizes_of(suite.args)[model], length, BATCHES)
-        measure(suite, place, [kind for kind in KINDS if suite.wanted(f"{place}, {kind.name}")])
+        places = [Place(model, sizes[model], length, batches) for batches in BATCHES]
+        measure(suite, [Task(place, kind) for place in places for kind in KINDS])
+        beside(suite, places)  # on the same machine in the same minutes
 
 
-def measure(suite, place: Place, kinds: list) -> None:
-    """All engines of one place are built, several at once; then each is timed with the GPU to itself, and goes."""
-    missing = [kind for kind in kinds if suite.record.result(f"table: {place}, {kind.name}") is None]
-    try:
-        with ThreadPoolExecutor(suite.args.jobs) as pool:
-            list(pool.map(lambda kind: build(suite, place, kind), missing))
-        for number, kind in enumerate(missing):
-            if engine_of(suite, place, kind).is_file():
-                suite.record.step(f"table: {place}, {kind.name}", engine_times, suite, place, kind)
-            if number == 0:
-                beside(suite, place)  # on the same machine in the same minutes
-    finally:  # large ones fill a disk
-        for kind in missing:
-            engine = engine_of(suite, place, kind)
-            for path in engine.parent.glob(f"{engine.name}*"):
-                path.unlink()
-    if not missing:
-        beside(suite, place)
+def try_out(suite) -> None:
+    """What might be faster, each beside the table's own engine of the same run. Raises OutOfTime."""
+    sizes = sizes_of(suite.args)
+    places = [Place(model, sizes[model], length, batches) for model, length, batches in TRIED_AT]
+    names = {tried.name.partition(",")[0] for tried in TRIED}
+    kinds = [*(kind for kind in KINDS if kind.name in names), *TRIED]
+    measure(suite, [Task(place, kind, "tried") for place in places for kind in kinds])
 
 
-def beside(suite, place: Place) -> None:
+def measure(suite, tasks: list[Task]) -> None:
+    """So many engines as jobs are built at once; then each is timed with the GPU to itself, and goes."""
+    missing = [task for task in tasks if suite.wanted(str(task)) and suite.record.result(task.key) is None]
+    for first in range(0, len(missing), suite.args.jobs):
+        wave = missing[first : first + suite.args.jobs]
+        try:
+            with ThreadPoolExecutor(len(wave)) as pool:
+                list(pool.map(lambda task: build(suite, task), wave))
+            for task in wave:
+                if engine_of(suite, task).is_file():
+                    suite.record.step(task.key, engine_times, suite, task)
+        finally:  # large ones fill a disk
+            for task in wave:
+                engine = engine_of(suite, task)
+                for path in engine.parent.glob(f"{engine.name}*"):
+                    path.unlink()
+
+
+def beside(suite, places: list[Place]) -> None:
     """What the engines are held against: the floor, which is cheap to measure, and PyTorch."""
     for name, work in (("products", torch_models.product_times), ("PyTorch", torch_models.model_times)):
-        for batch in place.batches:
-            key = f"table: {place.model} × {place.length}, {name} × {batch}"
-            if suite.wanted(key):
-                suite.record.step(key, _facts_and, work, suite, place, batch)
+        for place in places:
+            for batch in place.batches:
+                key = f"table: {place.model} × {place.length}, {name} × {batch}"
+                if suite.wanted(key):
+                    suite.record.step(key, _facts_and, work, suite, place, batch)
 
 
 def _facts_and(work, suite, place: Place, batch: int) -> dict:
@@ -106,42 +153,43 @@ def sizes_of(args) -> dict:
     }  # fmt: skip
 
 
-def engine_of(suite, place: Place, kind: Network) -> Path:
-    return suite.work / f"{place.model}-{place.length}-{kind.name.replace(' ', '_')}.engine"
+def engine_of(suite, task: Task) -> Path:
+    return suite.work / f"{task.key.replace(' ', '_').replace(':', '')}.engine"
 
 
-def build(suite, place: Place, kind: Network) -> None:
-    """One engine for all batches of `place`; what the record of another machine tells of is built again."""
-    key = f"build: {place}, {kind.name}"
+def build(suite, task: Task) -> None:
+    """The engine of `task`; what the record of another machine tells of is built again."""
+    key = f"build: {task}"
     suite.record.forget(key)
     with contextlib.suppress(OutOfTime):
-        suite.record.step(key, _build, suite, place, kind)
+        suite.record.step(key, _build, suite, task)
 
 
-def _build(suite, place: Place, kind: Network) -> dict:
-    engine, paths = engine_of(suite, place, kind), model_checkpoints(suite, place)
-    sizes = {"batch": place.batches, "length": [place.length]}
+def _build(suite, task: Task) -> dict:
+    engine, paths = engine_of(suite, task), model_checkpoints(suite, task.place)
+    sizes = {"batch": [task.place.batches[-1]], "length": [task.place.length]}
     extra = ("-w", suite.args.workspace, "--timing-iterations", TIMING_ITERATIONS)
-    command = build_command(suite.args.engine_python, ROOT, kind, paths, engine, sizes, extra)
+    command = build_command(suite.args.engine_python, ROOT, task.kind, paths, engine, sizes, extra)
     suite.run(command, Path(command[1]).name)
     return {"mib": round(engine.stat().st_size / 2**20, 1)}
 
 
-def engine_times(suite, place: Place, kind: Network) -> dict:
+def engine_times(suite, task: Task) -> dict:
     """The figures of build/perf with and without CUDA graphs; TensorRT's own of the layers are a step of their own."""
-    engine = engine_of(suite, place, kind)
+    engine, place, name = engine_of(suite, task), task.place, task.kind.name
     graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
-    suite.record.step(f"layers: {place}, {kind.name}", layers, suite, engine, kind, place)
-    times = {f"{kind.name}, CUDA graph": graph, kind.name: stream}
+    if any(batch in PROFILED for batch in place.batches):
+        suite.record.step(f"layers: {task}", layers, suite, engine, task)
+    times = {f"{name}, CUDA graph": graph, name: stream}
     return {"model": place.model, "tokens": place.length, "times": times}
 
 
-def layers(suite, engine: Path, kind: Network, place: Place) -> dict:
+def layers(suite, engine: Path, task: Task) -> dict:
     """Batch size → TensorRT's own time of each kind of layer (layer_times.py)."""
-    batches = [batch for batch in place.batches if batch in PROFILED]
+    batches = [batch for batch in task.place.batches if batch in PROFILED]
     program = ROOT / "scripts" / "gpu_checking" / "layer_times.py"
-    command = [suite.args.engine_python, program, engine, kind.layout, place.length, *batches]
-    return json.loads(suite.run(command, program.name).splitlines()[-1]) if batches else {}
+    command = [suite.args.engine_python, program, engine, task.kind.layout, task.place.length, *batches]
+    return json.loads(suite.run(command, program.name).splitlines()[-1])
 
 
 def perf(suite, engine: Path, place: Place, flags: list) -> dict:

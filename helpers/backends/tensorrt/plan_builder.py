@@ -176,7 +176,7 @@ class PreparedPlan(Prepared):
         layers = packed_form if packed else PaddedPluginLayers
         sizes = input_shape(options)
         own = {"sizes": sizes, "plugins": self._plugins, "int8": int8, "logits_by_token": options.logits_by_token}
-        return partial(layers, precision=options.precision, **own)
+        return partial(layers, precision=options.precision, strict=options.strict, **own)
 
     def _notes(self) -> list[str]:
         """Only the build tells: without plugins that suit the model, --network auto ends in a native network."""

@@ -44,7 +44,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
     """What the plugin networks have in common.
 
     `precision` is "fp32" or "fp16": the type that the plugins work in where `int8` does not say otherwise; the builder
-    picks the convolutions' types. A subclass adds the network's inputs, for padded input of `sizes` [B, S], -1 where
+    picks the convolutions' types, unless `strict`. A subclass adds the network's inputs, for padded input of `sizes` [B, S], -1 where
     dynamic, and says what its layout asks for.
 
     rank              of the activations
@@ -67,6 +67,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         sizes: tuple[int, int],
         plugins: BertPlugins,
         int8: Int8 | None = None,
+        strict: bool = False,
         logits_by_token: bool = False,
     ):
         NetworkWriter.__init__(self, trt, network, logger)
@@ -78,6 +79,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         self.int8 = int8
         self.float_type = trt.float16 if precision == "fp16" else trt.float32
         self.half_embeddings = precision == "fp16"
+        self.strict = strict
         self.attention_type = TYPE_IDS["int8" if int8 and int8.attention else precision]
         self.norm_type = TYPE_IDS["int8" if int8 and int8.add_and_norm else precision]
         self.ranges_of = tensor_ranges(config.num_hidden_layers)
@@ -205,6 +207,9 @@ class PluginWriter(NetworkWriter, NetworkLayers):
             layer.precision = self.trt.int8
             if consumer not in (None, TYPE_IDS["int8"]):  # the plugin would not read int8: the output need not be
                 layer.set_output_type(0, self.float_type)
+        elif self.strict:  # else float32's kernels are timed, too: at large batches that takes most of a build
+            layer.precision = self.float_type
+            layer.set_output_type(0, self.float_type)
         return tensor
 
     def _clipped(self, kernel, name):
