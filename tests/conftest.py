@@ -48,6 +48,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Of tests marked `sampled(share)`, run so many of their cases, others every time; `--all` runs all of them.
 
+    With `group=NAME` the cases of all tests of that name are drawn from together, such as the slowest of all.
+
     The processes of a parallel run draw the same ones: their collections must not differ.
     """
     if config.getoption("--all"):
@@ -55,8 +57,8 @@ def pytest_collection_modifyitems(config, items):
     draw = random.Random(os.environ.get("DEMOBERT_SEED") or os.environ.get("PYTEST_XDIST_TESTRUNUID"))
     cases = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("sampled"):
-            cases[item.nodeid.partition("[")[0]].append(item)
+        if marker := item.get_closest_marker("sampled"):
+            cases[marker.kwargs.get("group") or item.nodeid.partition("[")[0]].append(item)
     for group in cases.values():
         count = max(1, round(group[0].get_closest_marker("sampled").args[0] * len(group)))
         for item in draw.sample(group, len(group) - count):

@@ -173,6 +173,7 @@ def test_bad_tables_are_said_and_left_out(run):
     assert len(lines) == 7 + 1, result.stderr  # what was left out; the CSV file's separator
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_second_run_does_what_is_left(run, small_engine):
     """Parquet out beside them is another command's; a table that has changed, and one whose answers are gone, are done."""
     _, tables, output, _ = run
@@ -207,6 +208,7 @@ def test_a_second_run_does_what_is_left(run, small_engine):
     assert after["part0.jsonl"][1] == b"".join(before["part0.jsonl"][1].splitlines(True)[:9])
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_signal_ends_all_and_leaves_nothing_half_done(rows, small_engine, tmp_path):
     """Meanwhile nothing listens on another address than loopback."""
     table, output = write_rows(tmp_path / "long.jsonl", rows * 200), tmp_path / "answers"

@@ -329,6 +329,7 @@ def same(ours, theirs):
     return ours == theirs
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("threshold", [None, 0.0])
 def test_many_get_what_each_gets_alone(rng, options, threshold):

@@ -55,6 +55,7 @@ def test_the_copy_works(script, engine):
     assert result.code == 0 and "Answer: '1889'" in result.out, result
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("program", ["inference.py", "perf.py"])
 @pytest.mark.parametrize("card", [True, False])
 @pytest.mark.parametrize("damage", ["missing", "folder", "empty", "foreign", "truncated", "flipped"])
@@ -238,6 +239,7 @@ def test_card_garbled(script, engine, content, message):
     assert result.code == 1 and "card" in result.error and message in result.error
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -526,6 +528,7 @@ def test_onnx_external_data_outside_its_folder(script, tmp_path, checkpoint, rng
 # -- vocabularies
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -607,6 +610,7 @@ def test_text_files_that_can_not_be_read(script, engine, tmp_path, monkeypatch):
     assert "Input/output error" in asked().error
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u3000", "\0", "\0\x01\u200b"])
 def test_text_with_nothing_in_it(script, engine, text):
     assert "the passage" in ask(script, engine, passage=text).error
@@ -623,6 +627,7 @@ def test_text_that_is_not_utf8(script, engine, tmp_path):
     assert "not found" in script("inference.py", "-e", engine, "-pf", tmp_path / "none", "-q", "What?").error
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("filler", ["\0", "😀 ", "東京タワー ", "e\u0301 ", "\x1b[31m", "\u202e"])
 def test_text_that_is_hard_is_answered(script, engine, filler):
     passage = filler * 5 + PASSAGE + filler * 5
@@ -710,6 +715,7 @@ def test_what_is_piped_in_is_one_document(script, engine, monkeypatch, flags):
 # -- SQuAD files
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -740,6 +746,7 @@ def test_squad_files(script, engine, tmp_path, content, message):
 WINDOW_FLAGS = ("--max-query-length", "--max-answer-length", "--n-best-size", "--doc-stride")
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

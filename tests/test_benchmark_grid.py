@@ -172,6 +172,7 @@ def test_a_small_grid_gives_table_csv_and_plot(small_grid):
     assert "perf.py" in (folder / "figures.log").read_text()
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_engines_are_kept_and_what_fails_is_said(small_grid, tmp_path):
     """A damaged engine is kept, fails its points and no others, and is built again when that is asked for."""
     folder, arguments, _ = small_grid

@@ -103,6 +103,7 @@ def test_questions_are_spread_evenly():
     assert stride.spread(data, 2).examples == [data.examples[0], data.examples[len(data.examples) // 2]]
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_strides_are_held_against_the_first(tmp_path, capsys):
     """A document of some windows, answered by inference.py itself."""
     figures = tmp_path / "figures.json"
@@ -166,6 +167,7 @@ def test_hugging_face_s_recipe_answers_in_short_windows():
     assert throughput.mean_f1(answers, data) > 80
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_pruned_models_are_held_to_the_whole_one(tmp_path, script, rng, capsys):
     """Two small random models, one of them with fewer heads and columns: their sizes, FLOPs and times' shares."""
     vocabulary = (BUNDLED / "vocab.txt").read_text(encoding="utf-8")

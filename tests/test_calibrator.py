@@ -232,6 +232,7 @@ def int8_engine(weights, multiply_in_float, layout="padded", megatron=False, att
     return lambda batch: compiled(batch.inputs())[0]
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("multiply_in_float", (False, True))
 @pytest.mark.parametrize("layout", ("padded", "packed"))
 @pytest.mark.parametrize("megatron", (False, True))
@@ -400,6 +401,7 @@ def test_blank_text_costs_its_own_questions_only(tmp_path, script):
     assert result.code == 1 and "no question of the calibration data has any text" in result.error
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_the_cache_is_used_by_both_builders(calibrated, tmp_path, script, rng):
     cache = calibrated / f"{BUNDLED.name}_48.calibration"
     before = cache.read_bytes()
@@ -416,6 +418,7 @@ def test_the_cache_is_used_by_both_builders(calibrated, tmp_path, script, rng):
     assert cache.read_bytes() == before
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "length, flags, message",
     (

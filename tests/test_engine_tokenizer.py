@@ -96,6 +96,7 @@ def test_v_is_held_to_the_card(script, built, tmp_path):
     assert "not the one the engine was built with" in ask(script, engine, "-v", bare).error
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "flags, lower, description",
     [

@@ -274,6 +274,7 @@ def _span_of_histograms(folder, no_answer, monkeypatch) -> set:
     return seen
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "no_answer, span",
     [

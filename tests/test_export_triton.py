@@ -309,6 +309,7 @@ def test_an_export_that_fails_leaves_what_was_there(export, exported_once, bundl
     assert contents_of(tmp_path) == before and listing(tmp_path)[0] == "models"
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "arguments, code, said",
     [
@@ -580,6 +581,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("network", ["plugin", "native"])
 def test_questions_that_the_plan_s_model_is_called_for(shape, network, export, tmp_path, monkeypatch, rng):

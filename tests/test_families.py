@@ -89,6 +89,7 @@ def test_the_cpu_s_logits_are_hugging_face_s(family, tmp_path, rng):
                 assert difference(engine, features, wanted) < CPU_TOLERANCE, (config, lengths, engine.card.layout)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -98,6 +99,7 @@ def test_native_networks_logits_are_hugging_face_s(layout, family, version, tmp_
     check_network(model, layout, version, "native", None, tmp_path, rng)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, interface", [(v, i) for v, network, i in NETWORKS if network == "plugin"])
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -128,6 +130,7 @@ def check_network(model, layout, version, network, interface, folder, rng):
     engine.close()
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("family", ALL)
 def test_native_int8_stays_near_float(family, version, tmp_path, monkeypatch, rng):
@@ -191,6 +194,7 @@ def test_names_and_their_inverse(family, tmp_path, rng):
                 np.testing.assert_array_equal(tensor, stored[first:])
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "wrapper", ["model.", "module.", "_orig_mod.", "module.model.", "_orig_mod.module.", "model.model."]
 )

@@ -94,6 +94,7 @@ def answerer(path, layout) -> Answerer:
     return Answerer(engine, engine_tokenizer(path, engine.card), AnswerOptions())
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("model_type", ALL)
 def test_from_a_saved_folder_to_an_answer(model_type, model_folder, script, tmp_path):
     folder, model, tokenizer = model_folder(model_type)
@@ -125,6 +126,7 @@ def test_from_a_saved_folder_to_an_answer(model_type, model_folder, script, tmp_
     assert refused.code == 1 and "is not the tokenizer that the engine was built with" in refused.error
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("model_type", [names[0] for names in FAMILIES.values()])
 def test_int8_by_calibration_stays_near_float(model_type, model_folder, script, tmp_path):
     folder, model, tokenizer = model_folder(model_type)
@@ -139,6 +141,7 @@ def test_int8_by_calibration_stays_near_float(model_type, model_folder, script, 
     assert 0 < share < 0.1
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("model_type", ALL)
 def test_fine_tuning_for_int8_ends_in_a_folder_of_the_family(model_type, model_folder, finetune, script, tmp_path):  # noqa: F811
     import transformers
@@ -212,6 +215,7 @@ def huge_count(values: dict) -> dict:
     return values | {"added_tokens": [token | {"id": 1 << 60, "content": "x"}]}
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("kind", ["folder", ".safetensors", ".bin", ".onnx"])
 @pytest.mark.parametrize("model_type", [names[0] for names in FAMILIES.values()])
 def test_what_is_wrong_ends_in_one_line(model_type, kind, model_folder, script, tmp_path):
@@ -323,6 +327,7 @@ def test_readme_s_table_names_every_family_and_file():
         assert name in what
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("what, command", COMMANDS, ids=[what[:12].strip() for what, _ in COMMANDS])
 def test_readme_s_commands_for_a_checkpoint(what, command, checkpoints, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -551,6 +551,7 @@ def without_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu_check, "parse", on_openvino)
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_whole_run(without_a_gpu, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     flags = ["--model", "bundled", "--windows", 3, "-b", 1, "-b", 2, "-s", 64, "--rounds", 1]
@@ -570,6 +571,7 @@ def test_a_whole_run(without_a_gpu, tmp_path, capsys):
     assert content["latencies"][1]["median_ms"]["PyTorch, fp16, eager SDPA"] == 2.0
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_an_engine_with_other_logits_fails_the_run(without_a_gpu, tmp_path, capsys, monkeypatch):
     right = EngineProcess.logits
     wrong = lambda self, batches, folder: [logits[:, ::-1] for logits in right(self, batches, folder)]  # noqa: E731

@@ -201,6 +201,7 @@ def steps_of(tmp_path) -> dict:
     return json.loads((tmp_path / "suite.json").read_text())["steps"]
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_networks_are_built_compared_and_asked(on_a_cpu, tmp_path, capsys):
     flags = [*on_a_cpu, "--suite", "networks", "--suite", "answers", "--windows", "2"]
     assert gpu_check.main([*flags, "--only", "plugin, packed fp16"]) == 0
@@ -222,6 +223,7 @@ def test_a_network_that_can_not_be_built_costs_no_other(on_a_cpu, tmp_path, caps
     assert capsys.readouterr().out.count("FAILED: build: ") == 2
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
     monkeypatch.setattr(table, "BATCHES", ((1, 24), (2,)))
     monkeypatch.setattr(table, "SIZES", (("base", 16),))

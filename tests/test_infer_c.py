@@ -90,6 +90,7 @@ def test_a_question_as_the_shell_asks_it(built, bundled_engine):
     assert result.stderr.startswith("infer_c, OpenVINO ")
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("model_type", ["roberta", "distilbert", "electra", "albert"])
 def test_other_families_get_the_same_answer(model_type, built, script, model_folder, tmp_path):  # noqa: F811
     folder = model_folder(model_type)[0]
@@ -212,6 +213,7 @@ def test_arrays_in_every_memory_layout(built, rng, tiny):
 ONES = np.ones((2, 3), np.int32)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("arrays", "error", "message"),
     [
@@ -594,6 +596,7 @@ def test_perf_helps(built):
         assert re.search(rf"^  {flag}\b.*  \w", text, re.MULTILINE), flag
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -758,6 +761,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:70])
 def test_names_that_tell_nothing(built, tmp_path, monkeypatch, rng, name):
     monkeypatch.setattr(EngineFacts, "network_name", lambda self: name)
@@ -790,6 +794,7 @@ def bare(tmp_path_factory):
     return bare_copy(build_tiny(folder, np.random.default_rng(5), config)[2], folder)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -153,6 +153,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_command_is_refused(script, folder, killed, change, rng):
     arguments, rows, files = killed
@@ -216,6 +217,7 @@ STATES = [
 ]
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("state", STATES, ids=range(len(STATES)))
 def test_damaged_states_are_refused(script, folder, killed, state):
     arguments, _, files = killed
@@ -484,7 +486,7 @@ def killed_at_random(arguments: list, kills: int, longest: float, seed: int) -> 
     return landed
 
 
-@pytest.mark.sampled(0.5)
+@pytest.mark.sampled(0.4, group="slow")
 @pytest.mark.parametrize("kind", ["jsonl", "squad"])
 def test_killed_at_random(bundled_engine, folder, rng, kind):
     """SIGKILL while the real engine answers, at 5 random moments; of -sq, at 3."""

@@ -336,6 +336,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_memory_bombs(tmp_path, bomb):
     path = tmp_path / "a.pkl"
@@ -374,6 +375,7 @@ def damaged_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("damaged")
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("torch_values", [False, True])
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 @FUZZ

@@ -142,6 +142,7 @@ def batch_of(ids=None, segments=None, mask=None, shape=(1, 4)):
     )
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

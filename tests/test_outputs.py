@@ -99,6 +99,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_output_flag_leaves_nodes_and_links_alone(script, small_engine, small_model, tmp_path, flag):
     """A pipe is refused before anything is run; a link stays, and what it leads to is written; a dangling one makes it."""
@@ -141,6 +142,7 @@ def test_names_that_no_file_can_have(script, small_engine, small_model, tmp_path
     assert {entry.name for entry in tmp_path.iterdir()} == {"circle", "file", "in"}
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("odd", ["long", "circle"])
 @pytest.mark.parametrize(
     "command",
@@ -384,6 +386,7 @@ def test_reading_an_engine_finishes_its_set(small_engine, tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == set(names)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "pending",
     ["", "{", "[]", "{}", '{"x.engine": null}', "[" * 100_000]

@@ -83,6 +83,7 @@ def bundled_packed_engine(tmp_path_factory, bundled_engine) -> Path:
 # -- the numbers
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("count", [1, 2, 9, 32])
 def test_packed_equals_padded_and_numpy(small, rng, count):
     tensors, padded, packed = small

@@ -275,6 +275,7 @@ def held(path: Path):
         yield file
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_lock_that_has_lost_its_name_is_none(built, tiny, tmp_path, with_shim):
     """Whoever had it has removed it, and a third process has made another one meanwhile: that is waited for, too."""
     with_shim("slow locks")
@@ -295,6 +296,7 @@ def test_a_lock_that_has_lost_its_name_is_none(built, tiny, tmp_path, with_shim)
     assert names(tmp_path) == {"x.json"}
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_the_second_writer_does_not_wait_for_ever(run, tmp_path):
     (tmp_path / "x.json").write_text("old")
     with held(tmp_path / ".x.json.lock"):

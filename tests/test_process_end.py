@@ -53,6 +53,7 @@ def given(small_engine, small_model, tmp_path) -> dict[str, str]:
     return commands(small_engine, small_model, tmp_path)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("kind", "stream"),
     [*((kind, ">/dev/full") for kind in KINDS), *((kind, ">&-") for kind in ("answer", "rows", "help", "evaluate"))],
@@ -66,6 +67,7 @@ def test_what_can_not_be_shown_is_a_failure(given, kind, stream):
     assert sum("error" in line for line in lines) == 1 and "Traceback" not in result.stderr
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("kind", "streams"), [("answer", "<&-"), ("rows", "2>&-"), ("perf", "<&- 2>&-"), ("rows", "2>/dev/full")]
 )
@@ -104,6 +106,7 @@ def test_files_that_may_not_grow(given, tmp_path, kind):
     assert left == before
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 @pytest.mark.parametrize("kind", ["build", "squad", "rows to a file", "cache"])
 def test_a_disk_that_fills(small_engine, small_model, tmp_path, kind):

@@ -147,6 +147,7 @@ def test_openvino_engines_compute_what_torch_does(round_, rng, tmp_path, script)
         assert load_engine(path, layout).card.config == replace(config, gelu="erf")
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_openvino_in_int8_and_half_precision(layout, precision, rng, tmp_path):

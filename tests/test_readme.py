@@ -118,6 +118,7 @@ def site():
         yield site
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_commands_exist_and_have_these_flags(block, tmp_path, site):
     for words in commands(block.text):

@@ -131,6 +131,7 @@ def test_a_squad_v1_file(script, bundled_engine, tmp_path, batch_size):
     assert evaluate("evaluate-v1.1.py", squad, predictions, "100.1").returncode == 1
 
 
+@pytest.mark.sampled(0.4, group="slow")
 @pytest.mark.parametrize("real", [False, True])
 def test_json_of_one_question_is_the_n_best_of_the_file(script, bundled_engine, tmp_path, real):
     """Some of XQuAD's questions, or all of the small file's, asked one by one: what -sq finds for all of them."""

@@ -165,6 +165,7 @@ class TritonPythonModel:
 """
 
 
+@pytest.mark.sampled(0.4, group="slow")
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_a_model_that_runs_the_engine_is_called(layout, repository, bundled_engine, tmp_path):
     """bert_qa reads text, and asks another model of the server for the logits, as it does with TensorRT's plans."""
@@ -262,6 +263,7 @@ def test_ten_megabytes_are_refused_at_once_and_disturb_nobody(server):
     assert "Ann Roe" in ask(server.http, PASSAGE, "Who built the mill?")["answer"][0]
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_ten_megabytes_are_answered_where_that_is_asked_for(bundled_engine):
     """Mostly blanks: they take no windows, but all the way through Triton, and places count them."""
     passage = " " * 5_000_000 + "\n" + PASSAGE + "😀" * 5 + " " * 5_000_000
@@ -374,6 +376,7 @@ def test_nothing_listens_on_another_address_than_loopback(server):
     assert {address for address, _ in found} <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_another_address_is_asked_for(repository):
     with serving("--repository", repository, page=True, address="0.0.0.0") as running:
         assert {address for address, _ in listeners(processes(running))} <= {"0.0.0.0", "::", "::ffff:0.0.0.0"}
@@ -401,6 +404,7 @@ def test_health_and_metrics_are_there(server):
 # Deaths, and ends
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_backend_process_that_is_killed(repository):
     """Who asked it is told; the server says what was lost, and answers again."""
     with serving("--repository", repository) as running:
@@ -426,6 +430,7 @@ def test_a_backend_process_that_is_killed(repository):
         assert ask(running.http, PASSAGE, "Who built the mill?")["answer"] == wanted
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_server_that_dies_again_and_again_is_given_up(repository):
     server = Server("--repository", repository).wait_until_ready()
     try:
@@ -440,6 +445,7 @@ def test_a_server_that_dies_again_and_again_is_given_up(repository):
     assert server.lines[-1] == "serve.sh: error: the server died 3 times within 60 seconds: it is given up"
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_sigterm_finishes_what_is_in_flight(repository):
     server = Server("--repository", repository, "--exit-timeout", 150).wait_until_ready()
     pids = processes(server)
@@ -458,6 +464,7 @@ def test_sigterm_finishes_what_is_in_flight(repository):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_what_is_not_finished_in_time_is_said_to_be_lost(repository):
     server = Server("--repository", repository, "--exit-timeout", 1).wait_until_ready()
     with Client(server.http) as client:
@@ -469,6 +476,7 @@ def test_what_is_not_finished_in_time_is_said_to_be_lost(repository):
         assert "what was still in flight, if anything was, is lost" in server.lines[-1]
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_ctrl_c_ends_it_and_leaves_nothing(bundled_engine, tmp_path, monkeypatch):
     """Its temporary files are gone, too."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -480,6 +488,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing(bundled_engine, tmp_path, monkeypatch
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_a_supervisor_that_is_killed_takes_the_server_along(repository):
     server = Server("--repository", repository).wait_until_ready()
     pids = processes(server) - {server.process.pid}

@@ -188,6 +188,7 @@ SHOWN = """(() => {
 })()"""
 
 
+@pytest.mark.sampled(0.4)
 @in_chromium
 @pytest.mark.parametrize("before", ["", "😀👩‍👩‍👧 ", "é日本 \U0001f469\U0001f3fd ", "\u202e right to left \u202c"])
 def test_the_answer_is_marked_in_its_passage(browser, site, triton, before):

@@ -306,6 +306,7 @@ def test_docker_gets_the_folder_whatever_its_name_is(tmp_path, name):
         assert len(error_of(result)) == len(result.stderr.splitlines()[-1]) and "\x1b" not in result.stderr
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_scripts_work_in_folders_of_any_name(tmp_path, site, name):
     """Their help, their errors, a download; also by a path that begins with a dash, and where cd has a CDPATH."""
@@ -351,6 +352,7 @@ def gpu_packages(folder: Path, name: str, capability: tuple, count: int = 1) -> 
     return str(folder)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("gpu", ["Volta", "Ampere", "Hopper"])
 @pytest.mark.parametrize("packages", [True, False])
 def test_a_gpu_that_is_not_there_is_one_line_before_anything_starts(tree, tmp_path, gpu, packages):
@@ -365,6 +367,7 @@ def test_a_gpu_that_is_not_there_is_one_line_before_anything_starts(tree, tmp_pa
     assert listing(tree) == before
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     ("asked", "name", "capability", "complaint"),
     [
@@ -607,6 +610,7 @@ def download_model(tree, site, words: str, path: str | None = None):
     return shell(tree / "scripts" / "download_model.sh", *words.split(), **environment)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("words", MODELS)
 def test_models_by_words_in_any_order(tree, site, rng, words):
     folder = offer(site, words)
@@ -721,6 +725,7 @@ def test_sha_256s_are_kept_in_sha256sum_s_form(tree, site):
     assert "as it was downloaded" in download_model(tree, site, "base").stdout and sums_of(tree) == before
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", [*TENSORFLOW, "odd  "])
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_model_that_changed_where_it_lies_is_refused(tree, site, name, gone):
@@ -736,6 +741,7 @@ def test_a_model_that_changed_where_it_lies_is_refused(tree, site, name, gone):
     assert len(result.stderr.splitlines()) == 1 and len(site.requests) == asked and listing(folder) == before
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "change",
     [{"vocab.txt": b"other"}, {"tokenizer.json": b"{}"}, {"bert_config.json": b""}, {"model.ckpt.index": None}],

@@ -83,6 +83,7 @@ def test_docker_s_command(repository, docker):
     assert not (docker / "asked").exists()
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("image", ["a b", "Mine", "a:b:c", "a:", "/a", "-v", "a$(id)", "a\nb", ""])
 def test_what_is_no_image(repository, docker, image):
     result = shell(ROOT / "scripts" / "serve.sh", "--repository", repository, f"--docker={image}", "--dry-run")
@@ -206,6 +207,7 @@ def test_no_docker_is_one_line(repository, tmp_path, monkeypatch):
     assert "can't run docker: No such file or directory" in error_of(result)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize(
     "arguments, said",
     [

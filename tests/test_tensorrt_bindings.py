@@ -29,6 +29,7 @@ def real(tmp_path_factory):
     return surface
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_everything_the_double_offers_is_in_the_real_module(version, real, monkeypatch):
     double = install(version, monkeypatch)

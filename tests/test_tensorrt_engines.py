@@ -88,6 +88,7 @@ def engine_path(tmp_path):
 # Numbers
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", NETWORKS)
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 def test_logits_are_the_reference_s(version, network, interface, gelu, engine_path, monkeypatch, rng):
@@ -112,6 +113,7 @@ def bundled():
     return config, load_weights(config, pytorch=BUNDLED)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", NETWORKS)
 def test_the_bundled_model_s_logits(version, network, interface, bundled, engine_path, monkeypatch, rng):
     install(version, monkeypatch)
@@ -387,6 +389,7 @@ def test_a_flag_that_tensorrt_11_lacks_would_be_seen(engine_path, monkeypatch, r
 # What the backend uses, held to NVIDIA's bindings; shapes and types, to TensorRT-RTX.
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_that_the_backend_uses_is_in_the_real_module(version, engine_path, tmp_path, monkeypatch, rng):
     if bindings.extension(version) is None:
@@ -416,6 +419,7 @@ def native_bert(trt, network, precision, gelu, batch_size, length):
     return layers
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("precision, gelu", [("fp32", "erf"), ("fp16", "tanh"), ("bf16", "erf")])
 @pytest.mark.parametrize("sizes", [(2, 8), (-1, 8), (-1, -1)], ids=str)
 def test_shapes_and_types_are_those_that_tensorrt_rtx_infers(precision, gelu, sizes):

@@ -152,6 +152,7 @@ class Case:
 # Numbers
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, interface", PLUGINS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
@@ -264,6 +265,7 @@ def dynamic_ranges(graph) -> dict:
     return {tensor.name: tensor.dynamic_range[1] for tensor in graph.tensors if tensor.dynamic_range}
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", RANGES)
 @pytest.mark.parametrize("form", FORMS)
 def test_each_range_lands_on_its_tensor(form, name, engine_path, built, monkeypatch, rng):

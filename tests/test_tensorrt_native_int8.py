@@ -406,6 +406,7 @@ def quantized_bert(trt, network, kind, precision, layout, quantize_attention):
     return layers
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("quantize_attention", [False, True])
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("kind, precision", [("int8", "fp16"), ("int8", "fp32"), ("fp8", "bf16"), ("fp8", "fp16")])

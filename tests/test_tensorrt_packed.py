@@ -87,6 +87,7 @@ def engine_path(tmp_path):
 # Numbers
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", NETWORKS)
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 def test_logits_are_the_reference_s(version, network, interface, gelu, engine_path, monkeypatch, rng):
@@ -103,6 +104,7 @@ def test_logits_are_the_reference_s(version, network, interface, gelu, engine_pa
     engine.close()
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("version, network, interface", NETWORKS)
 def test_what_a_sequence_is_packed_with_does_not_matter(version, network, interface, engine_path, monkeypatch, rng):
     """Up to 32 sequences of 1 to 384 tokens: shuffled, and in two batches, each gets the logits that it got before."""

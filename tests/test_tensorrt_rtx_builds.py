@@ -117,6 +117,7 @@ def test_the_bundled_model_builds_in_every_precision(bundled, precision):
     check_size(built, weights, precision)
 
 
+@pytest.mark.sampled(0.2, group="builds")
 @pytest.mark.parametrize(
     "batch_sizes, lengths", [((1,), (384,)), ((1, 8), (128,)), ((1, 16), (128, 384))], ids=["static", "batches", "both"]
 )
@@ -142,6 +143,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.sampled(0.2, group="builds")
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_base_models_of_other_families_build(family, layout):
@@ -181,6 +183,7 @@ def test_pruned_models_build(quantize, layout):
     check_size(built, weights, "fp16")
 
 
+@pytest.mark.sampled(0.2, group="builds")
 def test_bert_large_builds():
     weights = shaped_weights(LARGE)
     check_size(build(LARGE, weights, precision="fp16", sequence_lengths=(384,)), weights, "fp16")
@@ -195,6 +198,7 @@ def test_the_bundled_model_builds_packed_in_every_precision(bundled, precision):
     check_size(built, weights, precision, profiles=2)
 
 
+@pytest.mark.sampled(0.2, group="builds")
 @pytest.mark.parametrize("config, batch_sizes", [(BASE, (1, 32)), (LARGE, (16,))], ids=["base", "large"])
 def test_bert_builds_packed(config, batch_sizes):
     weights = shaped_weights(config)
@@ -207,6 +211,7 @@ QUANTIZED = {"int8": {"quantize": "int8"}, "fp8": {"quantize": "fp8", "compute_c
 LAYOUTS = {"padded": {}, "packed": {"layout": "packed"}}
 
 
+@pytest.mark.sampled(0.2, group="builds")
 @pytest.mark.parametrize(
     "rest, layout", [("fp16", "padded"), ("fp16", "packed"), ("fp32", "packed"), ("bf16", "padded")]
 )
@@ -220,6 +225,7 @@ def test_the_bundled_model_builds_quantized(bundled, kind, rest, layout):
     check_size(built, weights, rest, profiles=2)
 
 
+@pytest.mark.sampled(0.2, group="builds")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_bert_base_builds_quantized(kind, layout):
@@ -245,6 +251,7 @@ def test_megatron_s_residual_builds_in_int8(bundled, layout):
     )
 
 
+@pytest.mark.sampled(0.2, group="builds")
 def test_builders_calibrate_and_build(script, tmp_path):
     """One calibration serves int8 and fp8, padded and packed."""
     data = Path(__file__).parent / "data" / "squad_v1.1.json"

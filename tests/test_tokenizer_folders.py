@@ -260,6 +260,7 @@ def pair_of(name: str):
     return ours(path), theirs(path)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_and_offsets_are_hugging_face_s(name, rng):
     got, reference = pair_of(name)
@@ -274,6 +275,7 @@ def test_pairs_are_put_together_as_hugging_face_does(name, rng):
     assert_same_pair(got, reference, "What is TensorRT?", "TensorRT is a platform. " + random_text(rng))
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_long_texts_have_the_tokens_of_the_whole(name, rng, monkeypatch):
     """In pieces, which the library never sees as one text; hard texts may be cut or refuse to be."""

@@ -96,6 +96,7 @@ def test_tensorflow(tensorflow_prefix):
     assert_same(load_weights(CONFIG, tensorflow=tensorflow_prefix), "tanh")
 
 
+@pytest.mark.sampled(0.4, group="slow")
 def test_tensorflow_starts_quietly(tensorflow_prefix):
     """In a process of its own: TensorFlow greets on its first import only."""
     script = "import os; from helpers.weights.tensorflow_checkpoint import load_tensorflow as load\n"
@@ -195,6 +196,7 @@ DYNAMO = [
 ]
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 @pytest.mark.parametrize("options", TORCHSCRIPT, ids=str)
 def test_onnx_of_the_torchscript_exporter(tmp_path, options, gelu):

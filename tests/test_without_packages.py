@@ -28,6 +28,7 @@ def run(script: str, *arguments, packages: str = "", options: tuple = ()):
     return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_imports_no_package(script):
     """Although all are there: one that is imported where it can be costs time, and fails nothing where it can't."""
@@ -113,6 +114,7 @@ def test_what_no_package_brings_is_a_bug(script, monkeypatch, tmp_path, module):
         script("builder.py", "-pt", BUNDLED, "-o", tmp_path / "x")
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("package", ["openvino", "safetensors", "ml_dtypes", "tokenizers"])
 def test_a_package_that_is_missing_from_the_environment_is_one_line(tmp_path, package):
     without = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_path('builder.py', run_name='__main__')"
