@@ -17,12 +17,14 @@ import pytest
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.tensorrt import bert_plugins, native_layers, plugin_layers
 from helpers.backends.tensorrt.network_writer import NetworkWriter
+from helpers.backends.tensorrt.plugin_layers import PluginWriter
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import load_weights
+from scripts.gpu_checking import dense_forms
 from tests.checkpoints import bert_weights, own_quantization
 from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
@@ -123,6 +125,27 @@ def test_the_bundled_model_s_logits(version, network, interface, bundled, engine
     engine = load_engine(engine_path, "padded")
     assert difference(engine, config, weights, "erf", 3, 17, rng) < TOLERANCE["fp32"]
     engine.close()
+
+
+@pytest.mark.parametrize("form", ["matrix_product", "fully_connected"])
+def test_dense_layers_as_others_compute_the_same(form, engine_path, monkeypatch, rng):
+    """What gpu_check.sh compares with convolutions. The double has no fully connected layers: their call is played."""
+    network = install("8.6.1", monkeypatch).module.INetworkDefinition
+
+    def connected(self, input, num_outputs, kernel, bias):
+        return self.add_convolution_nd(input, num_outputs, (1, 1), kernel, bias)
+
+    monkeypatch.setattr(network, "add_fully_connected", connected, raising=False)
+    monkeypatch.setattr(PluginWriter, "_convolution", PluginWriter._convolution)  # put back at the end
+    dense_forms.FORMS[form](PluginWriter)
+    config = small_config(rng)
+    weights = weights_of(config, rng)
+    sizes = {"batch_sizes": (3,), "sequence_lengths": (min(9, config.max_position_embeddings),)}
+    for strict in (False, True):
+        write(engine_path, "8.6.1", config, weights, network="plugin", strict=strict, **sizes)
+        engine = load_engine(engine_path, "padded")
+        assert difference(engine, config, weights, "erf", 3, *sizes["sequence_lengths"], rng) < TOLERANCE["fp32"]
+        engine.close()
 
 
 @pytest.mark.parametrize("version, network, interface", NETWORKS)

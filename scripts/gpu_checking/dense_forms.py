@@ -1,10 +1,12 @@
 """The plugin network with its dense layers as other layers of TensorRT 8.6, to compare their times:
 
-    python scripts/gpu_checking/dense_forms.py fully_connected|matrix_product builder.py ARGUMENTS…
+    python scripts/gpu_checking/dense_forms.py fully_connected|matrix_product|cublas builder.py ARGUMENTS…
 
-The project writes them as 1×1 convolutions (docs/tensorrt.md has what the others took).
+"cublas" is for padded fp16: NVIDIA's plugin for products, which calls cuBLASLt and knows no bias. Add + norm and NVIDIA's
+plugin for GELU, of its tanh formula, add it; query, key and value stay a convolution. The project writes them as 1×1 convolutions (docs/tensorrt.md has what the others took).
 """
 
+import functools
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
     sys.path[0] = str(ROOT)
+
+from helpers.backends.tensorrt.bert_plugins import ADD_AND_NORM
+from helpers.backends.tensorrt.plugin_layers import PluginWriter
 
 
 def fully_connected(self, hidden, kernel, bias):
@@ -42,13 +47,49 @@ def matrix_product(self, hidden, kernel, bias):
     return shaped(total.get_output(0), (*tokens, kernel.shape[0], 1, 1))
 
 
-FORMS = {"fully_connected": fully_connected, "matrix_product": matrix_product}
+def cublas_dense(self, hidden, kernel, bias, name):
+    """The product alone; whatever reads it adds the bias, kept until then."""
+    self.bias = bias
+    half = self._integer("type_id", 1)
+    fields = [self._integer("out_dims", kernel.shape[0]), half, self._floats("W", kernel)]
+    return self.output(_own_plugin(self, "CustomFCPluginDynamic", name, fields, hidden), name)
+
+
+def plugin_gelu(self, hidden, formula, name):
+    fields = [self._integer("type_id", 1), self._floats("bias", self.bias)]
+    return self.output(_own_plugin(self, "CustomGeluPluginDynamic", name, fields, hidden), f"{name}/gelu")
+
+
+def _own_plugin(self, plugin: str, name: str, fields: list, hidden):
+    creator = self.trt.get_plugin_registry().get_plugin_creator(plugin, "1", "")
+    made = creator.create_plugin(name, self.trt.PluginFieldCollection(fields))
+    return self.network.add_plugin_v2([hidden], made)
+
+
+def use_cublas(writer) -> None:
+    own_plugin = writer._plugin
+
+    def with_bias(self, plugin, name, fields, inputs):
+        if plugin == ADD_AND_NORM:
+            fields = [*fields, self._floats("bias", self.bias)]
+        return own_plugin(self, plugin, name, fields, inputs)
+
+    writer.dense, writer.gelu, writer._plugin = cublas_dense, plugin_gelu, with_bias
+
+
+def use_layer(layer, writer) -> None:
+    writer._convolution = layer
+
+
+FORMS = {
+    "fully_connected": functools.partial(use_layer, fully_connected),
+    "matrix_product": functools.partial(use_layer, matrix_product),
+    "cublas": use_cublas,
+}
 
 
 def main(form: str, script: str, *arguments: str) -> None:
-    from helpers.backends.tensorrt.plugin_layers import PluginWriter
-
-    PluginWriter._convolution = FORMS[form]
+    FORMS[form](PluginWriter)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 

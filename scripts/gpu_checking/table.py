@@ -46,19 +46,21 @@ KINDS = (
     Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),
 )
 
-_TRIED = ("packed int8", "native fp16")
+#: What might be faster: flags of the builder, or the dense layers as other layers of TensorRT (dense_forms.py), and for
+#: which of the lines above.
+_WAYS = (
+    ("level 5", ("--optimization-level", "5"), None, ("int8", "fp16", "packed int8", "native fp16")),
+    ("level 2", ("--optimization-level", "2"), None, ("int8", "fp16")),
+    ("fully connected", (), "fully_connected", ("int8", "fp16")),
+    ("matrix products", (), "matrix_product", ("fp16",)),
+    ("cuBLASLt plugin", (), "cublas", ("fp16",)),
+)
 
-#: What might be faster: flags of the builder, and the dense layers as other layers of TensorRT (dense_forms.py).
 TRIED = tuple(
-    replace(kind, name=f"{kind.name}, {what}", flags=(*kind.flags, *flags), dense=dense)
-    for what, flags, dense in (
-        ("level 5", ("--optimization-level", "5"), None),
-        ("level 2", ("--optimization-level", "2"), None),
-        ("fully connected", (), "fully_connected"),
-        ("matrix products", (), "matrix_product"),
-    )
+    replace(kind, name=f"{kind.name}, {way}", flags=(*kind.flags, *flags), dense=dense)
+    for way, flags, dense, names in _WAYS
     for kind in KINDS
-    if kind.name == "fp16" or (kind.name == "int8" and dense != "matrix_product") or (kind.name in _TRIED and not dense)
+    if kind.name in names
 )
 
 #: Where that is tried.
