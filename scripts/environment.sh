@@ -42,7 +42,8 @@ _install() {
         wanted="$(cksum "$requirements" requirements*.txt | tr '\n' ' ')"
         if ! grep -qxF "$wanted" "$stamp" 2>/dev/null; then
             echo "Installing $requirements into $environment (some minutes the first time)"
-            "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" || return
+            # Python compiles what it imports: to compile all takes as long as all the rest.
+            "$environment/bin/python" -m pip install --no-compile --quiet --disable-pip-version-check -r "$requirements" || return
             echo "$wanted" >>"$stamp"
         fi
     done
