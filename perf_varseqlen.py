@@ -31,6 +31,8 @@ def main(arguments) -> None:
 
     benchmark.check_benchmark_outputs(args)
     data = read_squad(args.lengths_from) if args.lengths_from else None
+    if args.vocab_file and data is None:
+        cli.note("Note: --vocab-file has no effect without --lengths-from: random ids are timed")
     engine = load_engine(args.engine, "packed", say=cli.note, **cli.trust_of(args))
     cli.note(engine.describe())
     card, seed, sizes = engine.card, args.random_seed, benchmark.asked_batch_sizes(args, engine.card)

@@ -77,6 +77,8 @@ def calibrated_ranges(kind: str, weights: BertWeights, model: ModelFolder, optio
     if cache.exists():
         cached = read_cache(cache, wanted, weights.config)
         compared = "" if examples else ", not compared with any text"
+        if options.samples and not examples:
+            compared += ", nor with the number of samples asked for"
         cli.note(f"Ranges: calibration cache {cache} ({cli.one_line(cached.origin)}{compared})")
         ranges = cached.ranges
     elif examples:

@@ -8,6 +8,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import cli
 
+#: Where no flag says otherwise: timed runs of each peer, with --squad runs of each side.
+ITERATIONS, ROUNDS = 30, 3
+
 
 def parse(arguments):
     parser = cli.Parser("Time this project's CPU engine beside Hugging Face, ONNX Runtime and plain OpenVINO.")
@@ -20,13 +23,14 @@ def parse(arguments):
         "-s", "--sequence-length", **number, action="append",
         help="tokens; repeat for more (default: 128 and 384; with --squad: 384)",
     )  # fmt: skip
-    parser.add_argument("-i", "--iterations", **number, default=30, help="timed runs of each peer")
+    parser.add_argument("-i", "--iterations", **number, help=f"timed runs of each peer (default: {ITERATIONS})")
     parser.add_argument(
         "--peers", metavar="WORD", nargs="+",
         help="only peers whose name holds one of these words, such as openvino or bf16",
     )  # fmt: skip
     parser.add_argument("--squad", metavar="FILE", help="measure throughput on this SQuAD file instead")
-    parser.add_argument("--rounds", **number, default=3, help="with --squad: how often each side runs")
+    rounds = f"with --squad: how often each side runs (default: {ROUNDS})"
+    parser.add_argument("--rounds", **number, help=rounds)
     parser.add_argument("--questions", **number, help="with --squad: only N of the questions, evenly spread")
     parser.add_argument(
         "--calibration", metavar="FILE", help="SQuAD-format text to calibrate int8 on (default: random ids)"
@@ -38,6 +42,10 @@ def parse(arguments):
 
 def main(arguments) -> None:
     args = parse(arguments)
+    for name in ("iterations",) if args.squad else ("rounds", "questions"):
+        if getattr(args, name):
+            cli.note(f"Note: --{name} has no effect {'with' if args.squad else 'without'} --squad")
+    args.iterations, args.rounds = args.iterations or ITERATIONS, args.rounds or ROUNDS
     from scripts.benchmarks.peers import benchmark
 
     benchmark(args)

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from helpers.bert_config import BertConfig
+from helpers.errors import DemoBertError
 from helpers.squad import read_squad
-from scripts.benchmarks import hugging_face, latency, packing, pruned, stride, throughput
+from scripts import benchmark_peers
+from scripts.benchmarks import hugging_face, latency, packing, peers, pruned, stride, throughput
 from scripts.benchmarks.project_engines import build_engine_file
 from scripts.benchmarks.turns import turns
 from tests.checkpoints import pytorch_state, write_folder
@@ -61,6 +65,30 @@ def test_latency_is_compared_at_equal_precision(capsys):
     printed = capsys.readouterr().out
     assert "| Hugging Face SDPA, bf16        |      8.00 |              4.40 |                  0.50 × |" in printed
     assert "int8 takes 0.50 × this engine's bf16, 0.25 × its fp32" in printed
+
+
+def test_words_that_fit_no_peer_are_refused(monkeypatch):
+    sides = {"this engine, fp32": None, "NNCF, int8": None}
+    monkeypatch.setattr(throughput, "engine_sides", lambda *_: sides)
+    monkeypatch.setattr(throughput, "torch_sides", lambda *_: {})
+    args = SimpleNamespace(squad=SQUAD, questions=2, peers=["onnx", "jax"], rounds=1)
+    with pytest.raises(DemoBertError, match="--peers onnx jax names none of: this engine, fp32; NNCF, int8"):
+        throughput.measure_throughput(args, None, None, Path("model"), 64)
+
+
+@pytest.mark.parametrize(
+    "squad, said", [([], ["rounds without", "questions without"]), (["--squad", "x"], ["iterations with"])]
+)
+def test_flags_of_the_other_benchmark_are_said_to_have_no_effect(squad, said, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(peers, "benchmark", asked.append)
+    benchmark_peers.main([*squad, "-i", "4", "--rounds", "2", "--questions", "9"])
+    assert [line for line in capsys.readouterr().err.splitlines() if "Note" in line] == [
+        f"Note: --{flag} --squad".replace(" with", " has no effect with") for flag in said
+    ]
+    assert (asked[0].iterations, asked[0].rounds) == (4, 2)
+    benchmark_peers.main(squad)
+    assert (asked[1].iterations, asked[1].rounds) == (30, 3) and "Note" not in capsys.readouterr().err
 
 
 def test_throughput_is_compared_at_equal_precision(capsys):

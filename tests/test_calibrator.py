@@ -401,6 +401,13 @@ def test_blank_text_costs_its_own_questions_only(tmp_path, script):
     assert result.code == 1 and "no question of the calibration data has any text" in result.error
 
 
+def test_a_number_of_samples_beside_a_cache_alone_is_said_not_to_be_compared(calibrated, tmp_path, script):
+    cache = calibrated / f"{BUNDLED.name}_48.calibration"
+    for number, said in ((("-n", 7), True), ((), False)):
+        result = script("builder.py", *builder_flags(tmp_path, "-p", cache, *number))
+        assert result.code == 0 and ("nor with the number of samples asked for" in result.err) == said
+
+
 @pytest.mark.sampled(0.4, group="slow")
 def test_the_cache_is_used_by_both_builders(calibrated, tmp_path, script, rng):
     cache = calibrated / f"{BUNDLED.name}_48.calibration"

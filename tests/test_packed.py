@@ -285,9 +285,12 @@ def test_perf_on_full_sequences_and_on_real_lengths(script, bundled_packed_engin
     figures, picture = tmp_path / "perf.json", tmp_path / "perf.png"
     flags = ["-e", bundled_packed_engine, "-i", 2, "-w", 0, "--json", figures]
     result = script("perf_varseqlen.py", *flags, "-b", 1, "-b", 3, "-s", 16, "--plot", picture)
+    assert "--vocab-file" not in result.err
     assert result.code == 0 and result.out.count("Tokens/Sec") == 2 and picture.stat().st_size
     full = json.loads(figures.read_text())["timings"]
     assert [timing["tokens"] for timing in full] == [16, 48] and all(timing["padding_saved"] == 0 for timing in full)
+    result = script("perf_varseqlen.py", *flags, "-s", 8, "-v", "nowhere")
+    assert result.code == 0 and "Note: --vocab-file has no effect without --lengths-from" in result.err
     result = script("perf_varseqlen.py", *flags, "-b", 8, "--lengths-from", DATA / "squad_v1.1.json")
     assert result.code == 0 and "windows of at most 384 tokens" in result.err
     (timing,) = json.loads(figures.read_text())["timings"]

@@ -7,6 +7,7 @@ import numpy as np
 
 from helpers import cli
 from helpers.benchmark import random_batch
+from helpers.errors import DemoBertError
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.onnx_export import OnnxExport
 from scripts.benchmarks.project_engines import FORMS, EngineBuilder
@@ -28,6 +29,8 @@ def measure_latency(args, builder: EngineBuilder, torch_model, length: int, fold
     peers = {"NNCF, int8": lambda: builder.nncf_engine(*sizes).timed_run(batch)}
     peers |= hugging_face.latency_peers(torch_model, batch)
     peers |= OnnxExport(torch_model, batch, folder).latency_peers()
+    if not any(is_wanted(args.peers, name) for name in peers):
+        raise DemoBertError(f"--peers {' '.join(args.peers)} names none of: {'; '.join(peers)}")
     for name, prepare in peers.items():
         if is_wanted(args.peers, name):
             cli.note(f"Preparing {name}")

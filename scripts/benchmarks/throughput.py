@@ -11,6 +11,7 @@ import numpy as np
 from helpers import cli
 from helpers.answer_options import AnswerOptions
 from helpers.answerer import Answerer, predicted_text
+from helpers.errors import DemoBertError
 from helpers.squad import SquadData, read_squad, token_f1
 from scripts.benchmarks import hugging_face
 from scripts.benchmarks.latency import is_wanted
@@ -25,7 +26,10 @@ def measure_throughput(args, builder: EngineBuilder, torch_model, model: Path, l
         step = max(len(data.examples) // args.questions, 1)
         data = replace(data, examples=data.examples[::step][: args.questions])
     sides = engine_sides(args, builder, length) | torch_sides(torch_model, model, length)
-    answers = {name: prepare() for name, prepare in sides.items() if is_wanted(args.peers, name)}
+    wanted = [name for name in sides if is_wanted(args.peers, name)]
+    if not wanted:
+        raise DemoBertError(f"--peers {' '.join(args.peers)} names none of: {'; '.join(sides)}")
+    answers = {name: sides[name]() for name in wanted}
     seconds, f1 = answer_in_turn(answers, data, args.rounds)
     return print_table(seconds, f1, len(data.examples))
 
