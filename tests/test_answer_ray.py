@@ -436,6 +436,16 @@ def test_no_tables(tmp_path):
         inputs.input_tables(tmp_path / "x.csv")
 
 
+def test_folders_that_are_called_like_tables_are_named(tmp_path, capsys):
+    names = [f"{number}.parquet" for number in range(7)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "8.csv").touch()
+    assert inputs.input_tables(tmp_path) == [tmp_path / "8.csv"]
+    said = capsys.readouterr().err
+    assert "left out, since they are folders" in said and said.endswith(f"{tmp_path}/4.parquet, …\n")
+
+
 # What is refused before Ray is started
 
 
