@@ -403,12 +403,13 @@ class Plan:
         inputs = batched(self.config, requests)
         assert sorted(inputs) == sorted(self.session.inputs)
         self.used.append(self._profile({name: inputs[name].shape for name in requests[0]}))
-        session = self.session
+        session, slot, tokens = self.session, self.session.next_slot(), inputs["input_ids"].size
         with session.current():
-            session.bind(self.used[-1], inputs)
-            session.upload(inputs)
+            session.bind(self.used[-1], inputs, slot)
+            session.upload(inputs, slot)
             session.enqueue()
-            flat = session.download(inputs["input_ids"].size)
+            session.download(slot, tokens)
+        flat = session.downloaded(slot, tokens)
         dims = tuple(session.context.get_tensor_shape("logits_out"))
         return scattered(self.config, requests, flat.reshape(dims))
 

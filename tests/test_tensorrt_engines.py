@@ -127,6 +127,30 @@ def test_the_bundled_model_s_logits(version, network, interface, bundled, engine
     engine.close()
 
 
+@pytest.mark.parametrize("version, network", [("8.6.1", "plugin"), ("8.6.1", "native"), ("11.4.0", "native")])
+def test_batches_on_their_way_do_not_meet(version, network, engine_path, monkeypatch, rng):
+    """More than there is memory for, of other shapes and profiles, asked for in any order, again, and after the end."""
+    install(version, monkeypatch)
+    config = replace(small_config(rng), max_position_embeddings=24)
+    weights = weights_of(config, rng)
+    write(engine_path, version, config, weights, network=network, batch_sizes=(1, 3), sequence_lengths=(8, 24))
+    engine = load_engine(engine_path, "padded")
+    batches = [
+        PaddedBatch(*random_inputs(config, rng, int(rng.integers(1, 4)), int(rng.integers(1, 25)))) for _ in range(7)
+    ]
+    runs = [engine.submit(batch) for batch in batches[:5]]
+    asked = rng.permutation(4).tolist()
+    found = {index: runs[index].result() for index in asked[:2]}
+    runs += [engine.submit(batch) for batch in batches[5:]]
+    found |= {index: runs[index].result() for index in (*asked, 4)}
+    engine.close()
+    found |= {index: runs[index].result() for index in (5, 6)}
+    for index, batch in enumerate(batches):
+        reference = reference_logits(config, weights.tensors, "erf", *batch.inputs().values())
+        np.testing.assert_allclose(found[index], reference, rtol=0, atol=TOLERANCE["fp32"])
+    assert engine.parallel_runs == 2 and runs[0].result() is found[0]
+
+
 @pytest.mark.parametrize("form", ["matrix_product", "fully_connected"])
 def test_dense_layers_as_others_compute_the_same(form, engine_path, monkeypatch, rng):
     """What gpu_check.sh compares with convolutions. The double has no fully connected layers: their call is played."""

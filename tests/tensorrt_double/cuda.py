@@ -88,7 +88,11 @@ class Stream:
 
     def synchronize(self) -> None:
         """Runs everything that was enqueued, in order."""
-        while self._queue:
+        self.run_until(lambda: False)
+
+    def run_until(self, reached) -> None:
+        """Runs what was enqueued, in order, until reached() is true."""
+        while self._queue and not reached():
             self._queue.pop(0)()
 
 
@@ -108,10 +112,10 @@ class Event:
         return self
 
     def synchronize(self) -> "Event":
-        """Waits until the stream has come to the mark."""
+        """Waits until the stream has come to the mark; what is behind it has not been done then."""
         if self._stream is None:
             raise LogicError("the event was never recorded")
-        self._stream.synchronize()
+        self._stream.run_until(lambda: self._time is not None)
         return self
 
     def time_till(self, event: "Event") -> float:

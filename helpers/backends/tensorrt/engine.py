@@ -1,7 +1,12 @@
-"""Load a TensorRT plan and run it: one CUDA stream, PyCUDA's primary context, buffers for the largest profile."""
+"""Load a TensorRT plan and run it: one CUDA stream, PyCUDA's primary context, buffers for the largest profile.
+
+The buffers are there twice (`Slot`): while one batch is at work, the next is prepared and put behind it in the stream.
+"""
 
 import contextlib
+import functools
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +92,52 @@ def deserialize(trt, logger, runtime, plan: bytes, path):
     return engine
 
 
+class Slot:
+    """Pinned and device memory for the tensors of one batch on its way: tensor → host array, device allocation."""
+
+    def __init__(self, driver, counts: dict[str, int]):
+        self.host, self.device = {}, {}
+        self.done = driver.Event()
+        self.run: SubmittedRun | None = None
+        for name, count in counts.items():
+            dtype = np.dtype(np.float32 if name == OUTPUT else np.int32)
+            self.host[name] = driver.pagelocked_empty(count, dtype)
+            self.device[name] = driver.mem_alloc(count * dtype.itemsize)
+
+    def settle(self) -> None:
+        """Wait for the batch that is on its way in this memory, which others may use afterwards."""
+        if self.run is not None:
+            self.run.result()
+            self.run = None
+
+    def free(self) -> None:
+        for buffer in self.device.values():
+            buffer.free()
+        self.device.clear()
+        self.host.clear()
+
+
+class SubmittedRun:
+    """A batch whose logits are on their way; `shaped` makes of the plan's output, flat, what the caller asked for."""
+
+    def __init__(self, session: "Session", slot: Slot, tokens: int, shaped: Callable[[np.ndarray], np.ndarray]):
+        self._session, self._slot, self._tokens, self._shaped = session, slot, tokens, shaped
+        self._lock = threading.Lock()
+        self._logits: np.ndarray | None = None
+
+    def result(self) -> np.ndarray:
+        """The logits, float32. May be asked for again, and by several threads. Raises DemoBertError."""
+        with self._lock:
+            if self._logits is None:
+                self._logits = self._shaped(self._session.downloaded(self._slot, self._tokens))
+                self._slot = None
+            return self._logits
+
+
+#: Batches that can be on their way at once: while the GPU has one, the next is prepared.
+SLOTS = 2
+
+
 class Session:
     """The CUDA and TensorRT objects of one loaded plan, in the order in which they have to go.
 
@@ -99,8 +150,7 @@ class Session:
         self.logger = logger_of(trt)
         self.cuda_context = None
         self.runtime = self.engine = self.context = self.stream = None
-        self.device_buffers = {}
-        self.host_buffers = {}
+        self.slots = []
         self.layout = "padded"
         self.profiles = []
         self.active_profile = 0
@@ -184,14 +234,19 @@ class Session:
         return Profile(max_batch=most - 1, length=longest, min_batch=max(1, fewest - 1))
 
     def _allocate(self) -> None:
-        """Device memory and pinned host memory for every tensor of the largest profile."""
+        """Memory for every tensor of the largest profile."""
         profiles = range(len(self.profiles))
         counts = {name: max(math.prod(self._shapes(name, index)[1]) for index in profiles) for name in self.inputs}
         counts[OUTPUT] = counts["input_ids"] * LOGITS
-        for name, count in counts.items():
-            dtype = np.float32 if name == OUTPUT else np.int32
-            self.host_buffers[name] = self.driver.pagelocked_empty(count, dtype)
-            self.device_buffers[name] = self.driver.mem_alloc(count * np.dtype(dtype).itemsize)
+        for _ in range(SLOTS):
+            self.slots.append(Slot(self.driver, counts))
+
+    def next_slot(self) -> Slot:
+        """The memory that was used longest ago, free again. Raises DemoBertError."""
+        slot = self.slots.pop(0)
+        self.slots.append(slot)
+        slot.settle()
+        return slot
 
     def profile_for(self, batch_size: int, length: int) -> int | None:
         """The profile with the least padding for a batch: the shortest that holds it, then the smallest batch."""
@@ -202,7 +257,7 @@ class Session:
         ]
         return min(fitting)[-1] if fitting else None
 
-    def bind(self, index: int, arrays: dict) -> None:
+    def bind(self, index: int, arrays: dict, slot: Slot) -> None:
         """Make profile `index` the active one, for inputs of the shapes of `arrays`. The context must be current."""
         if index != self.active_profile:
             self._require(self.context.set_optimization_profile_async(index, self.stream.handle), f"profile {index}")
@@ -210,25 +265,29 @@ class Session:
             self.active_profile = index
         for name, array in arrays.items():
             self._require(self.context.set_input_shape(name, array.shape), f"shape {array.shape} of {name}")
-        for name, buffer in self.device_buffers.items():
+        for name, buffer in slot.device.items():
             self._require(self.context.set_tensor_address(name, int(buffer)), f"address of {name}")
 
-    def upload(self, arrays: dict) -> None:
+    def upload(self, arrays: dict, slot: Slot) -> None:
         """Copy int32 arrays to the device, asynchronously, through the pinned buffers."""
         for name, array in arrays.items():
-            pinned = self.host_buffers[name][: array.size]
+            pinned = slot.host[name][: array.size]
             pinned[:] = array.ravel()
-            self.driver.memcpy_htod_async(self.device_buffers[name], pinned, self.stream)
+            self.driver.memcpy_htod_async(slot.device[name], pinned, self.stream)
 
     def enqueue(self) -> None:
         self._require(self.context.execute_async_v3(self.stream.handle), "run")
 
-    def download(self, tokens: int) -> np.ndarray:
-        """The output of the last run on `tokens` tokens, float32, flat, as a copy; waits for the stream."""
-        pinned = self.host_buffers[OUTPUT][: tokens * LOGITS]
-        self.driver.memcpy_dtoh_async(pinned, self.device_buffers[OUTPUT], self.stream)
-        self.stream.synchronize()
-        return pinned.copy()
+    def download(self, slot: Slot, tokens: int) -> None:
+        """Copy the output of the run on `tokens` tokens to the host, asynchronously."""
+        self.driver.memcpy_dtoh_async(slot.host[OUTPUT][: tokens * LOGITS], slot.device[OUTPUT], self.stream)
+        slot.done.record(self.stream)
+
+    def downloaded(self, slot: Slot, tokens: int) -> np.ndarray:
+        """That output, float32, flat, as a copy; waits for it."""
+        with self.current():
+            slot.done.synchronize()
+        return slot.host[OUTPUT][: tokens * LOGITS].copy()
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
@@ -238,16 +297,18 @@ class Session:
         """Free everything: TensorRT's objects before the buffers they use, the CUDA context last. May be repeated."""
         if self.cuda_context is None:
             return
+        for slot in self.slots:
+            with contextlib.suppress(DemoBertError):  # of a GPU that failed
+                slot.settle()
         cuda_context, self.cuda_context = self.cuda_context, None
         cuda_context.push()
         try:
             self.context = None
             self.engine = None
             self.runtime = None
-            for buffer in self.device_buffers.values():
-                buffer.free()
-            self.device_buffers.clear()
-            self.host_buffers.clear()
+            for slot in self.slots:
+                slot.free()
+            self.slots.clear()
             self.stream = None
         finally:
             cuda_context.pop()
@@ -272,19 +333,34 @@ class TensorRTEngine(Engine):
         """The shortest length of a profile that holds `length` tokens; `length` itself where none does."""
         return min((p.length for p in self.session.profiles if p.length >= length), default=length)
 
-    def _infer(self, batch: Batch) -> np.ndarray:
-        session = self.session
-        with session.current():
-            inputs = self._bind(batch)
-            session.upload(inputs)
-            session.enqueue()
-            logits = session.download(inputs["input_ids"].size)
-        if session.layout == "padded":
-            rows = logits.reshape(*inputs["input_ids"].shape, LOGITS)
-            return rows[: batch.batch_size, : batch.sequence_length]
-        return logits.reshape(LOGITS, -1).T if session.gives_starts_first else logits.reshape(-1, LOGITS)
+    parallel_runs = SLOTS
 
-    def _bind(self, batch: Batch) -> dict:
+    def submit(self, batch: Batch) -> SubmittedRun:
+        self.check(batch)
+        return self._submit(batch)
+
+    def _infer(self, batch: Batch) -> np.ndarray:
+        return self._submit(batch).result()
+
+    def _submit(self, batch: Batch) -> SubmittedRun:
+        session, slot = self.session, self.session.next_slot()
+        with session.current():
+            inputs = self._bind(batch, slot)
+            session.upload(inputs, slot)
+            session.enqueue()
+            tokens = inputs["input_ids"].size
+            session.download(slot, tokens)
+        shaped = functools.partial(self._shaped, batch, inputs["input_ids"].shape)
+        slot.run = SubmittedRun(session, slot, tokens, shaped)
+        return slot.run
+
+    def _shaped(self, batch: Batch, shape: tuple, logits: np.ndarray) -> np.ndarray:
+        """The plan's output for inputs of `shape`, flat, as the logits of `batch`."""
+        if self.session.layout == "padded":
+            return logits.reshape(*shape, LOGITS)[: batch.batch_size, : batch.sequence_length]
+        return logits.reshape(LOGITS, -1).T if self.session.gives_starts_first else logits.reshape(-1, LOGITS)
+
+    def _bind(self, batch: Batch, slot: Slot) -> dict:
         """Choose the profile for `batch`; its inputs, int32, padded (in a padded engine) to what the profile takes."""
         session = self.session
         index = session.profile_for(batch.batch_size, batch.sequence_length)
@@ -297,13 +373,13 @@ class TensorRTEngine(Engine):
         if session.layout == "padded":
             profile = session.profiles[index]
             inputs = _padded_inputs(batch, max(profile.min_batch, batch.batch_size), profile.length)
-        session.bind(index, inputs)
+        session.bind(index, inputs, slot)
         return inputs
 
     def timed_run(self, batch: Batch) -> Callable[[], float]:
-        session = self.session
+        session, slot = self.session, self.session.next_slot()
         with session.current():
-            session.upload(self._bind(batch))
+            session.upload(self._bind(batch, slot), slot)
             session.stream.synchronize()
             start, end = session.driver.Event(), session.driver.Event()
 
