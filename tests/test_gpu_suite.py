@@ -100,7 +100,7 @@ def test_the_builders_take_every_network_s_flags(network):
 
 
 def test_networks_have_names_and_files_of_their_own():
-    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 18
+    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 21
     assert {name for pair in suite.PAIRS for name in pair} <= {network.name for network in NETWORKS}
 
 
@@ -256,7 +256,7 @@ def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypat
 def test_what_might_be_faster_is_tried(on_a_cpu, tmp_path, monkeypatch, rng):
     """One of them, drawn anew each time, of those whose layers the double has."""
     monkeypatch.setattr(table, "TRIED_AT", (("large", 32, (2,)),))
-    tried = [kind for kind in table.TRIED if kind.dense in (None, "matrix_product")]
+    tried = [kind for kind in table.TRIED if kind.dense in (None, "matrix_product", "float_sums")]
     kind = tried[int(rng.integers(len(tried)))]
     flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "tried"]
     assert gpu_check.main([*flags, "--only", f"2, {kind.name}"]) == 0

@@ -151,7 +151,7 @@ def test_batches_on_their_way_do_not_meet(version, network, engine_path, monkeyp
     assert engine.parallel_runs == 2 and runs[0].result() is found[0]
 
 
-@pytest.mark.parametrize("form", ["matrix_product", "fully_connected"])
+@pytest.mark.parametrize("form", ["matrix_product", "fully_connected", "float_sums"])
 def test_dense_layers_as_others_compute_the_same(form, engine_path, monkeypatch, rng):
     """What gpu_check.sh compares with convolutions. The double has no fully connected layers: their call is played."""
     network = install("8.6.1", monkeypatch).module.INetworkDefinition
@@ -160,15 +160,17 @@ def test_dense_layers_as_others_compute_the_same(form, engine_path, monkeypatch,
         return self.add_convolution_nd(input, num_outputs, (1, 1), kernel, bias)
 
     monkeypatch.setattr(network, "add_fully_connected", connected, raising=False)
-    monkeypatch.setattr(PluginWriter, "_convolution", PluginWriter._convolution)  # put back at the end
+    for name in ("_convolution", "_dense"):  # put back at the end
+        monkeypatch.setattr(PluginWriter, name, getattr(PluginWriter, name))
     dense_forms.FORMS[form](PluginWriter)
-    config = small_config(rng)
+    config = BertConfig(128, 2, 2, int(rng.integers(20, 90)), 50, 16)  # heads of 64, as half precision wants them
     weights = weights_of(config, rng)
-    sizes = {"batch_sizes": (3,), "sequence_lengths": (min(9, config.max_position_embeddings),)}
+    sizes = {"batch_sizes": (3,), "sequence_lengths": (9,)}
+    precision = "fp16" if form == "float_sums" else "fp32"
     for strict in (False, True):
-        write(engine_path, "8.6.1", config, weights, network="plugin", strict=strict, **sizes)
+        write(engine_path, "8.6.1", config, weights, network="plugin", precision=precision, strict=strict, **sizes)
         engine = load_engine(engine_path, "padded")
-        assert difference(engine, config, weights, "erf", 3, *sizes["sequence_lengths"], rng) < TOLERANCE["fp32"]
+        assert difference(engine, config, weights, "erf", 3, 9, rng) < TOLERANCE[precision]
         engine.close()
 
 

@@ -1,6 +1,9 @@
 """The plugin network with its dense layers as other layers of TensorRT 8.6, to compare their times:
 
-    python scripts/gpu_checking/dense_forms.py fully_connected|matrix_product|cublas builder.py ARGUMENTS…
+    python scripts/gpu_checking/dense_forms.py FORM builder.py ARGUMENTS…
+
+FORM is fully_connected, matrix_product, cublas, or float_sums: a convolution that gives float32, of which TensorRT 8.6 has
+kernels that add up in float32; what reads it rounds it to half.
 
 "cublas" is for padded fp16: NVIDIA's plugin for products, which calls cuBLASLt and knows no bias. Add + norm and NVIDIA's
 plugin for GELU, of its tanh formula, add it; query, key and value stay a convolution. The project writes them as 1×1 convolutions (docs/tensorrt.md has what the others took).
@@ -77,6 +80,19 @@ def use_cublas(writer) -> None:
     writer.dense, writer.gelu, writer._plugin = cublas_dense, plugin_gelu, with_bias
 
 
+def use_float_sums(writer) -> None:
+    own_dense = writer._dense
+
+    def dense(self, hidden, kernel, bias, name, consumer):
+        tensor = own_dense(self, hidden, kernel, bias, name, consumer)
+        layer = self.network.get_layer(self.network.num_layers - 1)
+        layer.precision = self.trt.float16
+        layer.set_output_type(0, self.trt.float32)
+        return tensor
+
+    writer._dense = dense
+
+
 def use_layer(layer, writer) -> None:
     writer._convolution = layer
 
@@ -85,6 +101,7 @@ FORMS = {
     "fully_connected": functools.partial(use_layer, fully_connected),
     "matrix_product": functools.partial(use_layer, matrix_product),
     "cublas": use_cublas,
+    "float_sums": use_float_sums,
 }
 
 

@@ -54,6 +54,7 @@ _WAYS = (
     ("fully connected", (), "fully_connected", ("int8", "fp16")),
     ("matrix products", (), "matrix_product", ("fp16",)),
     ("cuBLASLt plugin", (), "cublas", ("fp16",)),
+    ("float sums", (), "float_sums", ("fp16",)),
 )
 
 TRIED = tuple(
