@@ -2,8 +2,8 @@
 
     python3 -m tests.ray_deaths FOLDER ARGUMENTS…
 
-A question with DIES ONCE kills the first engine that is asked it, one with DIES ALWAYS each. FOLDER gets an empty file
-for each death. A table whose path has READER DIES in it kills who reads it.
+A question with DIES ONCE kills the first engine that is asked it, one with DIES ALWAYS each; the file "loaders die" in
+FOLDER kills each that is loaded. FOLDER gets an empty file for each death. A table whose path has READER DIES in it kills who reads it.
 """
 
 import os
@@ -35,6 +35,11 @@ def deaths(folder, kind: str) -> int:
 
 class Mortal(EngineActor):
     """Dies of questions, after it has answered them: nobody has the answers then."""
+
+    def _open(self):
+        if (Path(os.environ[_FOLDER]) / "loaders die").exists():
+            die("loader")
+        super()._open()
 
     def __call__(self, table):
         answers = list(super().__call__(table))

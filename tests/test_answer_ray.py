@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest import mock
@@ -206,6 +207,35 @@ def test_a_second_run_does_what_is_left(run, small_engine):
     }
     assert after["part1.jsonl"][1] == before["part1.jsonl"][1] and after["part2.jsonl"][1] == before["part2.jsonl"][1]
     assert after["part0.jsonl"][1] == b"".join(before["part0.jsonl"][1].splitlines(True)[:9])
+
+
+@pytest.mark.sampled(0.4, group="slow")
+def test_engines_that_die_while_they_are_loaded_end_the_run(rows, small_engine, tmp_path):
+    table, died = write_rows(tmp_path / "x.jsonl", rows[:5]), tmp_path / "deaths"
+    died.mkdir()
+    (died / "loaders die").touch()
+    result = answer(small_engine, table, tmp_path / "answers", "--engines", 1, script=("-m", "tests.ray_deaths", died))
+    assert result.returncode == 1 and "3 processes were ended while they loaded the engine" in result.stderr
+    assert deaths(died, "loader") == 3 and not list(Path(tempfile.gettempdir()).glob("demobert-loads-*"))
+
+
+def test_loads_that_end_are_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for error in (None, DemoBertError("damaged")) * 4:
+        with contextlib.suppress(DemoBertError), engines.counted_loads("place"):
+            assert len(files_in(tmp_path)) == 1
+            if error:
+                raise error
+        assert not files_in(tmp_path)
+    places = [*["place"] * engines.MOST_LOADS, "another place"]
+    begun = [
+        engines.counted_loads(place) for place in places
+    ]  # held: to be collected is an end, as none of a kill's is
+    for each in begun:
+        each.__enter__()
+    with pytest.raises(DemoBertError, match="memory may be short"), engines.counted_loads("place"):
+        pass
+    assert len(files_in(tmp_path)) == 1
 
 
 @pytest.mark.sampled(0.4, group="slow")

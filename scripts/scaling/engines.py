@@ -1,8 +1,11 @@
 """An engine in a process of its own, as Ray's actor: parts of tables in, their answers out."""
 
+import contextlib
+import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +58,10 @@ def unpacked_rows(data: bytes) -> list[QuestionRow]:
     ]
 
 
+#: So often an engine's loading may end its process, in one place, before the run is given up.
+MOST_LOADS = 3
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What all engines of a run have in common.
@@ -83,7 +90,8 @@ class EngineActor:
         self._settings, self._answerer, self._fatal = settings, None, None
         try:
             self._place = self._take_place()
-            self._open()
+            with counted_loads(f"{settings.run}, {self._place}"):
+                self._open()
         except (DemoBertError, MemoryError) as error:
             self._fatal = str(error) or "not enough memory for the engine"
 
@@ -131,6 +139,25 @@ class EngineActor:
         head["notes"] += [one_line(note) for note in self._found]
         self._found.clear()
         return encoded(map(JsonLines().line, rows, replies), self._settings.form)
+
+
+@contextlib.contextmanager
+def counted_loads(place: str) -> Iterator[None]:
+    """Load an engine within it. Raises DemoBertError where the last ones that began that in `place` ended their processes.
+
+    Ray starts another one for each that ends, for ever: of engines that have answered something it is to do that.
+    """
+    name = hashlib.sha256(place.encode()).hexdigest()[:32]
+    begun = Path(tempfile.gettempdir()) / f"demobert-loads-{name}"  # a byte for each; a run's name is random
+    if begun.is_file() and begun.stat().st_size >= MOST_LOADS:
+        begun.unlink(missing_ok=True)
+        raise DemoBertError(f"{MOST_LOADS} processes were ended while they loaded the engine; memory may be short")
+    with begun.open("ab") as file:
+        file.write(b"x")
+    try:
+        yield
+    finally:
+        begun.unlink(missing_ok=True)
 
 
 def core_groups(size: int) -> list[list[int]]:
