@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -228,6 +229,18 @@ def test_no_docker_is_one_line(repository, tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused_before_anything_is_installed(arguments, said):
     result = shell(ROOT / "scripts" / "serve.sh", *arguments)
     assert said in error_of(result, code=2) and len(result.stderr.splitlines()) == 1 and result.stdout == ""
+
+
+def test_what_is_not_there_is_said_before_anything_is_installed(tmp_path, small_engine):
+    script = ROOT / "scripts" / "serve.sh"
+    result = shell(script, "-e", tmp_path / "nowhere.engine")
+    assert "engine not found" in error_of(result) and len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = shell(script, "-e", small_engine, "--http-port", port)
+    assert f"127.0.0.1:{port} can't be listened on" in error_of(result) and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

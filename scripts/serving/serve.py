@@ -104,10 +104,14 @@ def _handle(numbers, handler) -> None:
 def main(arguments) -> int:
     args = parse(arguments)
     check(args)
+    place = Place(args.address, args.http_port, args.grpc_port, args.metrics_port)
     if args.check:
+        if not args.repository:
+            _engine(args)
+        if not args.dry_run:
+            _check_free(place)
         print("nothing" if args.docker is not None and args.repository else "server")
         return 0
-    place = Place(args.address, args.http_port, args.grpc_port, args.metrics_port)
     # Before there is a server to stop: the temporary folder goes.
     _handle(_ENDS, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="demobert-serve-") as folder:
@@ -121,14 +125,17 @@ def main(arguments) -> int:
         return _serve(args, place, contents, Supervisor(command, place, cli.note, args.verbose, args.exit_timeout))
 
 
-def _exported(args, folder: Path) -> Path:
-    """The engine as a repository in `folder`, by export_triton.py in a process of its own."""
-    engine = args.engine or _ENGINE
+def _engine(args) -> Path:
+    """The engine to serve. Raises DemoBertError where there is none."""
     if args.engine is None and not _ENGINE.exists():
         raise DemoBertError("there is no engine yet: name one with -e, or let scripts/quickstart.sh build one")
-    require_file(engine, "engine")
+    return require_file(args.engine or _ENGINE, "engine")
+
+
+def _exported(args, folder: Path) -> Path:
+    """The engine as a repository in `folder`, by export_triton.py in a process of its own."""
     repository = folder / "repository"
-    export = [sys.executable, ROOT / "scripts" / "export_triton.py", "-e", engine, "-o", repository]
+    export = [sys.executable, ROOT / "scripts" / "export_triton.py", "-e", _engine(args), "-o", repository]
     result = subprocess.run([*map(str, export), *export_arguments(args)], stdout=subprocess.DEVNULL)
     if result.returncode:
         raise DemoBertError("the engine could not be exported: the line before this one says why")
