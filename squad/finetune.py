@@ -42,6 +42,18 @@ def parse(arguments):
     kind.add_argument(
         "--qat", action="store_true", help="simulate int8 in training, learn its ranges and write them, as ONNX, too"
     )
+    kind.add_argument(
+        "-imh",
+        "--force-int8-multihead",
+        action="store_true",
+        help="with --qat: simulate int8 in attention, too, for builder.py's -imh, and packed plugin engines",
+    )
+    kind.add_argument(
+        "-iln",
+        "--force-int8-skipln",
+        action="store_true",
+        help="with --qat: simulate int8 in add + norm, too, for builder.py's -iln, and packed plugin engines",
+    )
     kind.add_argument("--sparse", action="store_true", help="make the encoder's kernels 2:4 sparse, and keep them so")
     kind.add_argument(
         "--prune",

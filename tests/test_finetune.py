@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ from helpers.weights.pytorch_names import canonical_name, pytorch_name
 from helpers.weights.sparsity import is_sparse_2_4, sparse_2_4_kernels
 from tests.checkpoints import bert_weights, pytorch_state, write_folder
 from tests.conftest import Result
-from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+from tests.reference_bert import fake_int8, random_config, random_inputs, random_weights, reference_logits
 
 torch = pytest.importorskip("torch")
 
 from helpers.finetuning import pruning, run, training, windows  # noqa: E402
 from helpers.finetuning.checkpoint import STATE_NAME, to_torch  # noqa: E402
-from helpers.finetuning.network import Network, _Int8Dense, kernel_range  # noqa: E402
+from helpers.finetuning.network import Network, _Int8Dense, _Int8Values, kernel_range  # noqa: E402
 from helpers.finetuning.onnx_export import write_onnx  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -197,6 +198,68 @@ def test_int8_dense_has_the_straight_through_gradient(rng):
     for ours, wanted in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * max(1.0, np.abs(wanted).max()))
     assert np.abs(gradients[0][3]) > 0
+
+
+def test_int8_values_have_the_straight_through_gradient(rng):
+    values, amax = rng.standard_normal((3, 4, 5)).astype(np.float32) * 2, np.float32(rng.uniform(0.5, 3))
+    weight = torch.tensor(rng.standard_normal(values.shape).astype(np.float32))
+    gradients = []
+
+    def by_parts(values, amax):
+        scaled = (values / amax * 127).clamp(-127, 127)
+        return (scaled + (scaled.round() - scaled).detach()) * amax / 127
+
+    for function in (_Int8Values.apply, by_parts):
+        leaves = [torch.tensor(array, requires_grad=True) for array in (values, amax)]
+        found = function(*leaves)
+        np.testing.assert_allclose(found.detach(), _fake_quantized(values, amax / np.float32(127)), atol=1e-6)
+        (found * weight).sum().backward()
+        gradients.append([leaf.grad.numpy() for leaf in leaves])
+    for ours, wanted in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4)
+    assert np.abs(gradients[0][1]) > 0
+
+
+@pytest.mark.parametrize("attention, norms", [(True, True), (True, False), (False, True), (False, False)])
+def test_the_network_rounds_where_the_plugins_do(attention, norms, rng):
+    """Against numpy's, whose every place has a range of its own: those that are one tensor in plugins are one here."""
+    config = replace(random_config(rng), num_hidden_layers=int(rng.integers(1, 3)))
+    tensors = random_weights(config, rng)
+    network = network_of(config, tensors)
+    batch = PaddedBatch(*random_inputs(config, rng, 24, min(8, config.max_position_embeddings)))
+    measured = run.measured_ranges(network, [batch])
+    tight = run.rounded_ranges(network, measured, attention, norms)
+    network.input_ranges = {name: 0.8 * amax for name, amax in tight.items()}
+    ranges = run.all_ranges(network, measured)
+    for i in range(config.num_hidden_layers):
+        residual = ranges[f"l{i}_attention_self_query_input_amax"]
+        ranges[f"l{i}_attention_output_add_residual_input_quantizer_amax"] = residual
+        ranges[f"l{i}_output_add_residual_input_quantizer_amax"] = ranges[f"l{i}_intermediate_dense_input_amax"]
+
+    def places(name):
+        return "quantizer" not in name or (attention if "_attention_self_" in name else norms)
+
+    def quantize(name, values):
+        amax = ranges[name] if places(name) else np.inf
+        return values if np.isinf(amax).all() else fake_int8(values, np.float64(amax), lowest=-127)
+
+    wanted = reference_logits(config, tensors, "erf", *batch.inputs().values(), quantize=quantize)
+    with torch.inference_mode():
+        found = network.run(batch)[0].numpy()
+        network.input_ranges = None
+        unrounded = network.run(batch)[0].numpy()
+    text = batch.input_mask.astype(bool)[..., None]
+    error, effect = ((np.abs(other - wanted) * text).max((1, 2)) for other in (found, unrounded))
+    # float32 sums tip a value over an edge of rounding in many rows; a wrong place or range shows in every one.
+    assert np.sort(error)[2] < 1e-4 < 1e-3 < np.sort(effect)[2]
+
+
+def test_attention_and_norms_are_rounded_with_qat_only(tiny, finetune):
+    folder, data = tiny
+    for flag in ("-imh", "-iln"):
+        result = finetune("-pt", folder, "-j", data, "-o", folder.parent / "nothing", flag)
+        assert "say where --qat rounds: add --qat" in result.error
+    assert not (folder.parent / "nothing").exists()
 
 
 # ---------------------------------------------------------------------------------------------------- 2:4 masks

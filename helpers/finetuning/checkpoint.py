@@ -14,6 +14,7 @@ from helpers.bert_config import PER_LAYER, BertConfig
 from helpers.errors import DemoBertError, one_line
 from helpers.families import FAMILIES
 from helpers.finetuning.network import Network, TorchWeights, encoder_denses, kernel_range
+from helpers.finetuning.preparing import rounded_tensors
 from helpers.finetuning.training import TrainingState
 from helpers.outputs import atomic_write, write_json
 from helpers.weights import BertWeights, bert_weights
@@ -56,10 +57,12 @@ def all_ranges(network: Network, measured: dict[str, float]) -> dict[str, np.nda
     Where the network rounds a tensor, the range that it rounds with stands, whatever was measured since.
     """
     ranges = {name: np.float32(amax) for name, amax in measured.items()}
-    for i in range(network.config.num_hidden_layers):
-        for dense in encoder_denses(i):
-            names = quantization.dense_input_names(dense)
+    layers = network.config.num_hidden_layers
+    for names in rounded_tensors(layers, attention=True, add_and_norm=True):
+        if network.rounds(names[0]):
             ranges |= dict.fromkeys(names, np.float32(network.input_ranges[names[0]].item()))
+    for i in range(layers):
+        for dense in encoder_denses(i):
             for name in quantization.dense_kernel_names(dense):
                 if name in network.weights:  # layers that share their weights have them under one's name
                     ranges[f"{name}_amax"] = kernel_range(network.weights[name]).cpu().numpy()

@@ -34,8 +34,9 @@ class Network:
     config         the model's, GELU's formula known
     weights        canonical name → float32 tensor
     half           matrix products in bfloat16, everything else in float32 or as the products leave it
-    input_ranges   the first name of a dense layer's input range (`dense_input_names`) → amax, a float32 scalar tensor:
-                   the encoder's dense layers multiply int8 values, simulated; None: a float network
+    input_ranges   the first name of a tensor's ranges (`quantization.tensor_ranges`, and attention's probabilities) → amax, a
+                   float32 scalar tensor: what reads the tensor reads int8, simulated; None: a float network. Dense
+                   layers have to have theirs; where a branch has one, its residual is read by its own dense layer's
     """
 
     config: BertConfig
@@ -46,6 +47,10 @@ class Network:
     @property
     def device(self) -> torch.device:
         return self.weights["cls_squad_output_bias"].device
+
+    def rounds(self, name: str) -> bool:
+        """Whether the tensor of the range `name` is int8, simulated."""
+        return name in (self.input_ranges or ())
 
     def run(
         self, batch: PaddedBatch, dropout: float = 0.0, observe: Callable[[str, torch.Tensor], None] | None = None
@@ -70,7 +75,8 @@ class _TorchLayers(NetworkLayers):
         self._observe = observe or (lambda name, tensor: None)
         # With gradients, torch's fused attention takes twice the time of plain products on a CPU in bfloat16; and what
         # it computes on the way there is no observing.
-        self._fused = observe is None and network.device.type == "cuda"
+        in_int8 = network.rounds(quantization.matmul_input_name("l0_attention_self", quantization.PROBABILITIES))
+        self._fused = observe is None and network.device.type == "cuda" and not in_int8
         on_device = {name: to_device(array, network.device) for name, array in batch.inputs().items()}
         self._input_ids, self._segment_ids = on_device["input_ids"], on_device["segment_ids"]
         masked = (1 - on_device["input_mask"])[:, None, None, :].to(self._dtype)
@@ -97,6 +103,8 @@ class _TorchLayers(NetworkLayers):
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, N, S, H]
         for which, part in zip(quantization.MATMUL_INPUTS, (query, key, value), strict=True):
             self._observe(quantization.matmul_input_name(name, which), part)
+        shared = quantization.matmul_input_name(name, quantization.MATMUL_INPUTS[0])  # in plugins it is one tensor
+        query, key, value = (self._rounded(part, shared) for part in (query, key, value))
         if self._fused:
             settings = {"dropout_p": self._dropout, "scale": config.attention_scale}
             mask = self._mask_scores.expand(-1, heads, query.shape[2], -1)
@@ -104,8 +112,9 @@ class _TorchLayers(NetworkLayers):
             return context.transpose(1, 2).flatten(2)
         scores = (query * config.attention_scale) @ key.transpose(-1, -2) + self._mask_scores
         probabilities = scores.softmax(-1)
-        self._observe(quantization.matmul_input_name(name, quantization.PROBABILITIES), probabilities)
-        context = self._dropped(probabilities) @ value
+        probabilities_name = quantization.matmul_input_name(name, quantization.PROBABILITIES)
+        self._observe(probabilities_name, probabilities)
+        context = self._dropped(self._rounded(probabilities, probabilities_name)) @ value
         return context.transpose(1, 2).flatten(2)
 
     def dense(self, hidden, kernel, bias, name):
@@ -121,6 +130,9 @@ class _TorchLayers(NetworkLayers):
     def add_and_normalise(self, branch, residual, gamma, beta, name):
         self._observe(quantization.branch_name(name), branch)
         self._observe(quantization.residual_name(name), residual)
+        if self._network.rounds(quantization.branch_name(name)):
+            branch = self._rounded(branch, quantization.branch_name(name))
+            residual = self._rounded(residual, quantization.dense_input_names(_reader_of_residual(name))[0])
         total = residual + self._dropped(branch)
         normal = self._normalise(total, gamma, beta)
         if not name.endswith("_attention_output_layernorm"):
@@ -129,7 +141,11 @@ class _TorchLayers(NetworkLayers):
 
     def squad_output(self, hidden, kernel, bias, name):
         self._observe(quantization.FINAL_NAME, hidden)
-        self.logits = self._product(hidden, kernel, bias).float()
+        self.logits = self._product(self._rounded(hidden, quantization.FINAL_NAME), kernel, bias).float()
+
+    def _rounded(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """`tensor` as int8 has it, where the range `name` says so."""
+        return _Int8Values.apply(tensor, self._network.input_ranges[name]) if self._network.rounds(name) else tensor
 
     def _product(self, hidden, kernel, bias):
         return functional.linear(*(tensor.to(self._dtype) for tensor in (hidden, kernel, bias)))
@@ -141,10 +157,35 @@ class _TorchLayers(NetworkLayers):
         return functional.dropout(hidden, self._dropout) if self._dropout else hidden
 
 
+def _reader_of_residual(norm: str) -> str:
+    """The dense layer that reads what `norm` adds its branch to."""
+    layer = norm.partition("_")[0]
+    return f"{layer}_attention_self" if norm.endswith("_attention_output_layernorm") else f"{layer}_intermediate_dense"
+
+
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """`array` as a tensor on `device`. The copy to a GPU waits for nothing that the GPU does."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class _Int8Values(torch.autograd.Function):
+    """A tensor rounded to steps of amax / 127, half to even, clipped to ±127 of them; gradients as _Int8Dense's."""
+
+    @staticmethod
+    def forward(ctx, values, amax: torch.Tensor):
+        step = amax / _LARGEST
+        scaled = values.float() / step
+        rounded = scaled.round().clamp_(-_LARGEST, _LARGEST)
+        inside = scaled.abs() <= _LARGEST
+        ctx.save_for_backward(inside, (rounded - scaled * inside).to(values.dtype))
+        return (rounded * step).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        inside, slope = ctx.saved_tensors
+        range_gradient = torch.dot(gradient.flatten().float(), slope.flatten().float()) / _LARGEST
+        return gradient * inside, range_gradient
 
 
 class _Int8Dense(torch.autograd.Function):

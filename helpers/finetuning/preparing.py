@@ -34,11 +34,29 @@ def measured_ranges(network: Network, batches: Sequence[PaddedBatch]) -> dict[st
     return recorder.ranges(RANGE_METHOD)
 
 
-def rounded_ranges(network: Network, measured: dict[str, float]) -> dict[str, torch.Tensor]:
-    """Those of `measured` that a QAT network rounds with, as `Network.input_ranges`. A range of 0 counts as 1."""
-    layers = range(network.config.num_hidden_layers)
-    names = [quantization.dense_input_names(dense)[0] for i in layers for dense in encoder_denses(i)]
-    return {name: torch.tensor(measured[name] or 1.0, device=network.device) for name in names}
+def rounded_ranges(
+    network: Network, measured: dict[str, float], attention: bool = False, add_and_norm: bool = False
+) -> dict[str, torch.Tensor]:
+    """Those of `measured` that a QAT network rounds with, as `Network.input_ranges`. A range of 0 counts as 1.
+
+    `attention`, `add_and_norm`: round there, too, as the plugins do with builder.py's -imh and -iln.
+    """
+    tensors = rounded_tensors(network.config.num_hidden_layers, attention, add_and_norm)
+    largest = {names[0]: max(float(measured[name]) for name in names) for names in tensors}
+    return {name: torch.tensor(amax or 1.0, device=network.device) for name, amax in largest.items()}
+
+
+def rounded_tensors(layers: int, attention: bool, add_and_norm: bool) -> list[list[str]]:
+    """The names of the ranges of each tensor that is rounded; the first is `Network.input_ranges`' name of it."""
+    tensors = [quantization.dense_input_names(dense) for i in range(layers) for dense in encoder_denses(i)]
+    for i in range(layers if attention else 0):
+        name = f"l{i}_attention_self"
+        tensors.append([quantization.matmul_input_name(name, which) for which in quantization.MATMUL_INPUTS])
+        tensors.append([quantization.matmul_input_name(name, quantization.PROBABILITIES)])
+    if add_and_norm:
+        norms = [f"l{i}_{part}_layernorm" for i in range(layers) for part in ("attention_output", "output")]
+        tensors += [[quantization.branch_name(norm)] for norm in norms] + [[quantization.FINAL_NAME]]
+    return tensors
 
 
 def _text_only(tensor: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

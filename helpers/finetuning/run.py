@@ -87,6 +87,8 @@ def _finetune(args) -> None:
     options, cut = _training_options(args), _window_options(args, model.config)
     if args.prune and args.sparse:
         raise UsageError("--prune and --sparse are two runs: --sparse starts from the folder that --prune wrote")
+    if _more_int8(args) and not args.qat:
+        raise UsageError("-imh and -iln say where --qat rounds: add --qat")
     if args.prune:
         check_speeds(model.config, args.prune, cut.sequence_length)
     cli.note(f"Reading {args.pytorch}")
@@ -136,7 +138,7 @@ class _Run:
         if self._args.sparse:
             self._state.masks = prune_encoder(network, self._batches())
         if self._args.qat and not self._args.prune:
-            network.input_ranges = rounded_ranges(network, measured_ranges(network, self._batches()))
+            network.input_ranges = self._rounded_ranges()
 
     def finish(self, folder: Path) -> None:
         """Train to the end, and write the models."""
@@ -181,12 +183,16 @@ class _Run:
             state.forget_ranges()
             pruner.prune(state)
             if self._args.qat and pruner.is_last(state.step):
-                state.network.input_ranges = rounded_ranges(
-                    state.network, measured_ranges(state.network, self._batches())
-                )
+                state.network.input_ranges = self._rounded_ranges()
             return True
 
         return change
+
+    def _rounded_ranges(self) -> dict:
+        """What --qat begins with, by what the network shows now."""
+        network, args = self._state.network, self._args
+        measured = measured_ranges(network, self._batches())
+        return rounded_ranges(network, measured, args.force_int8_multihead, args.force_int8_skipln)
 
     def _batches(self) -> list[PaddedBatch]:
         return [padded_batch([window.feature for window in windows]) for windows in self._calibration]
@@ -356,7 +362,7 @@ def _fingerprint(
     for name in sorted(weights.tensors):
         digest.update(name.encode() + weights[name].tobytes())
     settings = {
-        "kind": [args.qat, args.sparse, args.prune, _calibration_count(args)],
+        "kind": [args.qat, args.sparse, args.prune, _calibration_count(args), *_more_int8(args)],
         "training": {name: value for name, value in asdict(options).items() if name != "save_every"},
         "windows": asdict(cut),
         "model": [asdict(model.config), weights.config.gelu, model.tokenizer().sha256],
@@ -365,6 +371,11 @@ def _fingerprint(
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _more_int8(args) -> list[str]:
+    """Where --qat rounds beside the dense layers."""
+    return [name for name in ("force_int8_multihead", "force_int8_skipln") if getattr(args, name)]
 
 
 def _has_bfloat16(device: torch.device) -> bool:
