@@ -144,7 +144,8 @@ class Answerer:
     def close(self) -> None:
         """Let go of the engine; nothing can be asked afterwards."""
         self._closed.set()
-        self.engine.close()
+        with self._lock:  # whoever is giving it a batch has done so first
+            self.engine.close()
 
     def ask(
         self,

@@ -45,6 +45,7 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(trylast=True)  # of what -k and the like leave
 def pytest_collection_modifyitems(config, items):
     """Of tests marked `sampled(share)`, run so many of their cases, others every time; `--all` runs all of them.
 

@@ -219,23 +219,53 @@ def test_engines_that_die_while_they_are_loaded_end_the_run(rows, small_engine, 
     assert deaths(died, "loader") == 3 and not list(Path(tempfile.gettempdir()).glob("demobert-loads-*"))
 
 
-def test_loads_that_end_are_not_counted(tmp_path, monkeypatch):
+LOADING = """
+import os, sys, tempfile, time
+from scripts.scaling import engines
+tempfile.tempdir = sys.argv[1]
+with engines.counted_loads(sys.argv[2]):
+    print("loading", flush=True)
+    if sys.argv[3] == "die":
+        os._exit(9)
+    sys.stdin.read()
+"""
+
+
+def test_only_loads_that_end_their_process_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def loading(place: str, what: str) -> subprocess.Popen:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", LOADING, tmp_path, place, what], env=environment, **pipes)
+        assert process.stdout.readline() == "loading\n"
+        return process
+
     for error in (None, DemoBertError("damaged")) * 4:
         with contextlib.suppress(DemoBertError), engines.counted_loads("place"):
             assert len(files_in(tmp_path)) == 1
             if error:
                 raise error
         assert not files_in(tmp_path)
-    places = [*["place"] * engines.MOST_LOADS, "another place"]
-    begun = [
-        engines.counted_loads(place) for place in places
-    ]  # held: to be collected is an end, as none of a kill's is
-    for each in begun:
-        each.__enter__()
-    with pytest.raises(DemoBertError, match="memory may be short"), engines.counted_loads("place"):
+    others = [
+        loading("place", "wait") for _ in range(engines.MOST_LOADS)
+    ]  # in one place at once, as where cores are few
+    dead = [loading("place", "die") for _ in range(engines.MOST_LOADS - 1)]
+    assert [process.wait(60) for process in dead] == [9] * len(dead)
+    assert loading("another place", "die").wait(60) == 9
+    dead.append(loading("place", "die"))
+    dead[-1].wait(60)
+    with pytest.raises(DemoBertError, match="3 processes were ended while .* memory may be short"):
+        engines.counted_loads("place").__enter__()
+    with engines.counted_loads("place"):  # the next run begins anew
         pass
+    for process in others:
+        process.communicate("", timeout=60)
+        assert process.returncode == 0
     assert len(files_in(tmp_path)) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with engines.counted_loads("place"):
+        pass
 
 
 @pytest.mark.sampled(0.4, group="slow")

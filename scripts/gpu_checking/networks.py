@@ -85,7 +85,7 @@ NETWORKS = (
     _native("packed fp16", "--fp16", layout="packed"),
     _plugin("fp16, matrix products", "--fp16", "--strict", dense="matrix_product"),
     _plugin("fp16, fully connected", "--fp16", "--strict", dense="fully_connected"),
-    _plugin("fp16, float sums", "--fp16", dense="float_sums"),
+    _plugin("fp16, float sums", "--fp16", "--strict", dense="float_sums"),
 )
 
 

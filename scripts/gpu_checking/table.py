@@ -121,6 +121,7 @@ def measure(suite, tasks: list[Task]) -> None:
     missing = [task for task in tasks if suite.wanted(str(task)) and suite.record.result(task.key) is None]
     for first in range(0, len(missing), suite.args.jobs):
         wave = missing[first : first + suite.args.jobs]
+        assert suite.record.seconds_left  # raises OutOfTime where there are none
         try:
             with ThreadPoolExecutor(len(wave)) as pool:
                 list(pool.map(lambda task: build(suite, task), wave))

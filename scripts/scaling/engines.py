@@ -1,9 +1,11 @@
 """An engine in a process of its own, as Ray's actor: parts of tables in, their answers out."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -143,21 +145,45 @@ class EngineActor:
 
 @contextlib.contextmanager
 def counted_loads(place: str) -> Iterator[None]:
-    """Load an engine within it. Raises DemoBertError where the last ones that began that in `place` ended their processes.
+    """Load an engine within it. Raises DemoBertError where processes that began that in `place` ended while they did.
 
-    Ray starts another one for each that ends, for ever: of engines that have answered something it is to do that.
+    Ray starts another one for each that ends, for ever: of engines that have answered something it is to do that. Each
+    process has a file that it locks: one that nobody holds any more is of a process that has died.
     """
     name = hashlib.sha256(place.encode()).hexdigest()[:32]
-    begun = Path(tempfile.gettempdir()) / f"demobert-loads-{name}"  # a byte for each; a run's name is random
-    if begun.is_file() and begun.stat().st_size >= MOST_LOADS:
-        begun.unlink(missing_ok=True)
-        raise DemoBertError(f"{MOST_LOADS} processes were ended while they loaded the engine; memory may be short")
-    with begun.open("ab") as file:
-        file.write(b"x")
+    folder = Path(tempfile.gettempdir()) / f"demobert-loads-{name}"  # a run's name is random: it is nobody else's
+    died = [path for path in _files_of(folder) if not _is_held(path)]
+    if len(died) >= MOST_LOADS:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DemoBertError(f"{len(died)} processes were ended while they loaded the engine; memory may be short")
+    own = None
+    with contextlib.suppress(OSError):  # where nothing can be written, nothing is counted
+        folder.mkdir(mode=0o700, exist_ok=True)
+        own, _ = tempfile.mkstemp(dir=folder)
+        fcntl.flock(own, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        begun.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if own is not None:
+            os.close(own)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_held(path: Path) -> bool:
+    """Whether the process that has locked the file lives."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # it is locked, or gone meanwhile
+        return True
+    return False
 
 
 def core_groups(size: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ Device memory is memory of its own behind integer addresses; bounds and lifetime
 is enqueued on a stream runs when somebody waits for it, so that results read too early are wrong every time.
 """
 
+import threading
 import time
 import types
 import weakref
@@ -40,9 +41,14 @@ class Gpu:
         self.initialised = False
         self.allocations: dict[int, np.ndarray] = {}
         self.streams: dict[int, Stream] = {}
-        self.stack: list = []
+        self._stacks = threading.local()
         self.pagelocked: list[tuple[int, int]] = []
         self._next = 0x7F0000000000
+
+    @property
+    def stack(self) -> list:
+        """This thread's contexts, the current one last."""
+        return self._stacks.__dict__.setdefault("contexts", [])
 
     def allocate(self, nbytes: int) -> int:
         """A new allocation full of garbage; its address."""
@@ -78,7 +84,7 @@ class Stream:
 
     def __init__(self, gpu: Gpu):
         gpu.require_context()
-        self._queue = []
+        self._queue, self._lock = [], threading.Lock()
         self.handle = 0x5000 + 16 * len(gpu.streams)
         gpu.streams[self.handle] = self
 
@@ -92,8 +98,9 @@ class Stream:
 
     def run_until(self, reached) -> None:
         """Runs what was enqueued, in order, until reached() is true."""
-        while self._queue and not reached():
-            self._queue.pop(0)()
+        with self._lock:  # several threads may wait: what is first is done first
+            while self._queue and not reached():
+                self._queue.pop(0)()
 
 
 class Event:

@@ -95,20 +95,22 @@ def deserialize(trt, logger, runtime, plan: bytes, path):
 class Slot:
     """Pinned and device memory for the tensors of one batch on its way: tensor → host array, device allocation."""
 
-    def __init__(self, driver, counts: dict[str, int]):
+    def __init__(self, driver):
         self.host, self.device = {}, {}
         self.done = driver.Event()
         self.run: SubmittedRun | None = None
+
+    def allocate(self, driver, counts: dict[str, int]) -> None:
         for name, count in counts.items():
             dtype = np.dtype(np.float32 if name == OUTPUT else np.int32)
             self.host[name] = driver.pagelocked_empty(count, dtype)
             self.device[name] = driver.mem_alloc(count * dtype.itemsize)
 
     def settle(self) -> None:
-        """Wait for the batch that is on its way in this memory, which others may use afterwards."""
-        if self.run is not None:
-            self.run.result()
-            self.run = None
+        """Wait for the batch that is on its way in this memory; what became of it, its own run says."""
+        if run := self.run:
+            with contextlib.suppress(DemoBertError):
+                run.result()
 
     def free(self) -> None:
         for buffer in self.device.values():
@@ -118,21 +120,37 @@ class Slot:
 
 
 class SubmittedRun:
-    """A batch whose logits are on their way; `shaped` makes of the plan's output, flat, what the caller asked for."""
+    """A batch whose logits are on their way; `shaped` makes of the plan's output, flat, what the caller asked for.
+
+    It holds on to neither the engine nor its memory once it has been waited for.
+    """
 
     def __init__(self, session: "Session", slot: Slot, tokens: int, shaped: Callable[[np.ndarray], np.ndarray]):
-        self._session, self._slot, self._tokens, self._shaped = session, slot, tokens, shaped
+        self._waiting: tuple | None = session, slot, tokens, shaped
         self._lock = threading.Lock()
         self._logits: np.ndarray | None = None
+        self._error: DemoBertError | None = None
 
     def result(self) -> np.ndarray:
         """The logits, float32. May be asked for again, and by several threads. Raises DemoBertError."""
         with self._lock:
-            if self._logits is None:
-                self._logits = self._shaped(self._session.downloaded(self._slot, self._tokens))
-                self._slot = None
+            if self._waiting:
+                self._wait(*self._waiting)
+                self._waiting = None
+            if self._error:
+                raise self._error
             return self._logits
 
+    def _wait(self, session: "Session", slot: Slot, tokens: int, shaped) -> None:
+        try:
+            self._logits = shaped(session.downloaded(slot, tokens))
+        except DemoBertError as error:
+            self._error = error
+        if slot.run is self:
+            slot.run = None
+
+
+_CLOSED = "the engine was closed: load it again"
 
 #: Batches that can be on their way at once: while the GPU has one, the next is prepared.
 SLOTS = 2
@@ -158,12 +176,15 @@ class Session:
     @contextlib.contextmanager
     def current(self):
         """Within it, the CUDA context is this thread's current one. CUDA's own errors become DemoBertError."""
+        cuda_context = self.cuda_context
+        if cuda_context is None:
+            raise DemoBertError(_CLOSED)
         try:
-            self.cuda_context.push()
+            cuda_context.push()
             try:
                 yield
             finally:
-                self.cuda_context.pop()
+                cuda_context.pop()
         except self.driver.Error as error:
             raise DemoBertError(f"the GPU failed: {' '.join(str(error).split())}") from error
 
@@ -239,11 +260,15 @@ class Session:
         counts = {name: max(math.prod(self._shapes(name, index)[1]) for index in profiles) for name in self.inputs}
         counts[OUTPUT] = counts["input_ids"] * LOGITS
         for _ in range(SLOTS):
-            self.slots.append(Slot(self.driver, counts))
+            self.slots.append(Slot(self.driver))  # first, so that what it has is freed where the next is too much
+            self.slots[-1].allocate(self.driver, counts)
 
     def next_slot(self) -> Slot:
         """The memory that was used longest ago, free again. Raises DemoBertError."""
-        slot = self.slots.pop(0)
+        try:
+            slot = self.slots.pop(0)
+        except IndexError:
+            raise DemoBertError(_CLOSED) from None
         self.slots.append(slot)
         slot.settle()
         return slot
@@ -298,11 +323,13 @@ class Session:
         if self.cuda_context is None:
             return
         for slot in self.slots:
-            with contextlib.suppress(DemoBertError):  # of a GPU that failed
-                slot.settle()
+            slot.settle()
         cuda_context, self.cuda_context = self.cuda_context, None
         cuda_context.push()
         try:
+            if self.stream is not None:  # what an error or Ctrl-C left in it works on memory that goes now
+                with contextlib.suppress(self.driver.Error):
+                    self.stream.synchronize()
             self.context = None
             self.engine = None
             self.runtime = None
@@ -350,15 +377,13 @@ class TensorRTEngine(Engine):
             session.enqueue()
             tokens = inputs["input_ids"].size
             session.download(slot, tokens)
-        shaped = functools.partial(self._shaped, batch, inputs["input_ids"].shape)
+        if session.layout == "padded":
+            sizes = inputs["input_ids"].shape, batch.batch_size, batch.sequence_length
+            shaped = functools.partial(_rows_and_columns, *sizes)
+        else:
+            shaped = _starts_beside_ends if session.gives_starts_first else _as_they_are
         slot.run = SubmittedRun(session, slot, tokens, shaped)
         return slot.run
-
-    def _shaped(self, batch: Batch, shape: tuple, logits: np.ndarray) -> np.ndarray:
-        """The plan's output for inputs of `shape`, flat, as the logits of `batch`."""
-        if self.session.layout == "padded":
-            return logits.reshape(*shape, LOGITS)[: batch.batch_size, : batch.sequence_length]
-        return logits.reshape(LOGITS, -1).T if self.session.gives_starts_first else logits.reshape(-1, LOGITS)
 
     def _bind(self, batch: Batch, slot: Slot) -> dict:
         """Choose the profile for `batch`; its inputs, int32, padded (in a padded engine) to what the profile takes."""
@@ -401,6 +426,20 @@ class TensorRTEngine(Engine):
             f"{card.precisions}, {profiles} profile{'s' * (profiles != 1)}, "
             f"batch size up to {card.max_batch_size}, sequence length up to {card.max_sequence_length}"
         )
+
+
+def _rows_and_columns(shape: tuple, batch_size: int, length: int, logits: np.ndarray) -> np.ndarray:
+    """A padded plan's output for inputs of `shape`, flat, as the logits of a batch, [batch_size, length, 2]."""
+    return logits.reshape(*shape, LOGITS)[:batch_size, :length]
+
+
+def _starts_beside_ends(logits: np.ndarray) -> np.ndarray:
+    """All start logits, then all end logits, as [T, 2]."""
+    return logits.reshape(LOGITS, -1).T
+
+
+def _as_they_are(logits: np.ndarray) -> np.ndarray:
+    return logits.reshape(-1, LOGITS)
 
 
 def _padded_inputs(batch: PaddedBatch, rows: int, length: int) -> dict:
