@@ -351,6 +351,78 @@ def test_the_page_holds_every_figure(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(page.with_suffix(suffix)) for suffix in (".md", ".csv", ".png")]
 
 
+ROW = dict.fromkeys(("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms"), 1.0)
+DISTANCE = {"windows": 1, "largest": 1.0, "rms": 1.0, "other_argmax": 0}
+
+
+def of_table(**values) -> dict:
+    result = {"model": "large", "tokens": 384, "times": {"int8, CUDA graph": {"8": ROW}}} | values
+    return {"table: x": {"result": result}}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"a": None},
+        {"a": 1},
+        {"a": ["error"]},
+        {"a": {"error": None}},
+        {"logits: a\n# X": {}},
+        {"logits: a | b": {}},
+        {"logits: \ud800": {}},
+        *({"table: x": {"result": result}} for result in (3, [], {"model": "l", "tokens": 1}, {"times": {}})),
+        *(of_table(model=model) for model in (["a"], None, "", "\ud800", "a\nb")),
+        *(of_table(tokens=tokens) for tokens in ("384", None, -1, 1.5, True)),
+        *(of_table(times=times) for times in ([], None, {"int8": None}, {"int8": {"8": 3}}, {"int8": {"x": ROW}})),
+        *(of_table(times={"int8": {"8": ROW | {"average_ms": value}}}) for value in (0, -1, None, "3", 10**400)),
+        *(of_table(times={"int8": {"8": ROW | {"average_ms": float(value)}}}) for value in ("nan", "inf")),
+        of_table(times={"int8": {"0": ROW}}),
+        of_table(times={"int8": {"8": {"average_ms": 1.0}}}),
+        *({"logits: a": {"result": result}} for result in (3, {"largest": "x"}, {"largest": 1.0})),
+        {"double: a": {"result": {}}},
+        *({"pairs": {"result": result}} for result in ([1], {"a": 2})),
+        {"fake-quantized: qat": {"result": [1]}},
+        *({"answers: a": {"result": result}} for result in ([1], {"f1": 1.0})),
+        *({"layers: a": {"result": result}} for result in ([1], {"x": {}}, {"8": {"q": {}}})),
+        *({"tried: a, b": {"result": result}} for result in ([1], {"model": 1}, {"times": {"b": None}})),
+    ],
+    ids=lambda steps: ascii(steps)[:60],
+)
+def test_a_record_that_is_none_is_one_line(steps, tmp_path):
+    record, page = tmp_path / "suite.json", tmp_path / "page.md"
+    record.write_text(json.dumps({"steps": steps}))
+    with pytest.raises(DemoBertError, match="suite.json"):
+        report.write([record], page)
+    assert os.listdir(tmp_path) == ["suite.json"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "steps",
+    [
+        of_table(model="a$\\frac{$b"),
+        of_table(times={"int8, CUDA graph": {"8": {"error": "no graph"}}, "int8": {"8": ROW}}),
+        {"layers: a, b": {"result": {"8": {}, "1": {"l*_dense|x": {"ms": 1.0, "layers": 2}}}}},
+        {"tried: a, b": {"error": "x"}, "tried: a, c": {"result": of_table()["table: x"]["result"]}},
+        {"double: a": {"error": "one\ntwo"}, "logits: a": {"result": DISTANCE}},
+    ],
+)
+def test_odd_records_make_a_page(steps, tmp_path):
+    record, page = tmp_path / "suite.json", tmp_path / "page.md"
+    record.write_text(json.dumps({"steps": steps, "machine": {"gpu": "some GPU"}, "tensorrt": "8.6.0"}))
+    assert all(path.is_file() for path in report.write([record], page))
+
+
+@pytest.mark.parametrize(
+    "facts", [{"machine": [1]}, {"machine": {"gpu": None}}, {"machine": {"gpu": 3}}, {"tensorrt": 8}]
+)
+def test_facts_that_are_none(facts, tmp_path):
+    record = tmp_path / "suite.json"
+    record.write_text(json.dumps({"steps": {}} | facts))
+    with pytest.raises(DemoBertError, match="does not say what machine"):
+        report.write([record], tmp_path / "page.md")
+
+
 def test_a_page_of_nothing_says_nothing(tmp_path):
     record = tmp_path / "suite.json"
     record.write_text(json.dumps({"steps": {}}))

@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +151,129 @@ def test_batches_on_their_way_do_not_meet(version, network, engine_path, monkeyp
         reference = reference_logits(config, weights.tensors, "erf", *batch.inputs().values())
         np.testing.assert_allclose(found[index], reference, rtol=0, atol=TOLERANCE["fp32"])
     assert engine.parallel_runs == 2 and runs[0].result() is found[0]
+
+
+class _Held:
+    """An engine with two profiles, written by the double of a release, and what it is held to."""
+
+    def __init__(self, path, rng, monkeypatch, version="8.6.1"):
+        self.double, self.path, self._rng = install(version, monkeypatch), path, rng
+        self.driver = sys.modules["pycuda.driver"]
+        self.config = replace(small_config(rng), max_position_embeddings=24)
+        self.weights = weights_of(self.config, rng)
+        write(path, version, self.config, self.weights, batch_sizes=(1, 3), sequence_lengths=(8, 24))
+
+    def load(self):
+        return load_engine(self.path, "padded")
+
+    def batch(self) -> PaddedBatch:
+        sizes = int(self._rng.integers(1, 4)), int(self._rng.integers(1, 25))
+        return PaddedBatch(*random_inputs(self.config, self._rng, *sizes))
+
+    def is_right(self, batch, logits) -> bool:
+        wanted = reference_logits(self.config, self.weights.tensors, "erf", *batch.inputs().values())
+        return np.abs(logits - wanted).max() < TOLERANCE["fp32"]
+
+
+@pytest.fixture
+def held(engine_path, rng, monkeypatch):
+    return _Held(engine_path, rng, monkeypatch)
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_an_engine_that_nobody_has_is_freed(held, asked_for):
+    """As in a notebook, where a cell is run again."""
+    engine = held.load()
+    run = engine.submit(held.batch())
+    if asked_for:
+        run.result()
+    alive = weakref.ref(engine)
+    del engine
+    assert alive() is None and not held.double.gpu.allocations and not held.double.gpu.pagelocked
+    run.result()
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_memory_that_ends_while_an_engine_is_loaded_is_given_back(held, number, monkeypatch):
+    taken, whole = [], held.driver.mem_alloc
+
+    def short(nbytes):
+        taken.append(nbytes)
+        if len(taken) == number:
+            raise held.driver.MemoryError("cuMemAlloc failed: out of memory")
+        return whole(nbytes)
+
+    monkeypatch.setattr(held.driver, "mem_alloc", short)
+    with pytest.raises(DemoBertError, match="out of memory"):
+        held.load()
+    assert len(taken) == number and not held.double.gpu.allocations
+
+
+@pytest.mark.parametrize("error", [DemoBertError("refused"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+@pytest.mark.parametrize("step", ["bind", "upload", "enqueue", "download"])
+def test_what_ends_half_way_costs_no_other_batch(step, error, held, monkeypatch):
+    engine, batches = held.load(), [held.batch() for _ in range(5)]
+    run = engine.submit(batches[0])
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise error
+
+        patch.setattr(engine.session, step, fail)
+        with pytest.raises(type(error)):
+            engine.run(batches[1])
+    assert held.is_right(batches[0], run.result()) and not held.double.gpu.stack
+    assert all(held.is_right(batch, engine.run(batch)) for batch in batches)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.session, step, fail)
+        with pytest.raises(type(error)):
+            engine.run(batches[1])
+    engine.close()
+    assert not any(stream._queue for stream in held.double.gpu.streams.values())
+
+
+def test_a_failure_is_that_of_its_own_batch(held, monkeypatch):
+    engine, batches = held.load(), [held.batch() for _ in range(4)]
+    run = engine.submit(batches[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            held.driver.Event, "synchronize", lambda event: (_ for _ in ()).throw(held.driver.LogicError("x"))
+        )
+        for _ in range(2):
+            with pytest.raises(DemoBertError, match="the GPU failed: x"):
+                run.result()
+    assert all(held.is_right(batch, engine.run(batch)) for batch in batches)
+    with pytest.raises(DemoBertError, match="the GPU failed: x"):
+        run.result()
+
+
+def test_a_closed_engine_says_so(held):
+    engine, batch = held.load(), held.batch()
+    timed = engine.timed_run(batch)
+    engine.close()
+    for use in (engine.run, engine.submit, engine.timed_run, lambda _: timed()):
+        with pytest.raises(DemoBertError, match="the engine was closed"):
+            use(batch)
+
+
+def test_threads_share_an_engine(held):
+    """As LoadGen's: they submit one at a time, and wait for their own."""
+    engine, lock, wrong = held.load(), threading.Lock(), []
+    batches = [held.batch() for _ in range(5)]
+
+    def work(batch):
+        for _ in range(6):
+            with lock:
+                run = engine.submit(batch)
+            if not held.is_right(batch, run.result()):
+                wrong.append(batch)
+
+    threads = [threading.Thread(target=work, args=(batch,)) for batch in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 @pytest.mark.parametrize("form", ["matrix_product", "fully_connected", "float_sums"])

@@ -4,14 +4,18 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.errors import DemoBertError
+from helpers.errors import DemoBertError, one_line
 from helpers.files import read_json
 from helpers.outputs import atomic_write, check_outputs
+from scripts.gpu_checking import record_form
 
 _COLUMNS = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms")
 
 #: What int8 and fp16 are held against.
 BASELINE = "torch.compile"
+
+#: Pictures have no room for more models and lengths.
+_MOST_PANELS = 24
 
 #: What the names of engines in a CUDA graph end with.
 GRAPH = ", CUDA graph"
@@ -37,14 +41,12 @@ def write(records: list[Path], document: Path) -> list[Path]:
     rows = rows_of(steps)
     parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows)]
     parts += [_layers(steps), _tried(steps), _failures(steps)]
+    if rows:
+        draw(rows, picture)
     with atomic_write(document, "w") as file:
         file.write("\n".join(part for part in parts if part))
     _write_csv(rows, table)
-    written = [document, table]
-    if rows:
-        draw(rows, picture)
-        written.append(picture)
-    return written
+    return [document, table, *([picture] if rows else [])]
 
 
 def _merged(records: list[Path]) -> dict:
@@ -52,8 +54,8 @@ def _merged(records: list[Path]) -> dict:
     merged: dict = {"steps": {}}
     for record in records:
         content = read_json(record, "record of steps")
-        if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
-            raise DemoBertError(f"{record} is not a record of gpu_check.sh --suite")
+        if wrong := record_form.what_is_wrong(content):
+            raise DemoBertError(f"{record} is not a record of gpu_check.sh --suite: {wrong}")
         for fact in ("machine", "tensorrt"):
             if merged.setdefault(fact, content.get(fact)) != content.get(fact):
                 raise DemoBertError(f"{records[0]} and {record} are of different machines: make a page of each")
@@ -197,7 +199,8 @@ def _layers(steps: dict) -> str:
         lines.append("| --- | ---: |" + " ---: |" * len(batches))
         for name in large:
             many = max(by_batch[batch].get(name, {"layers": 0})["layers"] for batch in batches)
-            lines.append(f"| {name} | {many} | {' | '.join(f'{_ms(by_batch[b], name):.3f}' for b in batches)} |")
+            shown = one_line(name, 120).replace("|", "/")
+            lines.append(f"| {shown} | {many} | {' | '.join(f'{_ms(by_batch[b], name):.3f}' for b in batches)} |")
         count = max(sum(layer["layers"] for layer in by_batch[batch].values()) for batch in batches)
         lines.append(f"| sum | {count} | {' | '.join(f'{sums[batch]:.3f}' for batch in batches)} |")
         text += "\n".join(lines) + "\n"
@@ -222,7 +225,7 @@ def _tried(steps: dict) -> str:
 
 
 def _failures(steps: dict) -> str:
-    failed = [f"- {key}: {entry['error']}" for key, entry in steps.items() if "error" in entry]
+    failed = [f"- {key}: {one_line(entry['error'])}" for key, entry in steps.items() if "error" in entry]
     return "## What failed\n\n" + "\n".join(failed) + "\n" if failed else ""
 
 
@@ -243,15 +246,21 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = list(dict.fromkeys((row.model, row.tokens) for row in rows))
+    if len(panels) > _MOST_PANELS:
+        raise DemoBertError(f"the table is of {len(panels)} models and lengths: no picture has room for them")
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 5), squeeze=False, layout="constrained")
     for (model, tokens), axis in zip(panels, axes[0]):
         of_panel = [row for row in rows if (row.model, row.tokens) == (model, tokens) and _is_drawn(row.name)]
         for name in dict.fromkeys(row.name for row in of_panel):
             line = [(row.batch, row.times["average_ms"]) for row in of_panel if row.name == name]
-            axis.plot(*zip(*line), marker=".", label=name.removesuffix(GRAPH))
-        axis.set(title=f"{model}, {tokens} tokens", xlabel="batch", ylabel="ms", xscale="log", yscale="log")
+            axis.plot(*zip(*line), marker=".", label=name.removesuffix(GRAPH).replace("$", r"\$"))
+        title = f"{model}, {tokens} tokens".replace("$", r"\$")  # else it begins a formula
+        axis.set(title=title, xlabel="batch", ylabel="ms", xscale="log")
+        if of_panel:
+            axis.set_yscale("log")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
+        if of_panel:
+            axis.legend(fontsize="x-small")
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100)
     pyplot.close(figure)
