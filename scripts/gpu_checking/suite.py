@@ -85,7 +85,8 @@ class Suite:
         """All but the bundled model. What failed costs the networks that are built from it."""
         paths = self.checkpoints
         checkpoints.write_random_megatron(paths["megatron"], MEGATRON)
-        training, flags = self.args.folder / TRAINING, ("--qat", "-imh", "-iln", *self.args.finetune)
+        flags = ("--qat", "-imh", "-iln", "--epochs", "2", *self.args.finetune)  # some minutes of a GPU
+        training = self.args.folder / TRAINING
         program = (sys.executable, ROOT / "squad" / "finetune.py")
         train = [*program, "-pt", paths["bundled"], "-j", training, "-o", paths["qat"], *flags]
         self._make(paths["qat"] / "config.json", "training the QAT variant", self.run, train, "finetune.py")
