@@ -52,7 +52,7 @@ def answer(engine, tables, output, *flags, script=(SCRIPT,)) -> subprocess.Compl
     """answer_ray.py in a process of its own: Ray is started once in one. Where it is started is no matter."""
     words = command(script, engine, tables, output, *flags)
     place = ROOT if script[0] == "-m" else Path(output).parent
-    return subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=600)
 
 
 def write_parquet(path: Path, rows: list[dict], **options) -> Path:

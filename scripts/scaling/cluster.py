@@ -32,6 +32,7 @@ _PATIENCE = 5.0
 _ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the address of a machine that has no others: 127.0.0.1, on Linux, too
     "RAY_AUTH_MODE": "token",  # other users of this machine reach 127.0.0.1, and whoever may use Ray runs programs
+    "RAY_worker_niceness": "0",  # else, where cores are few, whoever waits for the engines has nearly all of their time
     "RAY_prestart_worker_first_driver": "0",  # a process for each core, most of them for nothing
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
