@@ -169,16 +169,22 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def _in_steps(values: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(`values` in steps, rounded and clipped; which of them were not clipped; the gradient of each by its step)."""
+    scaled = values.float() / step
+    rounded = scaled.round().clamp_(-_LARGEST, _LARGEST)
+    inside = scaled.abs() <= _LARGEST
+    return rounded, inside, rounded - scaled * inside
+
+
 class _Int8Values(torch.autograd.Function):
     """A tensor rounded to steps of amax / 127, half to even, clipped to ±127 of them; gradients as _Int8Dense's."""
 
     @staticmethod
     def forward(ctx, values, amax: torch.Tensor):
         step = amax / _LARGEST
-        scaled = values.float() / step
-        rounded = scaled.round().clamp_(-_LARGEST, _LARGEST)
-        inside = scaled.abs() <= _LARGEST
-        ctx.save_for_backward(inside, (rounded - scaled * inside).to(values.dtype))
+        rounded, inside, slope = _in_steps(values, step)
+        ctx.save_for_backward(inside, slope.to(values.dtype))
         return (rounded * step).to(values.dtype)
 
     @staticmethod
@@ -202,11 +208,8 @@ class _Int8Dense(torch.autograd.Function):
     def forward(ctx, hidden, kernel, bias, amax: torch.Tensor, dtype: torch.dtype):
         step = amax / _LARGEST
         steps = kernel_range(kernel) / _LARGEST  # [out, 1]
-        scaled = hidden.float() / step
-        rounded = scaled.round().clamp_(-_LARGEST, _LARGEST)
-        inside = scaled.abs() <= _LARGEST
-        slope = (rounded - scaled * inside).to(dtype)
-        hidden_integers = rounded.to(dtype)
+        rounded, inside, slope = _in_steps(hidden, step)
+        hidden_integers, slope = rounded.to(dtype), slope.to(dtype)
         kernel_integers = (kernel / steps).round_().clamp_(-_LARGEST, _LARGEST).to(dtype)
         ctx.save_for_backward(hidden_integers, kernel_integers, steps, inside, slope, step)
         ctx.hidden_dtype = hidden.dtype

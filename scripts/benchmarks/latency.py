@@ -29,19 +29,21 @@ def measure_latency(args, builder: EngineBuilder, torch_model, length: int, fold
     peers = {"NNCF, int8": lambda: builder.nncf_engine(*sizes).timed_run(batch)}
     peers |= hugging_face.latency_peers(torch_model, batch)
     peers |= OnnxExport(torch_model, batch, folder).latency_peers()
-    if not any(is_wanted(args.peers, name) for name in peers):
-        raise DemoBertError(f"--peers {' '.join(args.peers)} names none of: {'; '.join(peers)}")
-    for name, prepare in peers.items():
-        if is_wanted(args.peers, name):
-            cli.note(f"Preparing {name}")
-            runs[name] = prepare()
+    for name, prepare in wanted(args.peers, peers).items():
+        cli.note(f"Preparing {name}")
+        runs[name] = prepare()
     latencies = run_in_turn(runs, args.iterations)
     return {"sequence_length": length, "rows": print_table(latencies, args.batch_size, length)}
 
 
-def is_wanted(words: list | None, name: str) -> bool:
-    """Whether `--peers` names this peer, upper or lower case."""
-    return not words or any(word.lower() in name.lower() for word in words)
+def wanted(words: list | None, peers: dict) -> dict:
+    """Those of `peers`, by their names, that `--peers` names, upper or lower case. Raises DemoBertError for none."""
+    found = {
+        name: peer for name, peer in peers.items() if not words or any(word.lower() in name.lower() for word in words)
+    }
+    if not found:
+        raise DemoBertError(f"--peers {' '.join(words)} names none of: {'; '.join(peers)}")
+    return found
 
 
 def run_in_turn(runs: dict, iterations: int) -> dict:

@@ -11,10 +11,9 @@ import numpy as np
 from helpers import cli
 from helpers.answer_options import AnswerOptions
 from helpers.answerer import Answerer, predicted_text
-from helpers.errors import DemoBertError
 from helpers.squad import SquadData, read_squad, token_f1
 from scripts.benchmarks import hugging_face
-from scripts.benchmarks.latency import is_wanted
+from scripts.benchmarks.latency import wanted
 from scripts.benchmarks.project_engines import FORMS, EngineBuilder
 from scripts.benchmarks.turns import turns
 
@@ -26,10 +25,7 @@ def measure_throughput(args, builder: EngineBuilder, torch_model, model: Path, l
         step = max(len(data.examples) // args.questions, 1)
         data = replace(data, examples=data.examples[::step][: args.questions])
     sides = engine_sides(args, builder, length) | torch_sides(torch_model, model, length)
-    wanted = [name for name in sides if is_wanted(args.peers, name)]
-    if not wanted:
-        raise DemoBertError(f"--peers {' '.join(args.peers)} names none of: {'; '.join(sides)}")
-    answers = {name: sides[name]() for name in wanted}
+    answers = {name: prepare() for name, prepare in wanted(args.peers, sides).items()}
     seconds, f1 = answer_in_turn(answers, data, args.rounds)
     return print_table(seconds, f1, len(data.examples))
 

@@ -29,7 +29,7 @@ def fully_connected(self, hidden, kernel, bias):
 
 def matrix_product(self, hidden, kernel, bias):
     """A product and a sum. `hidden` is [S, B, E, 1, 1] or [T, E, 1, 1]; so is the output of the layer returned."""
-    network = self.network
+    network, first = self.network, self.network.num_layers
     tokens = (0,) * (self.rank - 3)  # the axes before the channels, as they are
     ones = (1,) * (self.rank - 4)
 
@@ -45,7 +45,7 @@ def matrix_product(self, hidden, kernel, bias):
     row = network.add_constant((*ones, 1, kernel.shape[0]), self.weights(bias)).get_output(0)
     total = network.add_elementwise(product, row, self.trt.ElementWiseOperation.SUM)
     if self.strict and self.int8 is None:
-        for index in range(network.num_layers - 5, network.num_layers):
+        for index in range(first, network.num_layers):
             network.get_layer(index).precision = self.float_type
     return shaped(total.get_output(0), (*tokens, kernel.shape[0], 1, 1))
 

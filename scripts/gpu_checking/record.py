@@ -30,6 +30,10 @@ class Record:
         self._lock = threading.Lock()
         self.end = time.monotonic() + 60 * minutes if minutes else None
 
+    def check_time(self) -> None:
+        """Raises OutOfTime where there is none left."""
+        _ = self.seconds_left
+
     @property
     def seconds_left(self) -> float:
         """Raises OutOfTime where there are none."""
@@ -56,8 +60,8 @@ class Record:
         """`work(*arguments)`, unless its result is there; returns it, or None where it fails."""
         if self.result(key) is not None:
             return self.result(key)
-        if self.seconds_left:  # raises where there are none
-            cli.note(f"{key} …")
+        self.check_time()
+        cli.note(f"{key} …")
         started, entry = time.monotonic(), {}
         try:
             entry["result"] = work(*arguments)

@@ -5,6 +5,10 @@ from collections.abc import Callable
 
 from helpers.errors import one_line
 
+#: The times of an engine and a batch, and what the name of an engine in a CUDA graph ends with.
+TIMES = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms")
+GRAPH = ", CUDA graph"
+
 #: More than any time, distance or count in a record.
 _MOST = 1e9
 
@@ -51,8 +55,7 @@ def _either(*tests: Callable) -> Callable:
     return lambda found: any(test(found) for test in tests)
 
 
-_NAMES = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms")
-_ROW = _either(_fields(error=_is_text), _fields(**dict.fromkeys(_NAMES, _is_time)))
+_ROW = _either(_fields(error=_is_text), _fields(**dict.fromkeys(TIMES, _is_time)))
 _TIMES = _fields(model=_is_name, tokens=_is_count, times=_each(_is_name, _each(_is_batch, _ROW)))
 _DISTANCE = _fields(windows=_is_count, largest=_is_number, rms=_is_number, other_argmax=_is_count)
 _LAYER = _fields(ms=_is_number, layers=_is_count)

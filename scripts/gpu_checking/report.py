@@ -8,17 +8,13 @@ from helpers.errors import DemoBertError, one_line
 from helpers.files import read_json
 from helpers.outputs import atomic_write, check_outputs
 from scripts.gpu_checking import record_form
-
-_COLUMNS = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms")
+from scripts.gpu_checking.record_form import GRAPH, TIMES
 
 #: What int8 and fp16 are held against.
 BASELINE = "torch.compile"
 
 #: Pictures have no room for more models and lengths.
 _MOST_PANELS = 24
-
-#: What the names of engines in a CUDA graph end with.
-GRAPH = ", CUDA graph"
 
 
 @dataclass(frozen=True)
@@ -232,9 +228,9 @@ def _failures(steps: dict) -> str:
 def _write_csv(rows: list[Row], path: Path) -> None:
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("model", "tokens", "batch", "engine", *_COLUMNS))
+        writer.writerow(("model", "tokens", "batch", "engine", *TIMES))
         for row in rows:
-            times = (f"{row.times[column]:.4f}" if column in row.times else "" for column in _COLUMNS)
+            times = (f"{row.times[column]:.4f}" if column in row.times else "" for column in TIMES)
             writer.writerow((row.model, row.tokens, row.batch, row.name, *times))
 
 

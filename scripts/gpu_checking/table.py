@@ -19,6 +19,7 @@ from scripts.benchmarks.random_model import RANDOM_SIZES
 from scripts.gpu_checking import checkpoints, torch_models
 from scripts.gpu_checking.networks import PTQ, Network, build_command
 from scripts.gpu_checking.record import OutOfTime
+from scripts.gpu_checking.record_form import GRAPH, TIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,7 +122,7 @@ def measure(suite, tasks: list[Task]) -> None:
     missing = [task for task in tasks if suite.wanted(str(task)) and suite.record.result(task.key) is None]
     for first in range(0, len(missing), suite.args.jobs):
         wave = missing[first : first + suite.args.jobs]
-        assert suite.record.seconds_left  # raises OutOfTime where there are none
+        suite.record.check_time()
         try:
             with ThreadPoolExecutor(len(wave)) as pool:
                 list(pool.map(lambda task: build(suite, task), wave))
@@ -184,7 +185,7 @@ def engine_times(suite, task: Task) -> dict:
     graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
     if any(batch in PROFILED for batch in place.batches):
         suite.record.step(f"layers: {task}", layers, suite, engine, task)
-    times = {f"{name}, CUDA graph": graph, name: stream}
+    times = {f"{name}{GRAPH}": graph, name: stream}
     return {"model": place.model, "tokens": place.length, "times": times}
 
 
@@ -216,7 +217,7 @@ def _perf(suite, engine: Path, length: int, batches: tuple, flags: list) -> dict
     command += [word for batch in batches for word in ("-b", batch)]
     suite.run([*command, *flags], "build/perf", LD_LIBRARY_PATH=libraries(suite.args))
     timings = read_json(output, "output of build/perf")["timings"]
-    names = ("average_ms", "median_ms", "percentile_95_ms", "percentile_99_ms", "sentences_per_second")
+    names = (*TIMES, "sentences_per_second")
     return {str(timing["batch_size"]): {name: timing[name] for name in names} for timing in timings}
 
 

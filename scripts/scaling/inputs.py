@@ -38,9 +38,9 @@ def input_tables(path) -> list[Path]:
     except OSError as error:
         raise DemoBertError(f"--rows: can't read the folder {path}: {error.strerror}") from error
     tables = [path / name for name in names if name[0] not in "._" and Path(name).suffix.lower() in SUFFIXES]
-    folders = {table: None for table in tables if table.is_dir()}
+    folders = dict.fromkeys(table for table in tables if table.is_dir())
     if folders:  # as Spark writes a table; one at a time can be named
-        left_out = ", ".join(cli.one_line(str(folder)) for folder in list(folders)[:5]) + ", …" * (len(folders) > 5)
+        left_out = ", ".join(one_line(folder) for folder in list(folders)[:5]) + ", …" * (len(folders) > 5)
         cli.note(f"Note: left out, since they are folders, which --rows can name one by one: {left_out}")
     tables = [table for table in tables if table not in folders]
     if not tables:

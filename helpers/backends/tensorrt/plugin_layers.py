@@ -44,8 +44,8 @@ class PluginWriter(NetworkWriter, NetworkLayers):
     """What the plugin networks have in common.
 
     `precision` is "fp32" or "fp16": the type that the plugins work in where `int8` does not say otherwise; the builder
-    picks the convolutions' types, unless `strict`. A subclass adds the network's inputs, for padded input of `sizes` [B, S], -1 where
-    dynamic, and says what its layout asks for.
+    picks the convolutions' types, unless `strict`. A subclass adds the network's inputs, for padded input of `sizes`
+    [B, S], -1 where dynamic, and says what its layout asks for.
 
     rank              of the activations
     head_transpose    what brings the logits into the order of the output
