@@ -215,19 +215,23 @@ class Quantization:
         names = dense_input_names(dense)
         return self.known(*names) or self.amax(*names)
 
+    def evens_out(self, dense: str) -> bool:
+        """Whether the ranges of the channels of a dense layer's input are known, and of use: fp8's steps grow with the values."""
+        return self.kind == "int8" and f"{dense}_{_CHANNELS}" in self.ranges
+
     def _channel_limits(self, dense: str, kernel: np.ndarray) -> np.ndarray | None:
         """What each channel of a dense layer's input is divided by to come between -1 and 1, float32 [in].
 
         `kernel` [out, in], which is to be multiplied by them. They even the input's channels out, as far as the kernel
-        stays even itself (SMOOTHING; equation 4 of arXiv:2211.10438). None where they are not known, or of no use, as in
-        fp8, whose steps grow with the values: then `dense_input` is for all.
+        stays even itself (SMOOTHING; equation 4 of arXiv:2211.10438). None where they are not known, or of no use: then
+        `dense_input` is for all.
 
         What the tensor's one range clips counts as clipped: training has learned to (the bundled model's QAT, logits on 120
         windows of XQuAD, root mean square off float32: one range 0.147, channels 0.141, clipped 0.110).
         """
-        largest = self.ranges.get(f"{dense}_{_CHANNELS}")
-        if largest is None or self.kind != "int8":
+        if not self.evens_out(dense):
             return None
+        largest = self.ranges[f"{dense}_{_CHANNELS}"]
         whole = max(
             (np.max(self.ranges[name]) for name in dense_input_names(dense) if name in self.ranges), default=np.inf
         )

@@ -24,7 +24,7 @@ from helpers.bert_config import BertConfig
 from helpers.errors import DemoBertError, UsageError
 from tests.checkpoints import bert_weights, megatron_state, pytorch_state, write_config, write_folder
 from tests.conftest import BUNDLED, ROOT
-from tests.reference_bert import fake_quantizer, random_inputs, random_weights, reference_logits
+from tests.reference_bert import channels_of, fake_quantizer, random_inputs, random_weights, reference_logits, smoothed
 from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install, plugins
 from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, write
 from tests.test_tensorrt_packed import packed, sequences
@@ -66,9 +66,12 @@ def built(monkeypatch):
 
 
 class Case:
-    """A random model, three batches in the layout of `options`, and a range for each place that quantization has."""
+    """A random model, three batches in the layout of `options`, and a range for each place that quantization has.
 
-    def __init__(self, rng, options: dict, gelu: str = "erf", config: BertConfig = CONFIG):
+    With `by_channel` those of the channels that a layer norm puts out, too.
+    """
+
+    def __init__(self, rng, options: dict, gelu: str = "erf", config: BertConfig = CONFIG, by_channel: bool = False):
         self.config, self.options, self.gelu = config, options, gelu
         self.megatron = options.get("megatron", False)
         self.tensors = random_weights(config, rng)
@@ -77,6 +80,8 @@ class Case:
         else:
             self.batches = [PaddedBatch(*random_inputs(config, rng, 3, 12)) for _ in range(3)]
         self.ranges = self.observed(rng)
+        self.channels = self.observed_channels(rng) if by_channel else {}
+        self.ranges |= {f"{dense}_input_channel_amax": largest for dense, largest in self.channels.items()}
 
     def observed(self, rng) -> dict:
         """The largest value at each place of the float network, times a factor: some ranges clip, none is another's."""
@@ -91,6 +96,16 @@ class Case:
             self.logits(batch, note)
         factors = {re.sub("query|key|value", "", name): rng.uniform(0.7, 1.2) for name in largest}
         return {name: np.float32(amax * factors[re.sub("query|key|value", "", name)]) for name, amax in largest.items()}
+
+    def observed_channels(self, rng) -> dict:
+        """The largest value of each channel in the first batch, times a factor; of a few it is far out, one has none."""
+        seen = {}
+        self.logits(self.batches[0], lambda name, values: seen.setdefault(name, values))
+        found = channels_of(seen)
+        for largest in found.values():
+            largest *= rng.uniform(0.7, 1.2) * rng.choice([1, 1, 1, 5], len(largest))
+            largest[rng.integers(len(largest))] = 0
+        return found
 
     def logits(self, batch, quantize=lambda name, values: values) -> np.ndarray:
         """The reference's: [B, S, 2], or [T, 2] sequence by sequence."""
@@ -113,7 +128,9 @@ class Case:
                 return True  # dense layers: kernels, inputs
             return attention if "_attention_self_" in name else norms
 
-        return self.logits(batch, fake_quantizer("int8", self.effective_ranges(), places))
+        quantize, ranges = fake_quantizer("int8", self.effective_ranges(), places), self.effective_ranges()
+        # An int8 layer norm has rounded what it puts out by one range already.
+        return self.logits(batch, quantize if norms else smoothed(quantize, self.tensors, self.channels, ranges))
 
     def effective_ranges(self) -> dict:
         """What the plugin network makes of the ranges, in words of docs/architecture.md's table."""
@@ -161,9 +178,8 @@ class Case:
 def test_padded(version, interface, precision, strict, multihead, skipln, engine_path, built, monkeypatch, rng):
     install(version, monkeypatch)
     forced = {"force_int8_skipln": skipln, "force_int8_multihead": multihead}
-    case = Case(
-        rng, PADDED | forced | {"precision": precision, "strict": strict}, gelu=str(rng.choice(["erf", "tanh"]))
-    )
+    by_channel, gelu = bool(rng.random() < 0.5), str(rng.choice(["erf", "tanh"]))
+    case = Case(rng, PADDED | forced | {"precision": precision, "strict": strict}, gelu, by_channel=by_channel)
     assert case.worst(engine_path, version, interface) < TOLERANCE["fp32"]
     # Not the float network's answer either.
     assert case.distance(case.logits) > 1e-3
@@ -180,6 +196,9 @@ def test_padded(version, interface, precision, strict, multihead, skipln, engine
     assert outputs["l0_attention_output_dense"] == outputs["l1_output_dense"] == (None if skipln else float_type)
     assert outputs["l0_attention_self/query_key_value"] == (None if multihead else float_type)
     assert outputs["l0_intermediate_dense"] is None
+    shares = {node.name: node.precision for node in built.graph.nodes if node.name.endswith("/input/shares")}
+    evened = [f"l{i}_{dense}/input/shares" for i in range(2) for dense in ("attention_self", "intermediate_dense")]
+    assert shares == (dict.fromkeys(evened, float_type) if by_channel and not skipln else {})
 
 
 @pytest.mark.parametrize("version, interface", PLUGINS)

@@ -25,7 +25,7 @@ from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.bert_config import BertConfig
 from helpers.errors import UsageError
 from helpers.network_layers import NetworkLayers, Normalised
-from helpers.quantization import PROBABILITIES, Quantization, matmul_input_name, tensor_ranges
+from helpers.quantization import PROBABILITIES, Quantization, QuantizedDense, matmul_input_name, tensor_ranges
 
 #: What is said of a model whose embeddings are projected.
 NO_PROJECTION = "the BERT plugins take embeddings of the hidden size, this model's are projected to it"
@@ -119,7 +119,8 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         raise UsageError(NO_PROJECTION)
 
     def query_key_value(self, hidden, kernel, bias, name):
-        kernel, bias = self._by_head(self._clipped(kernel, name)), self._by_head(bias)
+        hidden, kernel = self._for_int8(hidden, kernel, name)
+        kernel, bias = self._by_head(kernel), self._by_head(bias)
         return self._dense(hidden, kernel, bias, f"{name}/query_key_value", self.attention_type)
 
     def attention(self, query_key_value, heads, name):
@@ -140,7 +141,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
 
     def dense(self, hidden, kernel, bias, name):
         consumer = self.norm_type if name.endswith("_output_dense") else None  # add + norm, or GELU
-        return self._dense(hidden, self._clipped(kernel, name), bias, name, consumer)
+        return self._dense(*self._for_int8(hidden, kernel, name), bias, name, consumer)
 
     def gelu(self, hidden, formula, name):
         shape = (1,) * self.rank
@@ -212,12 +213,31 @@ class PluginWriter(NetworkWriter, NetworkLayers):
             layer.set_output_type(0, self.float_type)
         return tensor
 
-    def _clipped(self, kernel, name):
-        """`kernel` within the ranges that training gave it: the builder's own scales then are no coarser."""
+    def _for_int8(self, hidden, kernel, name):
+        """What an int8 dense layer is to multiply; in float both as they are.
+
+        Channels are evened out where their ranges are known, and the layer norm before them gives floats: what it gives in
+        int8 has been rounded by one range already. The kernel is within the ranges that training gave it: the builder's
+        own scales then are no coarser.
+        """
         if self.int8 is None:
-            return kernel
-        amax = self.int8.quantization.kernel(name, kernel)[:, None]
-        return np.clip(kernel, -amax, amax)
+            return hidden, kernel
+        quantization = self.int8.quantization
+        if self.norm_type != TYPE_IDS["int8"] and quantization.evens_out(name):
+            dense = quantization.dense(name, kernel)
+            return self._shares(hidden, dense, name), dense.kernel
+        amax = quantization.kernel(name, kernel)[:, None]
+        return hidden, np.clip(kernel, -amax, amax)
+
+    def _shares(self, hidden, dense: QuantizedDense, name: str):
+        """Each channel of `hidden` [..., E, 1, 1] as a share of its limit, between -1 and 1."""
+        inverse = (1 / dense.limits).reshape(*(1,) * (self.rank - 3), -1, 1, 1)
+        constant = self.output(self.network.add_constant(inverse.shape, self.weights(inverse)), f"{name}/input/inverse")
+        layer = self.network.add_elementwise(hidden, constant, self.trt.ElementWiseOperation.PROD)
+        layer.precision = self.float_type  # what it reads is not to be rounded by one range first
+        shares = self.output(layer, f"{name}/input/shares")
+        shares.set_dynamic_range(-dense.input_amax, dense.input_amax)
+        return shares
 
     def _by_head(self, array):
         """Each head's query, key and value side by side, as the plugin reads them: [3, N, H, …] → [N, 3, H, …]."""
