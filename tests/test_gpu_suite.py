@@ -211,7 +211,8 @@ def test_networks_are_built_compared_and_asked(on_a_cpu, tmp_path, capsys):
     assert set(steps["answers: plugin, packed fp16"]["result"]) == {"exact_match", "f1"}
     assert gpu_check.main([*flags, "--only", "Megatron int8"]) == 0
     steps = steps_of(tmp_path)
-    assert steps["double: plugin, Megatron int8"]["result"]["largest"] < 1
+    double = steps["double: plugin, Megatron int8"]["result"]
+    assert double["largest"] < 1 and 0 < double["in_half"]["rms"] < 0.3
     assert "answers: plugin, Megatron int8" not in steps and "steps done, 0 failed" in capsys.readouterr().out
 
 
@@ -306,7 +307,10 @@ def made_up_steps() -> dict:
     return {
         "build: plugin, int8": {"result": 86.1, "seconds": 20},
         "logits: plugin, int8": {"result": distances, "seconds": 3},
-        "double: plugin, int8": {"result": distances | {"largest": 0.0625}, "seconds": 3},
+        "double: plugin, int8": {
+            "result": distances | {"largest": 0.0625, "in_half": distances | {"rms": 0.03125}},
+            "seconds": 3,
+        },
         "logits: plugin, Megatron int8": {"result": {}, "seconds": 3},
         "answers: plugin, int8": {"result": {"exact_match": 54.5, "f1": 68.25}, "seconds": 3},
         "pairs": {"result": {"one / other": distances}, "seconds": 0},
@@ -329,8 +333,8 @@ def test_the_page_holds_every_figure(tmp_path, capsys):
     text = page.read_text()
     for line in (
         "# TensorRT on an NVIDIA H100",
-        "| plugin, int8 | 0.5000 | 0.1250 | 2 of 64 | 0.0625 | 0.1250 |",
-        "| plugin, Megatron int8 |  |  |  |  |  |",
+        "| plugin, int8 | 0.5000 | 0.1250 | 2 of 64 | 0.0625 | 0.1250 | 0.5000 | 0.0312 |",
+        "| plugin, Megatron int8 |  |  |  |  |  |  |  |",
         "| one / other | 0.5000 | 0.1250 |",
         "| plugin, int8 | 54.50 | 68.25 |",
         "| batch | int8 | SDPA | products alone, fp8 | torch.compile | int8 / torch.compile | fp16 / torch.compile |",
@@ -380,6 +384,7 @@ def of_table(**values) -> dict:
         of_table(times={"int8": {"8": {"average_ms": 1.0}}}),
         *({"logits: a": {"result": result}} for result in (3, {"largest": "x"}, {"largest": 1.0})),
         {"double: a": {"result": {}}},
+        {"double: a": {"result": DISTANCE | {"in_half": {}}}},
         *({"pairs": {"result": result}} for result in ([1], {"a": 2})),
         {"fake-quantized: qat": {"result": [1]}},
         *({"answers: a": {"result": result}} for result in ([1], {"f1": 1.0})),

@@ -348,6 +348,23 @@ def test_a_strongly_typed_half_network_is_rounded(double, rng):
     np.testing.assert_array_equal(run(double, write, {"x": x})["out"], x * third * third * third)
 
 
+def test_floats_between_layers_in_half_where_that_is_asked_for(monkeypatch, rng):
+    """Each layer's, before the next reads it; a weakly typed network has them in float64 otherwise."""
+    double = install("8.6.1", monkeypatch)
+    x = rng.standard_normal((3, 50)).astype(np.float32)
+
+    def write(trt, network, inputs, keep):
+        squares = network.add_elementwise(inputs["x"], inputs["x"], trt.ElementWiseOperation.PROD).get_output(0)
+        return {"out": network.add_elementwise(squares, inputs["x"], trt.ElementWiseOperation.SUB).get_output(0)}
+
+    exact = run(double, write, {"x": x}, flags=weak_flags(double.module))["out"]
+    np.testing.assert_array_equal(exact, (np.float64(x) ** 2 - x).astype(np.float32))
+    monkeypatch.setenv("TENSORRT_DOUBLE_FLOATS", "half")
+    in_half = run(double, write, {"x": x}, flags=weak_flags(double.module))["out"]
+    squares = (np.float64(x) ** 2).astype(np.float16).astype(np.float64)
+    np.testing.assert_array_equal(in_half, (squares - x).astype(np.float16).astype(np.float32))
+
+
 def test_shapes_follow_changes(double):
     """Those of the newest layer, of layers behind it, and of older layers that read it."""
     trt, keep = double.module, []

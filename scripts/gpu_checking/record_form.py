@@ -66,7 +66,7 @@ _RESULTS = {
     "tried: ": _TIMES,
     "layers: ": _each(_is_batch, _each(_is_text, _LAYER)),
     "logits: ": _either(_DISTANCE, lambda found: found == {}),
-    "double: ": _DISTANCE,
+    "double: ": lambda found: _DISTANCE(found) and _DISTANCE(found.get("in_half", found)),
     "fake-quantized: ": _each(_is_name, _DISTANCE),
     "pairs": _each(_is_name, _DISTANCE),
     "answers: ": _fields(exact_match=_is_number, f1=_is_number),

@@ -35,8 +35,8 @@ PARTS = ("networks", "answers", "table", "tried")
 #: Megatron's network for the numbers: of random weights, and as wide as its plugins want it.
 MEGATRON = BertConfig(768, 4, 12, 3072, 30522, gelu="tanh")
 
-#: The release that the double plays.
-DOUBLE = "8.6.1"
+#: The release that the double plays, and the variable that has it hold floats in half.
+DOUBLE, DOUBLE_FLOATS = "8.6.1", "TENSORRT_DOUBLE_FLOATS"
 
 BATCH, LENGTH = 8, 384
 
@@ -111,9 +111,11 @@ class Suite:
             self.run(command, Path(command[1]).name)
         return round(engine.stat().st_size / 2**20, 1)
 
-    def logits(self, network: Network, python: str, engine: Path, batches: int | None = None) -> list[np.ndarray]:
+    def logits(
+        self, network: Network, python: str, engine: Path, batches: int | None = None, environment: dict | None = None
+    ) -> list[np.ndarray]:
         """Logits [length, 2] of each of the windows, or of those of the first `batches`."""
-        process = EngineProcess(engine, python, layout=network.layout)
+        process = EngineProcess(engine, python, environment, network.layout)
         folder = engine.with_suffix(".logits")
         folder.mkdir(exist_ok=True)
         lengths = self.lengths[: BATCH * batches if batches else None]
@@ -160,7 +162,10 @@ class Suite:
         return {} if network.checkpoint == "megatron" else distance(ours, self.reference)
 
     def simulate(self, network: Network) -> None:
-        """The distance of an int8 network's kept logits to what the double computes, on the first windows."""
+        """The distance of an int8 network's kept logits to what the double computes, on the first windows.
+
+        And how far the double itself is from that with its floats in half: by so much the engine's may be, too.
+        """
         with contextlib.suppress(OutOfTime):
             self.record.step(f"double: {network.name}", self._simulate, network)
 
@@ -170,7 +175,8 @@ class Suite:
         simulated = self.engine(network).with_suffix(".double")
         self.build(network, double, simulated)
         theirs = self.logits(network, double, simulated, DOUBLE_BATCHES)
-        return distance(self.kept(network.name)[: len(theirs)], theirs)
+        in_half = self.logits(network, double, simulated, DOUBLE_BATCHES, os.environ | {DOUBLE_FLOATS: "half"})
+        return distance(self.kept(network.name)[: len(theirs)], theirs) | {"in_half": distance(in_half, theirs)}
 
     def fake_quantize(self, checkpoint: str, names: list[str]) -> dict:
         """PyTorch's network whose dense layers alone are rounded: its distance to float32, and the named networks' to it."""

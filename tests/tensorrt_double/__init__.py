@@ -14,6 +14,8 @@ argument, infers shapes like the builder, refuses what TensorRT would refuse (or
 in numpy float64. From a shell:
 
     TENSORRT_DOUBLE_COMPUTE_CAPABILITY=8.6 python -m tests.tensorrt_double 10.16.1 builder.py -o …
+
+With TENSORRT_DOUBLE_FLOATS=half weakly typed networks hold floats between layers in half (numerics.py).
 """
 
 import ctypes

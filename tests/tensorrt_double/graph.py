@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.tensorrt_double import implicit, layers
-from tests.tensorrt_double.numerics import FLOATS, INTEGERS, round_to
+from tests.tensorrt_double.numerics import FLOATS, INTEGERS, between_layers, round_to
 from tests.tensorrt_double.shapes import UNKNOWN, Info
 from tests.tensorrt_double.versions import TensorRTDoubleError
 
@@ -205,7 +205,7 @@ class Graph:
         if value.shape != info.shape:
             raise TensorRTDoubleError(f"computed {value.shape}, inferred {info.shape}")
         if info.dtype in FLOATS and not self.strongly_typed and node.kind not in ("cast", "constant"):
-            return np.asarray(value, np.float64)
+            return between_layers(value)
         return round_to(value, info.dtype)
 
 

@@ -1,5 +1,6 @@
 """Values as the double holds them: floats in float64 rounded to their type, integers in int64, booleans in bool."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,15 @@ STORAGE = {
     "FP8": np.uint8,
 }
 
+#: Set to "half", weakly typed networks hold floats between layers in half, as an fp16 engine does that fuses nothing.
+FLOATS_ENVIRONMENT = "TENSORRT_DOUBLE_FLOATS"
+
 _LARGEST_FP8 = 448.0
+
+
+def between_layers(array: np.ndarray) -> np.ndarray:
+    """Floats of a weakly typed network, whose types are the builder's choice: as they are, or in half (above)."""
+    return round_to(array, "HALF" if os.environ.get(FLOATS_ENVIRONMENT) == "half" else "FLOAT")
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
