@@ -1,9 +1,11 @@
 """Model folders' tokenizers against AutoTokenizer: ids, offsets and pairs, as transformers 5 and 4 save them."""
 
 import functools
+import importlib
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,14 +32,12 @@ def ours(folder, **options) -> Tokenizer:
 
 def theirs(folder):
     """AutoTokenizer's. Its SentencePiece reader asks for a package that it then does not use."""
-    from transformers import AutoTokenizer, convert_slow_tokenizer
+    from transformers import AutoTokenizer
 
-    before = convert_slow_tokenizer.requires_backends
-    convert_slow_tokenizer.requires_backends = lambda *arguments: None
-    try:
+    # The package has a function of the module's name: an import from it gives the one or the other.
+    conversion = importlib.import_module("transformers.convert_slow_tokenizer")
+    with mock.patch.object(conversion, "requires_backends", lambda *arguments: None):
         return AutoTokenizer.from_pretrained(str(folder))
-    finally:
-        convert_slow_tokenizer.requires_backends = before
 
 
 def assert_same_tokens(got: Tokenizer, reference, texts) -> None:
