@@ -122,6 +122,8 @@ def _fake_quantized(steps: dict) -> list[str]:
     rows = [(key, name, row) for key, rows in found.items() for name, row in rows.items()]
     lines = [
         "",
+        "PyTorch's fake-quantized network rounds what its dense layers read, by one range for each tensor, and nothing else:",
+        "",
         "| ranges | network | off PyTorch's fake-quantized network: largest | rms |",
         "| --- | --- | ---: | ---: |",
     ]
