@@ -198,7 +198,7 @@ def test_megatron_s_residual(version, kind, layout, model, engine_path, installe
     installed(version)
     ranges, floats = {}, {"pre_normalised": True}
     reference_logits(CONFIG, tensors, "erf", *inputs, **floats, quantize=lambda name, x: ranges.setdefault(name, x))
-    ranges = {name: np.abs(x).max() for name, x in ranges.items() if not name.endswith("_kernel_amax")}
+    ranges = {name: np.float32(np.abs(x).max()) for name, x in ranges.items() if not name.endswith("_kernel_amax")}
     quantize = fake_quantizer(kind, ranges, is_dense)
     engine, _ = engine_of(engine_path, version, (tensors, inputs, ranges), layout, megatron=True, quantize=kind)
     expected = reference_logits(CONFIG, tensors, "erf", *inputs, **floats, quantize=quantize)
@@ -395,7 +395,9 @@ def quantized_bert(trt, network, kind, precision, layout, quantize_attention):
     tensors, inputs, ranges = random_weights(CONFIG, rng), random_inputs(CONFIG, rng, 2, 8), {}
     reference_logits(CONFIG, tensors, "erf", *inputs, quantize=lambda name, values: ranges.setdefault(name, values))
     channels = {f"{dense}_input_channel_amax": largest for dense, largest in channels_of(ranges).items()}
-    ranges = {name: np.abs(x).max() for name, x in ranges.items() if not name.endswith("_kernel_amax")} | channels
+    ranges = {
+        name: np.float32(np.abs(x).max()) for name, x in ranges.items() if not name.endswith("_kernel_amax")
+    } | channels
     common = (trt, network, None, CONFIG, precision)
     quantized = (Quantization(kind, ranges, "a test"), quantize_attention)
     if layout == "padded":
