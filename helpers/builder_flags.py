@@ -156,7 +156,7 @@ def _add_precision(group) -> None:
 
 
 def _add_padded_int8(group) -> None:
-    norms = "add + layer norm with int8 inputs and outputs"
+    norms = "add + layer norm with int8 inputs and outputs; their channels are not evened out then"
     group.add_argument("-iln", "--force-int8-skipln", action="store_true", help=norms)
     attention = "attention with int8 inputs and outputs; on the CPU, query and key"
     group.add_argument("-imh", "--force-int8-multihead", action="store_true", help=attention)

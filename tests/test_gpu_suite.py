@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.builder_flags import add_build_arguments, check_build_arguments
 from helpers.calibration_cache import Fingerprint, model_fingerprint, read_cache, write_cache
 from helpers.cli import Parser
 from helpers.errors import DemoBertError
-from helpers.quantization import channel_range_names
+from helpers.quantization import channel_range_names, range_names
 from helpers.weights import load_weights
 from helpers.weights.pytorch_names import pytorch_name
 from scripts.gpu_checking import check as gpu_check
@@ -24,7 +25,16 @@ from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, WIDE_CALIBRATIO
 from scripts.gpu_checking.record import OutOfTime, Record
 from tests.checkpoints import pytorch_state, write_folder
 from tests.conftest import ROOT
-from tests.reference_bert import fake_quantizer, random_config, random_inputs, random_weights, reference_logits
+from tests.reference_bert import (
+    channels_of,
+    fake_quantizer,
+    random_config,
+    random_inputs,
+    random_weights,
+    reference_logits,
+    smoothed,
+)
+from tests.test_tensorrt_native_int8 import is_dense
 
 SQUAD = ROOT / "tests" / "data" / "squad_v1.1.json"
 TINY = BertConfig(768, 1, 12, 128, 30522, gelu="tanh")
@@ -141,6 +151,36 @@ def test_a_widened_model_computes_the_same(tmp_path, rng):
     found = read_cache(tmp_path / "wide ranges", wanted, wide.config).ranges
     for name, value in (amax | channels).items():
         assert np.allclose(found[name], np.tile(value, 2) if name in channels else value)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_pytorch_s_fake_quantized_network(calibrated, rng, tmp_path, monkeypatch):
+    """Hugging Face's, rounded by torch's operators, beside numpy's. A cache's channels are evened out, QAT's have one range.
+
+    In float32 some values fall to another step: so there is one layer, and it is the median logit that is compared.
+    """
+    monkeypatch.setattr(torch_models, "DEVICE", "cpu")
+    config = replace(random_config(rng), gelu="erf", num_hidden_layers=1)
+    tensors = random_weights(config, rng)
+    inputs = random_inputs(config, rng, 3, min(12, config.max_position_embeddings))
+    seen = {}
+    exact = reference_logits(config, tensors, "erf", *inputs, quantize=lambda name, x: seen.setdefault(name, x))
+    amax = {name: np.float32(np.abs(seen[name]).max() * rng.uniform(1, 1.2)) for name in range_names(config)}
+    for name in [name for name in amax if name.endswith("_query_input_amax")]:  # one tensor, one range
+        amax |= {name.replace("query", part): amax[name] for part in ("key", "value")}
+    quantize, state, cache = fake_quantizer("int8", amax, is_dense), pytorch_state(config, tensors), None
+    if calibrated:
+        channels, cache = channels_of(seen), tmp_path / "ranges"
+        quantize = smoothed(quantize, tensors, channels, amax)
+        by_channel = {f"{dense}_input_channel_amax": largest for dense, largest in channels.items()}
+        write_cache(cache, Fingerprint("m", "d", 9, 3, "max"), amax | by_channel)
+    else:
+        state |= {pytorch_name(name): np.array(value) for name, value in amax.items()}
+    folder = write_folder(tmp_path / "one", config, state)
+    (found,) = torch_models.fake_quantized_logits(folder, cache, [PaddedBatch(*inputs)])
+    wanted, tokens = reference_logits(config, tensors, "erf", *inputs, quantize=quantize), inputs[2].astype(bool)
+    off = [np.median(np.abs(found - logits)[tokens]) for logits in (wanted, exact)]
+    assert off[0] < 0.1 * off[1], off
 
 
 # Whole parts, on a CPU

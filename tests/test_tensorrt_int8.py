@@ -68,7 +68,7 @@ def built(monkeypatch):
 class Case:
     """A random model, three batches in the layout of `options`, and a range for each place that quantization has.
 
-    With `by_channel` those of the channels that a layer norm puts out, too.
+    With `by_channel` those of the channels that a layer norm puts out, and of kernels, too.
     """
 
     def __init__(self, rng, options: dict, gelu: str = "erf", config: BertConfig = CONFIG, by_channel: bool = False):
@@ -81,7 +81,9 @@ class Case:
             self.batches = [PaddedBatch(*random_inputs(config, rng, 3, 12)) for _ in range(3)]
         self.ranges = self.observed(rng)
         self.channels = self.observed_channels(rng) if by_channel else {}
-        self.ranges |= {f"{dense}_input_channel_amax": largest for dense, largest in self.channels.items()}
+        if by_channel:
+            self.ranges |= {f"{dense}_input_channel_amax": largest for dense, largest in self.channels.items()}
+            self.ranges |= self.of_kernels(rng)
 
     def observed(self, rng) -> dict:
         """The largest value at each place of the float network, times a factor: some ranges clip, none is another's."""
@@ -96,6 +98,12 @@ class Case:
             self.logits(batch, note)
         factors = {re.sub("query|key|value", "", name): rng.uniform(0.7, 1.2) for name in largest}
         return {name: np.float32(amax * factors[re.sub("query|key|value", "", name)]) for name, amax in largest.items()}
+
+    def of_kernels(self, rng) -> dict:
+        """By output channel, some of what is there clipped; of a few kernels none."""
+        kernels = {name: kernel for name, kernel in self.tensors.items() if re.match(r"l\d+_.*_kernel$", name)}
+        largest = {name: np.abs(kernel).max(1, keepdims=True) for name, kernel in kernels.items() if rng.random() < 0.8}
+        return {f"{name}_amax": amax * rng.uniform(0.6, 1, amax.shape).astype("f4") for name, amax in largest.items()}
 
     def observed_channels(self, rng) -> dict:
         """The largest value of each channel in the first batch, times a factor; of a few it is far out, one has none."""
@@ -128,7 +136,13 @@ class Case:
                 return True  # dense layers: kernels, inputs
             return attention if "_attention_self_" in name else norms
 
-        quantize, ranges = fake_quantizer("int8", self.effective_ranges(), places), self.effective_ranges()
+        ranges = self.effective_ranges()
+        rounded = fake_quantizer("int8", ranges, places)
+
+        def quantize(name, values):
+            clips = name.endswith("_kernel_amax") and name in ranges  # before the builder takes the largest value left
+            return rounded(name, np.clip(values, -ranges[name], ranges[name]) if clips else values)
+
         # An int8 layer norm has rounded what it puts out by one range already.
         return self.logits(batch, quantize if norms else smoothed(quantize, self.tensors, self.channels, ranges))
 
@@ -175,10 +189,13 @@ class Case:
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 @pytest.mark.parametrize("multihead", [False, True], ids=["", "imh"])
 @pytest.mark.parametrize("skipln", [False, True], ids=["", "iln"])
-def test_padded(version, interface, precision, strict, multihead, skipln, engine_path, built, monkeypatch, rng):
+@pytest.mark.parametrize("by_channel", [False, True], ids=["", "channels"])
+def test_padded(
+    version, interface, precision, strict, multihead, skipln, by_channel, engine_path, built, monkeypatch, rng
+):
     install(version, monkeypatch)
     forced = {"force_int8_skipln": skipln, "force_int8_multihead": multihead}
-    by_channel, gelu = bool(rng.random() < 0.5), str(rng.choice(["erf", "tanh"]))
+    gelu = str(rng.choice(["erf", "tanh"]))
     case = Case(rng, PADDED | forced | {"precision": precision, "strict": strict}, gelu, by_channel=by_channel)
     assert case.worst(engine_path, version, interface) < TOLERANCE["fp32"]
     # Not the float network's answer either.
@@ -196,9 +213,12 @@ def test_padded(version, interface, precision, strict, multihead, skipln, engine
     assert outputs["l0_attention_output_dense"] == outputs["l1_output_dense"] == (None if skipln else float_type)
     assert outputs["l0_attention_self/query_key_value"] == (None if multihead else float_type)
     assert outputs["l0_intermediate_dense"] is None
-    shares = {node.name: node.precision for node in built.graph.nodes if node.name.endswith("/input/shares")}
+    ranges = {tensor.name: tensor.dynamic_range for tensor in built.graph.tensors}
+    shares = {name: amax for name, amax in ranges.items() if name.endswith("/input/shares")}
     evened = [f"l{i}_{dense}/input/shares" for i in range(2) for dense in ("attention_self", "intermediate_dense")]
-    assert shares == (dict.fromkeys(evened, float_type) if by_channel and not skipln else {})
+    assert shares == (dict.fromkeys(evened, (-1, 1)) if by_channel and not skipln else {})
+    # What is evened out first must not be rounded by one range.
+    assert (ranges["l0_output_layernorm"] is None) == (ranges["bert_embeddings"] is None) == bool(shares)
 
 
 @pytest.mark.parametrize("version, interface", PLUGINS)

@@ -107,7 +107,7 @@ def _networks(steps: dict) -> str:
         exact = steps[f"logits: {name}"].get("result") or {}
         double = steps.get(f"double: {name}", {}).get("result") or {}
         cells = [_number(exact, "largest"), _number(exact, "rms"), _windows(exact)]
-        cells += [_number(found, name) for found in (double, double.get("in_half", {})) for name in ("largest", "rms")]
+        cells += [_number(found, key) for found in (double, double.get("in_half", {})) for key in ("largest", "rms")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += _fake_quantized(steps)
     pairs = steps.get("pairs", {}).get("result") or {}
@@ -122,7 +122,8 @@ def _fake_quantized(steps: dict) -> list[str]:
     rows = [(key, name, row) for key, rows in found.items() for name, row in rows.items()]
     lines = [
         "",
-        "PyTorch's fake-quantized network rounds what its dense layers read, by one range for each tensor, and nothing else:",
+        "PyTorch's fake-quantized network rounds what its dense layers read, and nothing else. Where the channels' ranges are "
+        "known, it evens them out, as engines do but those with add + norm in int8 (`-iln`, packed):",
         "",
         "| ranges | network | off PyTorch's fake-quantized network: largest | rms |",
         "| --- | --- | ---: | ---: |",

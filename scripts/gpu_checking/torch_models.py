@@ -1,6 +1,7 @@
 """PyTorch on the GPU: the reference's logits, and runs to be timed. Heavy imports wait until they are asked for."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 from helpers.bert_config import BertConfig
 from helpers.calibration_cache import read_cache, read_fingerprint
 from helpers.errors import DemoBertError
-from helpers.quantization import Quantization, dense_input_names
+from helpers.quantization import LARGEST, Quantization, QuantizedDense, dense_kernel_names
 from helpers.weights import load_weights
+from helpers.weights.pytorch_names import pytorch_name
 from scripts.benchmarks import hugging_face
 
 #: Where models and their inputs go.
@@ -45,23 +47,42 @@ def logits(model, batches: list) -> list[np.ndarray]:
 def fake_quantized_logits(folder: Path, calibration: Path | None, batches: list) -> list[np.ndarray]:
     """The same of a folder's model with the inputs and kernels of its dense layers rounded to int8's steps, in float32.
 
-    The ranges are the checkpoint's own (QAT), or those of a calibration cache.
+    Channels are evened out where an engine would. The ranges are the checkpoint's own (QAT), or those of a calibration
+    cache.
     """
-    import torch
-
-    from helpers.finetuning.network import Network, TorchWeights, encoder_denses
+    from helpers.finetuning.network import encoder_denses
 
     weights = load_weights(BertConfig.from_folder(folder), pytorch=folder)
     ranges = weights.ranges
     if calibration is not None:
         ranges = read_cache(calibration, read_fingerprint(calibration), weights.config).ranges
-    quantized = Quantization("int8", ranges, str(calibration or folder))
-    denses = [dense for layer in range(weights.config.num_hidden_layers) for dense in encoder_denses(layer)]
-    amax = {dense_input_names(dense)[0]: torch.tensor(quantized.dense_input(dense), device=DEVICE) for dense in denses}
-    tensors = TorchWeights({name: torch.tensor(array, device=DEVICE) for name, array in weights.tensors.items()})
-    network = Network(weights.config, tensors, input_ranges=amax)
-    with torch.inference_mode():
-        return [network.run(batch)[0].cpu().numpy() for batch in batches]
+    quantization = Quantization("int8", ranges, str(calibration or folder))
+    model = load(folder, half=False)
+    for dense in (dense for layer in range(weights.config.num_hidden_layers) for dense in encoder_denses(layer)):
+        names = dense_kernel_names(dense)
+        rounded = quantization.dense(dense, weights.stacked(names))
+        kernels, amaxes = (np.split(array, len(names)) for array in (rounded.kernel, rounded.kernel_amax))
+        for name, kernel, amax in zip(names, kernels, amaxes, strict=True):
+            linear = model.get_submodule(pytorch_name(name).removesuffix(".weight"))
+            _fake_quantize(linear, replace(rounded, kernel=kernel, kernel_amax=amax))
+    return logits(model, batches)
+
+
+def _fake_quantize(linear, rounded: QuantizedDense) -> None:
+    """Has a torch.nn.Linear round its weight once, and what it is given each time, by torch's own operators."""
+    import torch
+
+    largest = int(LARGEST["int8"])
+    kernel, steps = (torch.tensor(array, device=DEVICE) for array in (rounded.kernel, rounded.kernel_amax / largest))
+    places = torch.zeros(len(steps), dtype=torch.int32, device=DEVICE)
+    linear.weight.data = torch.fake_quantize_per_channel_affine(kernel, steps, places, 0, -largest, largest)
+    limits = 1.0 if rounded.limits is None else torch.tensor(rounded.limits, device=DEVICE)
+
+    def round_input(module, inputs):
+        step = rounded.input_amax / largest
+        return torch.fake_quantize_per_tensor_affine(inputs[0] / limits, step, 0, -largest, largest)
+
+    linear.register_forward_pre_hook(round_input)
 
 
 def runs(model, batch, compiled: bool) -> dict:

@@ -60,6 +60,10 @@ class ITensor(Native):
         self._record.dynamic_range = (min, max)
         return True
 
+    def reset_dynamic_range(self):
+        """Undoes set_dynamic_range."""
+        self._record.dynamic_range = None
+
     def __eq__(self, other):
         return isinstance(other, ITensor) and self._network is other._network and self._id == other._id
 

@@ -79,6 +79,7 @@ ONLY_IN = {
     "IPluginCreatorV3One": _FROM_10,
     "IQuantizeLayer.to_type": _FROM_10,
     "ITensor.dynamic_range": _BEFORE_11,
+    "ITensor.reset_dynamic_range": _BEFORE_11,
     "ITensor.set_dynamic_range": _BEFORE_11,
     "Weights.__init__.count": _FROM_10,
     "Weights.__init__.ptr": _FROM_10,

@@ -230,12 +230,15 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         return hidden, np.clip(kernel, -amax, amax)
 
     def _shares(self, hidden, dense: QuantizedDense, name: str):
-        """Each channel of `hidden` [..., E, 1, 1] as a share of its limit, between -1 and 1."""
+        """Each channel of `hidden` [..., E, 1, 1] as a share of its limit, between -1 and 1.
+
+        Whatever else reads `hidden` reads floats. So it loses its range: the builder could round it by that, before the
+        channels are even.
+        """
         inverse = (1 / dense.limits).reshape(*(1,) * (self.rank - 3), -1, 1, 1)
         constant = self.output(self.network.add_constant(inverse.shape, self.weights(inverse)), f"{name}/input/inverse")
-        layer = self.network.add_elementwise(hidden, constant, self.trt.ElementWiseOperation.PROD)
-        layer.precision = self.float_type  # what it reads is not to be rounded by one range first
-        shares = self.output(layer, f"{name}/input/shares")
+        shares = self.elementwise(hidden, constant, "PROD", f"{name}/input/shares")
+        hidden.reset_dynamic_range()
         shares.set_dynamic_range(-dense.input_amax, dense.input_amax)
         return shares
 
