@@ -108,8 +108,13 @@ def differences(engine, model, expected) -> np.ndarray:
     return engine.run(batch) - expected[tokens]
 
 
+def largest(engine, model, expected) -> float:
+    """The largest difference of a logit. Rows may be of one token, whose attention nothing changes: so for what has to differ."""
+    return np.abs(differences(engine, model, expected)).max()
+
+
 def worst(engine, model, expected) -> float:
-    """The largest difference of a logit, in the median row."""
+    """The largest difference of a logit, in the median row: for what has to be equal."""
     _, _, mask = model[1]
     by_token = np.abs(differences(engine, model, expected)).max(1)
     return np.median([row.max() for row in np.split(by_token, np.cumsum(mask.sum(1))[:-1])])
@@ -143,7 +148,7 @@ def test_logits_are_the_fake_quantized_reference_s(version, kind, layout, model,
         assert (card.network, card.precision) == ("native", [kind, "fp32"])
         assert worst(engine, model, expected) < TOLERANCE
         # Rounding shows: this is not the float network.
-        assert worst(engine, model, floats) > 1e-3
+        assert largest(engine, model, floats) > 1e-3
         engine.close()
 
 
@@ -161,7 +166,7 @@ def test_channels_are_evened_out_in_int8(version, kind, layout, model, engine_pa
     installed(version)
     engine, _ = engine_of(engine_path, version, model, layout, more, quantize=kind)
     assert worst(engine, model, expected) < TOLERANCE
-    assert kind == "fp8" or worst(engine, model, plain) > 1e-4
+    assert kind == "fp8" or largest(engine, model, plain) > 1e-4
     engine.close()
     if version != "8.6.1":  # weakly typed: no half types to tell
         engine, _ = engine_of(engine_path, version, model, layout, more, quantize=kind, precision="fp16")
@@ -191,7 +196,7 @@ def test_int8_attention(version, layout, model, engine_path, installed):
     installed(version)
     engine, _ = engine_of(engine_path, version, model, layout, quantize="int8", force_int8_multihead=True)
     assert worst(engine, model, reference(model, "int8", is_multiplied)) < TOLERANCE
-    assert worst(engine, model, reference(model, "int8")) > 1e-4
+    assert largest(engine, model, reference(model, "int8")) > 1e-4
     engine.close()
 
 
@@ -243,7 +248,7 @@ def test_each_range_lands_on_its_tensor(kind, model, engine_path, installed):
         engine, _ = engine_of(engine_path, "11.4.0", model, changed=changed, quantize=kind)
         assert worst(engine, model, expected) < TOLERANCE, name
         # A power of two is no finer or coarser in fp8, whose steps grow with the values: 3 and 0.4 are none.
-        assert (worst(engine, model, baseline) > 1e-4) == is_dense(name), name
+        assert (largest(engine, model, baseline) > 1e-4) == is_dense(name), name
         engine.close()
 
 
@@ -256,7 +261,7 @@ def test_each_range_of_attention_lands_on_its_tensor(which, version, model, engi
     options = {"quantize": "int8", "force_int8_multihead": True}
     engine, _ = engine_of(engine_path, version, model, changed=changed, **options)
     assert worst(engine, model, reference(model, "int8", is_multiplied, **changed)) < TOLERANCE
-    assert worst(engine, model, reference(model, "int8", is_multiplied)) > 1e-4
+    assert largest(engine, model, reference(model, "int8", is_multiplied)) > 1e-4
     engine.close()
 
 
