@@ -112,8 +112,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return self._constant(value, (1,) * rank, name)
 
     def _integers(self, values, name: str, dtype=np.int32) -> Tensor:
-        array = np.asarray(values, dtype)
-        return self.output(self.network.add_constant(array.shape, self.weights(array)), name)
+        return self.constant(np.asarray(values, dtype), name)
 
     def _shape_type(self, shape: Tensor):
         """The numpy type of a shape tensor: int64 from TensorRT 10 on, int32 before."""

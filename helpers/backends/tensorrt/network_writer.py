@@ -46,6 +46,10 @@ class NetworkWriter:
         self.keep.append(array)
         return self.trt.Weights(array)
 
+    def constant(self, array: np.ndarray, name: str) -> Tensor:
+        """`array` as it is, shape and type."""
+        return self.output(self.network.add_constant(array.shape, self.weights(array)), name)
+
     def elementwise(self, left: Tensor, right: Tensor, operation: str, name: str) -> Tensor:
         kind = getattr(self.trt.ElementWiseOperation, operation)
         return self.output(self.network.add_elementwise(left, right, kind), name)

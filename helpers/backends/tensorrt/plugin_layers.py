@@ -147,7 +147,7 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         shape = (1,) * self.rank
 
         def constant(value, part):
-            return self.output(self.network.add_constant(shape, self.weights(np.full(shape, value, np.float32))), part)
+            return self.constant(np.full(shape, value, np.float32), part)
 
         first = self.network.num_layers
         result = self.composed_gelu(hidden, formula, constant, name)
@@ -236,8 +236,9 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         channels are even.
         """
         inverse = (1 / dense.limits).reshape(*(1,) * (self.rank - 3), -1, 1, 1)
-        constant = self.output(self.network.add_constant(inverse.shape, self.weights(inverse)), f"{name}/input/inverse")
-        shares = self.elementwise(hidden, constant, "PROD", f"{name}/input/shares")
+        shares = self.elementwise(
+            hidden, self.constant(inverse, f"{name}/input/inverse"), "PROD", f"{name}/input/shares"
+        )
         hidden.reset_dynamic_range()
         shares.set_dynamic_range(-dense.input_amax, dense.input_amax)
         return shares
