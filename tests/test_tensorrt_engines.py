@@ -313,6 +313,30 @@ def test_masks_of_every_length(version, network, interface, engine_path, monkeyp
     np.testing.assert_allclose(logits, reference, atol=TOLERANCE["fp32"])
 
 
+@pytest.mark.parametrize(
+    "version, interface", [(v, i) for v, form, i in NETWORKS if form == "plugin"], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("lengths", [1, 2])
+def test_rows_through_the_packed_plugins(version, interface, lengths, engine_path, monkeypatch, rng):
+    """On Hopper a padded half network's rows are sequences of the packed plugins, which have its attention kernels."""
+    install(version, monkeypatch, compute_capability=(9, 0))
+    config = replace(small_config(rng), hidden_size=128, num_attention_heads=2)  # heads of 64
+    weights = weights_of(config, rng)
+    sizes = sorted({int(n) for n in rng.integers(2, config.max_position_embeddings + 1, lengths)})
+    options = {"network": "plugin", "plugin_version": interface, "precision": "fp16", "strict": True}
+    card = write(engine_path, version, config, weights, batch_sizes=(1, 3), sequence_lengths=tuple(sizes), **options)
+    assert (card.network, card.precision) == ("plugin", ["fp16", "fp32"])
+    engine = load_engine(engine_path, "padded")
+    for batch_size in (1, 2, 3):
+        for length in {1, sizes[0], sizes[-1] - 1, sizes[-1]}:
+            inputs = random_inputs(config, rng, batch_size, length)
+            inputs[2][0] = 1  # a row without padding
+            logits = engine.run(PaddedBatch(*inputs))
+            off = np.abs(logits - reference_logits(config, weights.tensors, "erf", *inputs))[inputs[2] == 1]
+            assert logits.shape == (batch_size, length, 2) and off.max() < TOLERANCE["fp16"], (batch_size, length)
+    engine.close()
+
+
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version != "8.6.1"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision(version, precision, engine_path, monkeypatch, rng):

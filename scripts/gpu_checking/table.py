@@ -42,6 +42,7 @@ KINDS = (
     Network("int8", (*_INT8, "-iln", "-imh"), checkpoint="qat"),
     Network("fp16", ("--network", "plugin", *_FP16), checkpoint="qat"),
     Network("packed int8", _INT8, layout="packed", checkpoint="qat"),
+    Network("packed fp16", ("--network", "plugin", *_FP16), layout="packed", checkpoint="qat"),
     Network("interleaved int8", (*_INT8, "-il"), layout="packed", checkpoint="qat"),
     Network("Megatron sparse int8", (*_INT8, "-il", "--megatron", "-sp"), layout="packed", checkpoint="megatron"),
     Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),

@@ -58,6 +58,9 @@ _LEFT_OUT_MODULES = (
 #: Libraries that every Linux with glibc has.
 _EVERYWHERE = ("linux-vdso", "ld-linux", "libc.", "libm.", "libdl.", "libpthread.", "librt.", "libutil.", "libgcc_s.")
 
+#: The driver's library, which a machine without a GPU lacks.
+_DRIVER = "libcuda.so.1"
+
 #: What holds the Python, its packages and build/perf.
 _BUNDLE = "python.tar.xz"
 
@@ -193,8 +196,18 @@ def _pycuda(python: str, downloads: Path) -> Path:
         shutil.unpack_archive(archive, folder, filter="data")
         source = next(Path(folder).iterdir())
         (source / "siteconf.py").write_text(_pycuda_settings(Path(folder)), encoding="utf-8")
-        _pip(python, "wheel", "--no-deps", "--quiet", "-w", str(downloads), str(source))
-    return next(downloads.glob(f"pycuda-*-cp{tag}-*.whl"))
+        _pip(python, "wheel", "--no-deps", "--quiet", "-w", folder, str(source))
+        wheel = next(Path(folder).glob(f"pycuda-*-cp{tag}-*.whl"))
+        _check_driver(wheel)
+        return Path(shutil.move(wheel, downloads))
+
+
+def _check_driver(wheel: Path) -> None:
+    """Raises DemoBertError where PyCUDA does not name the driver's library: it can't be loaded, where there is one."""
+    with zipfile.ZipFile(wheel) as archive:
+        module = next(name for name in archive.namelist() if Path(name).name.startswith("_driver."))
+        if _DRIVER.encode() not in archive.read(module):
+            raise DemoBertError(f"PyCUDA was built here without {_DRIVER}: it would not be loaded on the GPU machine")
 
 
 def _pycuda_settings(folder: Path) -> str:
@@ -202,8 +215,8 @@ def _pycuda_settings(folder: Path) -> str:
 
     The stand-in has a name only: a linker asks for no more, and the driver itself is found where there is one.
     """
-    name = ["-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so")]
-    run_program("the C compiler", ["cc", "-shared", "-x", "c", os.devnull, *name])
+    driver = folder / "libcuda.so"
+    run_program("the C compiler", ["cc", "-shared", "-x", "c", os.devnull, f"-Wl,-soname,{_DRIVER}", "-o", str(driver)])
     settings = {
         "USE_SHIPPED_BOOST": True,
         "CUDA_ROOT": str(cuda_root()),
@@ -213,7 +226,8 @@ def _pycuda_settings(folder: Path) -> str:
         "CUDADRV_LIBNAME": ["cuda"],
         "CUDART_LIB_DIR": [str(folder)],
         "CUDART_LIBNAME": ["cuda"],
-        "LDFLAGS": ["-Wl,--no-as-needed"],
+        # What LDFLAGS holds comes behind the libraries: the library itself stands there, too, or a linker leaves it out.
+        "LDFLAGS": ["-Wl,--no-as-needed", str(driver)],
     }
     return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 

@@ -137,6 +137,7 @@ LAYERS = (
         shapes.shuffle,
         compute.shuffle,
         settable="first_transpose: Permutation, reshape_dims: Dims, second_transpose: Permutation",
+        optional=1,  # the shape as a tensor
         defaults=dict.fromkeys(("first_transpose", "reshape_dims", "second_transpose")),
     ),
     Layer(

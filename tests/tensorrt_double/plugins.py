@@ -281,8 +281,8 @@ def _run_embeddings(params, inputs):
 
 
 def _checked_sequences(cumulative: np.ndarray, longest: np.ndarray, tokens: int) -> list[slice]:
-    """The sequences' token ranges; none may be longer than `longest`, whose length is what counts."""
-    ranges = sequences(cumulative, tokens)
+    """The sequences' token ranges, some perhaps empty; none may be longer than `longest`, whose length is what counts."""
+    ranges = sequences(cumulative, tokens, shortest=0)
     if max(part.stop - part.start for part in ranges) > len(longest):
         raise TensorRTDoubleError(f"a sequence is longer than max_seqlen, {len(longest)}")
     return ranges
@@ -328,7 +328,9 @@ def _run_attention(params, inputs):
     if not interleaved and params["has_mask"]:
         lengths = [part.stop - part.start for part in ranges]
         require(list(inputs[1]) == lengths, f"the attention mask {inputs[1]} does not fit the lengths {lengths}")
-    context = np.concatenate([_attend(tokens[part], params, part.stop - part.start) for part in ranges])
+    context = np.concatenate(
+        [_attend(tokens[part], params, part.stop - part.start) for part in ranges if part.stop > part.start]
+    )
     return [context.T[None, :, :, None] if interleaved else context[:, :, None, None]]
 
 

@@ -151,7 +151,12 @@ def softmax_axis(params: dict, rank: int) -> int:
 
 def shuffle(params, inputs, graph):
     shape = _permuted(inputs[0].shape, params["first_transpose"], "first_transpose")
-    if params["reshape_dims"] is not None:
+    if len(inputs) > 1 and inputs[1] is not None:
+        dims = _known_dims(inputs[1], "reshape")
+        unknown = -1 in shape or -1 in dims
+        require(unknown or math.prod(shape) == math.prod(dims), f"can't reshape {shape} to {dims}")
+        shape = dims
+    elif params["reshape_dims"] is not None:
         shape = _reshaped(shape, params["reshape_dims"])
     return [(_permuted(shape, params["second_transpose"], "second_transpose"), inputs[0].dtype)]
 

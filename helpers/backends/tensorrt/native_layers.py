@@ -111,13 +111,6 @@ class NativeWriter(NetworkWriter, NetworkLayers):
     def _scalar(self, value: float, rank: int, name: str) -> Tensor:
         return self._constant(value, (1,) * rank, name)
 
-    def _integers(self, values, name: str, dtype=np.int32) -> Tensor:
-        return self.constant(np.asarray(values, dtype), name)
-
-    def _shape_type(self, shape: Tensor):
-        """The numpy type of a shape tensor: int64 from TensorRT 10 on, int32 before."""
-        return np.int32 if shape.dtype == self.trt.int32 else np.int64
-
     # Words of NetworkLayers
 
     def embeddings(self, word, token_type, position, gamma, beta, name):
@@ -252,7 +245,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
         return QueryKeyValue(*(self._part(heads, axis, index, f"{name}/{part}") for index, part in enumerate(parts)))
 
     def _part(self, heads: Tensor, axis: int, index: int, name: str) -> Tensor:
-        return self.output(self.network.add_gather(heads, self._integers(index, f"{name}/index"), axis), name)
+        return self.output(self.network.add_gather(heads, self.integers(index, f"{name}/index"), axis), name)
 
     def _scaled(self, query: Tensor, rank: int, name: str) -> Tensor:
         """query / √H: scaling it, not the scores, is what fused kernels expect, and keeps fp16 scores in range."""
@@ -365,7 +358,7 @@ class PaddedNativeLayers(NativeWriter):
         """The shape tensor [1, S, E]."""
         shape = self.output(self.network.add_shape(self.input_ids), f"{name}/input")
         length = self.output(self.network.add_slice(shape, (1,), (1,), (1,)), f"{name}/length")
-        dtype = self._shape_type(shape)
-        one, width = self._integers([1], f"{name}/one", dtype), self._integers([hidden_size], f"{name}/width", dtype)
+        dtype = self.shape_type(shape)
+        one, width = self.integers([1], f"{name}/one", dtype), self.integers([hidden_size], f"{name}/width", dtype)
         layer = self.network.add_concatenation([one, length, width])
         return self.output(layer, name)

@@ -49,10 +49,10 @@ class PackedNativeLayers(NativeWriter):
     def _bounds(self, name: str) -> tuple[Tensor, Tensor]:
         """Where each sequence starts, and where it ends: cu_seqlens without its last, and without its first, [B]."""
         bounds = self._length(self.cu_seqlens, f"{name}/bounds")
-        zero, one = (self._integers([n], f"{name}/{n}", self._shape_type(bounds)) for n in (0, 1))
+        zero, one = (self.integers([n], f"{name}/{n}", self.shape_type(bounds)) for n in (0, 1))
         sequences = self.elementwise(bounds, one, "SUB", f"{name}/sequences")
-        starts = self._slice(self.cu_seqlens, zero, sequences, f"{name}/starts")
-        return starts, self._slice(self.cu_seqlens, one, sequences, f"{name}/ends")
+        starts = self.part(self.cu_seqlens, zero, sequences, f"{name}/starts")
+        return starts, self.part(self.cu_seqlens, one, sequences, f"{name}/ends")
 
     def _locate_tokens(self, starts: Tensor, ends: Tensor, max_tokens: int, name: str) -> Tensor:
         """Sets `position`, each token's place in its sequence; returns the sequences themselves; both int32 [T]."""
@@ -76,12 +76,12 @@ class PackedNativeLayers(NativeWriter):
         places = self._as_row(self._range(self.max_seqlen, max_length, f"{name}/places"), f"{name}/place_row")
         lengths = self._column(self.elementwise(ends, starts, "SUB", f"{name}/lengths"), f"{name}/length_column")
         self.input_mask = self.elementwise(places, lengths, "LESS", f"{name}/mask")
-        one = self._integers([[1]], f"{name}/one")
+        one = self.integers([[1]], f"{name}/one")
         last = self.elementwise(lengths, one, "SUB", f"{name}/last")
         places = self.elementwise(places, last, "MIN", f"{name}/clipped")
         first = self._column(starts, f"{name}/start_column")
         self.token_of_slot = self.elementwise(first, places, "SUM", f"{name}/token_of_slot")
-        longest = self._int32(self._length(self.max_seqlen, f"{name}/longest"), f"{name}/longest_int32")
+        longest = self.int32(self._length(self.max_seqlen, f"{name}/longest"), f"{name}/longest_int32")
         first = self.elementwise(sequence, longest, "PROD", f"{name}/first_slot")
         self.slot_of_token = self.elementwise(first, self.position, "SUM", f"{name}/slot_of_token")
 
@@ -95,30 +95,16 @@ class PackedNativeLayers(NativeWriter):
 
     def _range(self, tensor: Tensor, at_most: int, name: str) -> Tensor:
         """0, 1, 2… as many as the 1-D `tensor` is long, int32. Cut from a constant: 8.6 fills with floats only."""
-        numbers = self._integers(np.arange(at_most), f"{name}/all")
+        numbers = self.integers(np.arange(at_most), f"{name}/all")
         length = self._length(tensor, f"{name}/length")
-        zero = self._integers([0], f"{name}/zero", self._shape_type(length))
-        return self._slice(numbers, zero, length, name)
-
-    def _slice(self, tensor: Tensor, start: Tensor, size: Tensor, name: str) -> Tensor:
-        """`size` entries of a 1-D tensor from `start` on, both shape tensors [1]."""
-        layer = self.network.add_slice(tensor, (0,), (1,), (1,))
-        if layer is not None:
-            layer.set_input(1, start)
-            layer.set_input(2, size)
-        return self.output(layer, name)
+        zero = self.integers([0], f"{name}/zero", self.shape_type(length))
+        return self.part(numbers, zero, length, name)
 
     def _column(self, tensor: Tensor, name: str) -> Tensor:
         return self.reshaped(tensor, name, shape=(-1, 1))
 
     def _as_row(self, tensor: Tensor, name: str) -> Tensor:
         return self.reshaped(tensor, name, shape=(1, -1))
-
-    def _int32(self, shape: Tensor, name: str) -> Tensor:
-        """A shape tensor as int32, which it is already before TensorRT 10."""
-        if shape.dtype == self.trt.int32:
-            return shape
-        return self.output(self.network.add_cast(shape, self.trt.int32), name)
 
 
 class FusedPackedNativeLayers(PackedNativeLayers):

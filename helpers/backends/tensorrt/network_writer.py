@@ -50,6 +50,31 @@ class NetworkWriter:
         """`array` as it is, shape and type."""
         return self.output(self.network.add_constant(array.shape, self.weights(array)), name)
 
+    def integers(self, values, name: str, dtype=np.int32) -> Tensor:
+        return self.constant(np.asarray(values, dtype), name)
+
+    def shape_type(self, shape: Tensor):
+        """The numpy type of a shape tensor: int64 from TensorRT 10 on, int32 before."""
+        return np.int32 if shape.dtype == self.trt.int32 else np.int64
+
+    def int32(self, shape: Tensor, name: str) -> Tensor:
+        """A shape tensor as int32, which it is already before TensorRT 10."""
+        if shape.dtype == self.trt.int32:
+            return shape
+        return self.output(self.network.add_cast(shape, self.trt.int32), name)
+
+    def part(self, tensor: Tensor, start: Tensor, size: Tensor, name: str) -> Tensor:
+        """`size` entries of a 1-D tensor from `start` on, both shape tensors [1]."""
+        layer = self.network.add_slice(tensor, (0,), (1,), (1,))
+        if layer is not None:
+            layer.set_input(1, start)
+            layer.set_input(2, size)
+        return self.output(layer, name)
+
+    def joined(self, tensors: list[Tensor], name: str) -> Tensor:
+        """Tensors of one or two axes, along the first."""
+        return self.output(self.network.add_concatenation(tensors), name)
+
     def elementwise(self, left: Tensor, right: Tensor, operation: str, name: str) -> Tensor:
         kind = getattr(self.trt.ElementWiseOperation, operation)
         return self.output(self.network.add_elementwise(left, right, kind), name)

@@ -30,6 +30,7 @@ from helpers.backends.tensorrt.plugin_layers import (
     InterleavedPluginLayers,
     PackedPluginLayers,
     PaddedPluginLayers,
+    RowsPluginLayers,
 )
 from helpers.batching import INPUT_NAMES
 from helpers.bert_config import BertConfig
@@ -47,6 +48,9 @@ RTX_CAPABILITY = (8, 0)
 
 #: The compute capability from which the packed plugins run.
 PACKED_PLUGIN_CAPABILITY = (7, 2)
+
+#: The first GPUs for which the packed attention plugin has kernels of their own, and the padded one Ampere's.
+HOPPER = (9, 0)
 
 #: The plugins' layer norms take no epsilon from the network. Up to this one (Megatron's) that makes no difference in
 #: practice: variances of activations are some 1000 times larger.
@@ -103,6 +107,7 @@ class PreparedPlan(Prepared):
         self._logger = logger_of(self._trt)
         self._logger.start(options.verbose)
         self._device, capability = _device(options, flavour)
+        self._packs_rows = _packs_rows(options, capability)
         _refuse_what_is_missing(self._trt, options, flavour)
         self._plugins, self._why_native = _plugins(self._trt, self._logger, config, options, capability)
         no_choice = not hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
@@ -172,8 +177,11 @@ class PreparedPlan(Prepared):
             attention=packed or options.force_int8_multihead,
             add_and_norm=packed or options.force_int8_skipln,
         )
+        padded_form = PaddedPluginLayers
+        if self._packs_rows:
+            padded_form = partial(RowsPluginLayers, most_rows=options.max_batch_size)
         packed_form = InterleavedPluginLayers if options.interleaved else PackedPluginLayers
-        layers = packed_form if packed else PaddedPluginLayers
+        layers = packed_form if packed else padded_form
         sizes = input_shape(options)
         own = {"sizes": sizes, "plugins": self._plugins, "int8": int8, "logits_by_token": options.logits_by_token}
         return partial(layers, precision=options.precision, strict=options.strict, **own)
@@ -267,7 +275,9 @@ def _plugins(
     misfit = _why_not_plugins(config, options, capability)
     if not asked and (options.precision == "bf16" or _is_packed_fp32(options)):
         return None, None
-    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options))
+    plugins = find_plugins(
+        trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options, capability)
+    )
     if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         instead = "leave --interleaved out" if options.interleaved else "use --network native, without a plugin flag"
@@ -277,9 +287,15 @@ def _plugins(
     return (None, plugins and misfit) if misfit else (plugins, None)
 
 
-def _plugin_versions(options: BuildOptions) -> dict:
+def _packs_rows(options: BuildOptions, capability: tuple) -> bool:
+    """Whether a padded network's rows go through the packed plugins, which alone have Hopper's own attention kernels."""
+    fits = options.precision == "fp16" and options.max_sequence_length <= MAX_PACKED_LENGTH
+    return options.layout == "padded" and fits and capability >= HOPPER
+
+
+def _plugin_versions(options: BuildOptions, capability: tuple) -> dict:
     if options.layout == "padded":
-        return PADDED_VERSIONS
+        return PACKED_VERSIONS if _packs_rows(options, capability) else PADDED_VERSIONS
     if options.interleaved:
         return MEGATRON_VERSIONS if options.megatron else INTERLEAVED_VERSIONS
     return PACKED_VERSIONS

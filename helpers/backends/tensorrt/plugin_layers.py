@@ -153,7 +153,10 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         result = self.composed_gelu(hidden, formula, constant, name)
         if self.int8:  # only its output has a range: what lies between is no int8
             for index in range(first, self.network.num_layers):
-                self.network.get_layer(index).precision = self.trt.float32
+                layer = self.network.get_layer(index)
+                layer.precision = self.float_type
+            self._require_ranges(result)
+            layer.set_output_type(0, self.trt.int8)  # a dense layer reads it: else it is written as floats, and rounded
         return result
 
     def add_and_normalise(self, branch, residual, gamma, beta, name):
@@ -172,12 +175,16 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         logits = self.output(layer, name)
         if self.int8:  # of two channels: int8 would save nothing, and cost the answer
             layer.precision = self.float_type
-        logits = self.reshaped(logits, f"{name}/transposed", after=self.last_transpose)
+        logits = self._ordered(logits, f"{name}/transposed")
         logits.name = "logits_out"
         self.network.mark_output(logits)
         logits.dtype = self.trt.float32  # an output's type can be set, a tensor's between layers can't
 
     # Parts
+
+    def _ordered(self, logits, name: str):
+        """The logits in the order of the network's output."""
+        return self.reshaped(logits, name, after=self.last_transpose)
 
     def output(self, layer, name: str, index: int = 0):
         """Names the layer and its output, and sets the output's dynamic range, where it has one."""
@@ -324,6 +331,50 @@ class PackedPluginLayers(TypedPluginWriter):
 
     def _attention_inputs(self):
         return [self.attention_mask, *self.inputs[2:]]
+
+
+class RowsPluginLayers(PackedPluginLayers):
+    """NetworkLayers for padded input through the packed plugins, whose attention has kernels of Hopper's own.
+
+    A row is two sequences, its tokens and its padding, of which nothing is read: that one may have no token. `most_rows`
+    bounds B. Attention and add + norm are int8 where `int8` says so, as in padded networks.
+    """
+
+    def __init__(self, *arguments, most_rows: int, **settings):
+        self.most_rows = most_rows
+        super().__init__(*arguments, **settings)
+
+    def _make_inputs(self, batch_size, sequence_length):
+        TypedPluginWriter._make_inputs(self, batch_size, sequence_length)
+        self.own_fields[ATTENTION]["var_seqlen"] = 1
+        self.padded_ids, *others = self.network_inputs("padded", (batch_size, sequence_length))
+        segments, mask = others
+        ids, segments = (self.reshaped(one, f"rows/{one.name}", shape=(-1,)) for one in (self.padded_ids, segments))
+        first = self.output(self.network.add_gather(self.padded_ids, self.integers(0, "rows/0"), 0), "rows/first")
+        self.inputs = [ids, segments, self._bounds(mask, "rows"), first]  # of the last the length is read alone
+
+    def _bounds(self, mask, name: str):
+        """Where each row begins, where its padding does, and where all ends: int32 [2 B + 1]."""
+        shape = self.output(self.network.add_shape(mask), f"{name}/shape")
+        zero, one = (self.integers([n], f"{name}/{n}s", self.shape_type(shape)) for n in (0, 1))
+        rows, length = (self.part(shape, at, one, f"{name}/{part}") for part, at in (("rows", zero), ("length", one)))
+        multiples = self.integers(np.arange(self.most_rows + 1), f"{name}/numbers")
+        multiples = self.elementwise(multiples, self.int32(length, f"{name}/length_int32"), "PROD", f"{name}/multiples")
+        starts = self.reshaped(self.part(multiples, zero, rows, f"{name}/begin"), f"{name}/starts", shape=(1, -1))
+        counts = self.network.add_reduce(mask, self.trt.ReduceOperation.SUM, 1 << 1, False)
+        counts = self.reshaped(self.output(counts, f"{name}/count"), f"{name}/counts", shape=(1, -1))
+        pairs = self.joined([starts, self.elementwise(starts, counts, "SUM", f"{name}/ends")], f"{name}/pairs")
+        pairs = self.reshaped(pairs, f"{name}/in_turn", before=(1, 0), shape=(-1,))
+        return self.joined([pairs, self.part(multiples, rows, one, f"{name}/end")], f"{name}/bounds")
+
+    def _ordered(self, logits, name):
+        """[B S, 2, 1, 1] → [B, S, 2, 1, 1]."""
+        shape = self.output(self.network.add_shape(self.padded_ids), f"{name}/rows")
+        rest = self.integers([2, 1, 1], f"{name}/rest", self.shape_type(shape))
+        layer = self.network.add_shuffle(logits)
+        if layer is not None:
+            layer.set_input(1, self.joined([shape, rest], f"{name}/shape"))
+        return self.output(layer, name)
 
 
 class InterleavedPluginLayers(PluginWriter):
