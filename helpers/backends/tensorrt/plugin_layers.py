@@ -149,14 +149,12 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         def constant(value, part):
             return self.constant(np.full(shape, value, np.float32), part)
 
-        first = self.network.num_layers
         result = self.composed_gelu(hidden, formula, constant, name)
-        if self.int8:  # only its output has a range: what lies between is no int8
-            for index in range(first, self.network.num_layers):
-                layer = self.network.get_layer(index)
-                layer.precision = self.float_type
+        if self.int8:
+            # What reads it reads int8: written so, GELU is fused into the dense layer before it (TensorRT 8.6.0). Nothing
+            # in between has a range, so that the builder can't round it.
             self._require_ranges(result)
-            layer.set_output_type(0, self.trt.int8)  # a dense layer reads it: else it is written as floats, and rounded
+            self.network.get_layer(self.network.num_layers - 1).set_output_type(0, self.trt.int8)
         return result
 
     def add_and_normalise(self, branch, residual, gamma, beta, name):
