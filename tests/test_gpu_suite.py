@@ -20,7 +20,7 @@ from helpers.quantization import channel_range_names, range_names
 from helpers.weights import load_weights
 from helpers.weights.pytorch_names import pytorch_name
 from scripts.gpu_checking import check as gpu_check
-from scripts.gpu_checking import checkpoints, dense_forms, layer_times, report, suite, table, torch_models
+from scripts.gpu_checking import checkpoints, layer_times, loadgen, other_forms, report, suite, table, torch_models
 from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, WIDE_CALIBRATION, build_command
 from scripts.gpu_checking.record import OutOfTime, Record
 from tests.checkpoints import pytorch_state, write_folder
@@ -99,10 +99,10 @@ def parsed(command: list, layout: str):
 def test_the_builders_take_every_network_s_flags(network):
     paths = CHECKPOINTS | {CALIBRATION: ROOT / "c", WIDE_CALIBRATION: ROOT / "w"}
     command = build_command("python", ROOT, network, paths, "x.engine", {"batch": [1, 8], "length": [384]})
-    if network.dense:
+    if network.form:
         program = command.pop(1), command.pop(1)
-        assert program == (str(ROOT / "scripts" / "gpu_checking" / "dense_forms.py"), network.dense)
-        assert network.dense in dense_forms.FORMS
+        assert program == (str(ROOT / "scripts" / "gpu_checking" / "other_forms.py"), network.form)
+        assert network.form in other_forms.FORMS
     args = parsed(command, network.layout)
     assert (ROOT / command[1]).is_file() and args.batch_size == [1, 8] and args.backend == "tensorrt"
     assert bool(args.pickle) == (network.checkpoint == "megatron") and args.int8 == (not network.exact)
@@ -110,7 +110,7 @@ def test_the_builders_take_every_network_s_flags(network):
 
 
 def test_networks_have_names_and_files_of_their_own():
-    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 21
+    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 22
     assert {name for pair in suite.PAIRS for name in pair} <= {network.name for network in NETWORKS}
 
 
@@ -270,11 +270,12 @@ def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
     monkeypatch.setattr(table, "SIZES", (("base", 16),))
     monkeypatch.setattr(table, "KINDS", tuple(rng.permutation(np.array(table.KINDS, object))[:2]))
     assert gpu_check.main([*on_a_cpu, "--suite", "table", "--no-compile", "--jobs", "3"]) == 0
-    kind = table.KINDS[0].name
-    found = steps_of(tmp_path)[f"table: base × 16 × 1 to 24, {kind}"]["result"]
-    assert found["times"][kind]["24"]["percentile_99_ms"] == 12 and found["times"][kind]["1"]["average_ms"] == 0.5
-    graph = found["times"][f"{kind}, CUDA graph"]
-    assert graph["1"]["average_ms"] == 0.5 and "can't be captured" in graph["24"]["error"]
+    kind, steps = table.KINDS[0].name, steps_of(tmp_path)
+    places = ("1 to 24", "1 to 24") if table.KINDS[0].layout == "packed" else ("1", "24")
+    found = [steps[f"table: base × 16 × {place}, {kind}"]["result"]["times"] for place in places]
+    assert found[1][kind]["24"]["percentile_99_ms"] == 12 and found[0][kind]["1"]["average_ms"] == 0.5
+    graph = f"{kind}, CUDA graph"
+    assert found[0][graph]["1"]["average_ms"] == 0.5 and "can't be captured" in found[1][graph]["24"]["error"]
     assert f"table: base × 16 × 2, {table.KINDS[1].name}" in steps_of(tmp_path)
     assert steps_of(tmp_path)["table: base × 16, PyTorch × 24"]["result"]["times"]["SDPA"]["24"]["median_ms"] > 0
     assert not list((tmp_path / "work").glob("*.engine*"))  # large engines would fill a disk
@@ -289,22 +290,35 @@ def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypat
     kind = table.KINDS[int(rng.integers(len(table.KINDS)))]
     flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]
     assert gpu_check.main([*flags, "--only", f", {kind.name}"]) == 0
-    steps = steps_of(tmp_path)
-    assert steps[f"build: large × 32 × 1 to 2, {kind.name}"]["result"]["mib"] > 1
-    assert steps[f"table: large × 32 × 1 to 2, {kind.name}"]["result"]["times"][kind.name]["2"]["average_ms"] == 1
+    steps, place = steps_of(tmp_path), "1 to 2" if kind.layout == "packed" else "2"
+    assert steps[f"build: large × 32 × {place}, {kind.name}"]["result"]["mib"] > 1
+    assert steps[f"table: large × 32 × {place}, {kind.name}"]["result"]["times"][kind.name]["2"]["average_ms"] == 1
 
 
 def test_what_might_be_faster_is_tried(on_a_cpu, tmp_path, monkeypatch, rng):
-    """One of them, drawn anew each time, of those whose layers the double has."""
+    """One of them, drawn anew each time."""
     monkeypatch.setattr(table, "TRIED_AT", (("large", 32, (2,)),))
-    tried = [kind for kind in table.TRIED if kind.dense in (None, "matrix_product", "float_sums")]
-    kind = tried[int(rng.integers(len(tried)))]
+    kind = table.TRIED[int(rng.integers(len(table.TRIED)))]
     flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "tried"]
     assert gpu_check.main([*flags, "--only", f"2, {kind.name}"]) == 0
     steps = steps_of(tmp_path)
     assert set(steps) == {f"build: large × 32 × 2, {kind.name}", f"tried: large × 32 × 2, {kind.name}"}
     assert steps[f"tried: large × 32 × 2, {kind.name}"]["result"]["times"][kind.name]["2"]["average_ms"] == 1
     assert not report.rows_of(steps)
+
+
+@pytest.mark.sampled(0.4, group="slow")
+def test_loadgen_asks_large_engines(on_a_cpu, tmp_path, monkeypatch):
+    """The real one, a fraction of a second. What it calls INVALID has figures, too."""
+    monkeypatch.setattr(loadgen, "LENGTH", 96)
+    monkeypatch.setattr(loadgen, "QUESTIONS", tuple(replace(one, batch=4) for one in loadgen.QUESTIONS))
+    flags = [*on_a_cpu, "--suite", "loadgen", "--loadgen-seconds", "0.6", "--only", "packed int8, Offline"]
+    assert gpu_check.main(flags) == 0
+    steps = steps_of(tmp_path)
+    found = steps["loadgen: large, packed int8, Offline"]["result"]
+    assert found["rate"] > 0 and isinstance(found["valid"], bool)
+    page = report.write([tmp_path / "suite.json"], tmp_path / "page.md")[0].read_text()
+    assert f"| large, packed int8, Offline | {'VALID' if found['valid'] else 'INVALID'} | {found['rate']:.1f} |" in page
 
 
 def test_a_program_that_hangs_is_ended(tmp_path):

@@ -26,9 +26,9 @@ from helpers.bert_network import build_bert
 from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import load_weights
-from scripts.gpu_checking import dense_forms
+from scripts.gpu_checking import other_forms
 from tests.checkpoints import bert_weights, own_quantization
-from tests.reference_bert import random_config, random_inputs, random_weights, reference_logits
+from tests.reference_bert import gelu_of, random_config, random_inputs, random_weights, reference_logits
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -276,27 +276,31 @@ def test_threads_share_an_engine(held):
     assert not wrong
 
 
-@pytest.mark.parametrize("form", ["matrix_product", "fully_connected", "float_sums"])
-def test_dense_layers_as_others_compute_the_same(form, engine_path, monkeypatch, rng):
-    """What gpu_check.sh compares with convolutions. The double has no fully connected layers: their call is played."""
-    network = install("8.6.1", monkeypatch).module.INetworkDefinition
-
-    def connected(self, input, num_outputs, kernel, bias):
-        return self.add_convolution_nd(input, num_outputs, (1, 1), kernel, bias)
-
-    monkeypatch.setattr(network, "add_fully_connected", connected, raising=False)
-    for name in ("_convolution", "_dense"):  # put back at the end
+@pytest.mark.parametrize("form", [form for form in other_forms.FORMS if form != "gelu_in_int8"])
+def test_layers_written_otherwise_compute_the_same(form, engine_path, monkeypatch, rng):
+    """What gpu_check.sh compares with the project's own."""
+    install("8.6.1", monkeypatch)
+    for name in ("_convolution", "_dense", "composed_gelu"):  # put back at the end
         monkeypatch.setattr(PluginWriter, name, getattr(PluginWriter, name))
-    dense_forms.FORMS[form](PluginWriter)
+    other_forms.FORMS[form](PluginWriter)
     config = BertConfig(128, 2, 2, int(rng.integers(20, 90)), 50, 16)  # heads of 64, as half precision wants them
     weights = weights_of(config, rng)
     sizes = {"batch_sizes": (3,), "sequence_lengths": (9,)}
-    precision = "fp16" if form == "float_sums" else "fp32"
+    precision = "fp32" if form == "matrix_product" else "fp16"  # the sigmoid is 3e-5 off GELU
     for strict in (False, True):
         write(engine_path, "8.6.1", config, weights, network="plugin", precision=precision, strict=strict, **sizes)
         engine = load_engine(engine_path, "padded")
         assert difference(engine, config, weights, "erf", 3, 9, rng) < TOLERANCE[precision]
         engine.close()
+
+
+def test_the_sigmoid_is_as_near_to_gelu_as_is_said():
+    x = np.linspace(-60, 60, 200_001)
+    a, b, c = other_forms.GELU_SIGMOID
+    square = np.minimum(x * x, other_forms.LARGEST_SQUARE)
+    factor = a + square * (b + c * square)
+    shares = 1 / (1 + np.exp(-np.clip(x * factor, -700, 700)))
+    assert np.abs(x * shares - gelu_of(x, "erf")).max() < 3e-5
 
 
 @pytest.mark.parametrize("version, network, interface", NETWORKS)

@@ -107,7 +107,7 @@ def _add_measuring_arguments(parser: cli.Parser) -> None:
 def _add_suite_arguments(parser: cli.Parser) -> None:
     add = parser.add_argument_group("all of TensorRT 8.6's networks, step by step").add_argument
     parts = "part to do, in place of the check of single engines; repeatable. --json FILE keeps what was done"
-    add("--suite", action="append", choices=("networks", "answers", "table", "tried"), help=parts)
+    add("--suite", action="append", choices=("networks", "answers", "table", "tried", "loadgen"), help=parts)
     add("--minutes", type=cli.positive_float, metavar="N", help="begin no step after so many; the same command goes on")
     add(
         "--only",
@@ -123,6 +123,8 @@ def _add_suite_arguments(parser: cli.Parser) -> None:
     )
     add("--perf", type=Path, metavar="PATH", help="build/perf (default: the one that travelled, or the repository's)")
     add("--iterations", **_NUMBER, default=100, help="runs of build/perf for each row of the table")
+    seconds = "what a run of LoadGen takes, at least; MLPerf's own rule is 600"
+    add("--loadgen-seconds", type=cli.positive_float, metavar="S", default=60.0, help=seconds)
     report = "write docs/h100.md, .csv and .png (or --output FILE.md and its neighbours) out of --suite's JSON, and end"
     add(
         "--report",

@@ -26,7 +26,7 @@ class Network:
     """One engine: `flags` of the builder of its `layout`; `checkpoint` is one of "bundled", "qat", both of them as "wide"
     and "wide qat", and "megatron".
 
-    `dense` is the layer that dense layers are written as, where it is not the project's own choice (dense_forms.py).
+    `form` says which layers are written otherwise than the project does (other_forms.py).
 
     `exact` networks are held to PyTorch's float32, the others to the double, which computes the same integers.
     """
@@ -35,7 +35,7 @@ class Network:
     flags: tuple
     layout: str = "padded"
     checkpoint: str = "bundled"
-    dense: str | None = None
+    form: str | None = None
 
     @property
     def exact(self) -> bool:
@@ -83,9 +83,10 @@ NETWORKS = (
     _native("int8", *PTQ),
     _native("QAT int8", *PTQ, checkpoint="qat"),
     _native("packed fp16", "--fp16", layout="packed"),
-    _plugin("fp16, matrix products", "--fp16", "--strict", dense="matrix_product"),
-    _plugin("fp16, fully connected", "--fp16", "--strict", dense="fully_connected"),
-    _plugin("fp16, float sums", "--fp16", "--strict", dense="float_sums"),
+    _plugin("fp16, matrix products", "--fp16", "--strict", form="matrix_product"),
+    _plugin("fp16, float sums", "--fp16", "--strict", form="float_sums"),
+    _plugin("fp16, GELU by a sigmoid", "--fp16", "--strict", form="gelu_sigmoid"),
+    _plugin("packed int8, int8 before GELU", *PTQ, layout="packed", checkpoint="wide", form="gelu_in_int8"),
 )
 
 
@@ -102,8 +103,8 @@ def build_command(python: str, root, network: Network, checkpoints: dict, engine
     if network.calibrated:
         source += ["-p", checkpoints[WIDE_CALIBRATION if network.checkpoint == "wide" else CALIBRATION]]
     program = [root / script]
-    if network.dense:
-        program = [root / "scripts" / "gpu_checking" / "dense_forms.py", network.dense, *program]
+    if network.form:
+        program = [root / "scripts" / "gpu_checking" / "other_forms.py", network.form, *program]
     words = [python, *program, *source, "-o", engine, "--backend", "tensorrt", *network.flags, *extra]
     for flag, values in (("-b", sizes["batch"]), ("-s", sizes["length"])):
         words += [word for value in values for word in (flag, value)]

@@ -36,7 +36,7 @@ def write(records: list[Path], document: Path) -> list[Path]:
     check_outputs({"--output": document, "the table": table, "the picture": picture}, records)
     rows = rows_of(steps)
     parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows)]
-    parts += [_layers(steps), _tried(steps), _failures(steps)]
+    parts += [_loadgen(steps), _layers(steps), _tried(steps), _failures(steps)]
     if rows:
         draw(rows, picture)
     with atomic_write(document, "w") as file:
@@ -184,6 +184,22 @@ def _ratio(times: dict, precision: str) -> str:
     """The fastest engine's time as a share of the baseline's."""
     engines = [ms for name, ms in times.items() if name.removesuffix(GRAPH) in _ENGINES[precision]]
     return f"{min(engines) / times[BASELINE]:.2f}" if engines and BASELINE in times else ""
+
+
+def _loadgen(steps: dict) -> str:
+    """What MLPerf's LoadGen said, a line a scenario."""
+    lines = [
+        "## MLPerf's LoadGen\n",
+        "Windows as long as those of the SQuAD file, of random tokens; 130 ms is Server's bound.\n",
+    ]
+    lines += ["| engine, scenario | LoadGen says | samples/s | 99 %, ms |", "| --- | --- | ---: | ---: |"]
+    found = {key.removeprefix("loadgen: "): step.get("result") for key, step in steps.items() if "loadgen: " in key}
+    for name, result in found.items():
+        if result:
+            latency = result["percentiles"].get("99")
+            shown = [f"{result['rate']:.1f}", "" if latency is None else f"{latency:.2f}"]
+            lines.append(f"| {name} | {'VALID' if result['valid'] else 'INVALID'} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n" if any(found.values()) else ""
 
 
 def _layers(steps: dict) -> str:

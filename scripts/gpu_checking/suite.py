@@ -3,7 +3,8 @@
 networks    each engine's logits beside PyTorch's float32 and beside what the tests' double computes for the same ranges
 answers     each engine's F1 on real questions
 table       demoBERT's table by build/perf, beside PyTorch and the dense products alone
-tried       what might be faster: the builder's levels, the dense layers as other layers of TensorRT
+tried       what might be faster: the builder's levels, layers written otherwise (other_forms.py)
+loadgen     BERT-large, packed, in int8, asked by MLPerf's LoadGen
 
 Every step is a process of its own with a time limit, and a line of the record (record.py).
 """
@@ -30,7 +31,7 @@ from scripts.gpu_checking.record import OutOfTime, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PARTS = ("networks", "answers", "table", "tried")
+PARTS = ("networks", "answers", "table", "tried", "loadgen")
 
 #: Megatron's network for the numbers: of random weights, and as wide as its plugins want it.
 MEGATRON = BertConfig(768, 4, 12, 3072, 30522, gelu="tanh")
@@ -246,10 +247,10 @@ def run(args, squad: Path) -> int:
     try:
         if {"networks", "answers"} & set(args.suite):
             check_networks(suite)
-        if {"table", "tried"} & set(args.suite):
-            from scripts.gpu_checking import table
+        if {"table", "tried", "loadgen"} & set(args.suite):
+            from scripts.gpu_checking import loadgen, table
 
-            for part, work in (("table", table.fill), ("tried", table.try_out)):
+            for part, work in (("loadgen", loadgen.measure), ("table", table.fill), ("tried", table.try_out)):
                 if part in args.suite:
                     work(suite)
     except OutOfTime:

@@ -54,6 +54,7 @@ def unary(params, inputs, shapes):
 
 _ACTIVATIONS = {
     "TANH": np.tanh,
+    "SIGMOID": lambda x: 0.5 + 0.5 * np.tanh(x / 2),
     "GELU_ERF": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "GELU_TANH": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }

@@ -39,7 +39,7 @@ def _pointwise(trt, network, inputs, constant):
     less = network.add_elementwise(ids, constant(np.int32([[3]])), trt.ElementWiseOperation.LESS).get_output(0)
     network.add_unary(less, trt.UnaryOperation.NOT)
     network.add_unary(x, trt.UnaryOperation.ERF)
-    for kind in ("TANH", "GELU_ERF", "GELU_TANH"):
+    for kind in ("TANH", "SIGMOID", "GELU_ERF", "GELU_TANH"):
         network.add_activation(x, getattr(trt.ActivationType, kind))
     network.add_cast(ids, trt.float16)
     network.add_cast(x, trt.bfloat16)

@@ -118,7 +118,7 @@ def unary(params, inputs, graph):
 
 
 def activation(params, inputs, graph):
-    kind = _played("activation", params["type"], "TANH GELU_ERF GELU_TANH")
+    kind = _played("activation", params["type"], "TANH SIGMOID GELU_ERF GELU_TANH")
     require_type(inputs[0], FLOATS, f"activation {kind}'s input")
     return [(inputs[0].shape, inputs[0].dtype)]
 

@@ -1,0 +1,99 @@
+"""BERT-large, packed, in int8, asked by MLPerf's LoadGen: `gpu_check.sh --suite loadgen`.
+
+Windows as long as those of the SQuAD file, of random tokens: the weights are random. The GPU must have nothing else to
+do; the engines are built before the first is asked.
+"""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.errors import DemoBertError
+from helpers.files import read_json
+from scripts.gpu_checking.networks import Network, build_command
+from scripts.gpu_checking.table import KINDS, TIMING_ITERATIONS, Place, model_checkpoints, sizes_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LENGTH = 384
+
+#: MLPerf's bound of BERT's Server scenario, ms.
+LATENCY_BOUND = 130
+
+
+@dataclass(frozen=True)
+class Question:
+    """One engine, of so many windows of full length at once, and the scenario that it is asked in."""
+
+    kind: Network
+    scenario: str
+    batch: int
+
+    def __str__(self) -> str:
+        return f"large, {self.kind.name}, {self.scenario}"
+
+
+_PACKED = {kind.name: kind for kind in KINDS if kind.name in ("packed int8", "interleaved int8")}
+
+QUESTIONS = (
+    *(Question(kind, "Offline", 256) for kind in _PACKED.values()),
+    Question(_PACKED["packed int8"], "Server", 64),
+)
+
+
+def measure(suite) -> None:
+    """Every rate. Raises OutOfTime where the minutes are over."""
+    missing = [one for one in QUESTIONS if suite.wanted(str(one)) and suite.record.result(f"loadgen: {one}") is None]
+    with ThreadPoolExecutor(max(1, len(missing))) as pool:
+        list(pool.map(lambda one: build(suite, one), missing))
+    for one in missing:
+        if engine_of(suite, one).is_file():
+            suite.record.step(f"loadgen: {one}", ask, suite, one)
+
+
+def engine_of(suite, one: Question) -> Path:
+    return suite.work / f"loadgen_{one.kind.name.replace(' ', '_')}_{one.batch}.engine"
+
+
+def build(suite, one: Question) -> None:
+    if not engine_of(suite, one).is_file():
+        key = f"build: loadgen, {one}"
+        suite.record.forget(key)
+        suite.record.step(key, _build, suite, one)
+
+
+def _build(suite, one: Question) -> dict:
+    place = Place("large", sizes_of(suite.args)["large"], LENGTH, (one.batch,))
+    sizes = {"batch": [one.batch], "length": [LENGTH]}
+    extra = (
+        "-w",
+        suite.args.workspace,
+        "--timing-iterations",
+        TIMING_ITERATIONS,
+        "-v",
+        suite.checkpoints["vocabulary"],
+    )
+    engine, paths = engine_of(suite, one), model_checkpoints(suite, place)
+    command = build_command(suite.args.engine_python, ROOT, one.kind, paths, engine, sizes, extra)
+    suite.run(command, Path(command[1]).name)
+    return {"mib": round(engine.stat().st_size / 2**20, 1)}
+
+
+def ask(suite, one: Question) -> dict:
+    """LoadGen's verdict, samples/s and latencies. Raises DemoBertError where it could not be asked."""
+    program, seconds = ROOT / "scripts" / "mlperf.py", suite.args.loadgen_seconds
+    with tempfile.TemporaryDirectory(prefix="loadgen-", dir=suite.work) as folder:
+        output = Path(folder) / "figures.json"
+        command = [suite.args.engine_python, program, "-e", engine_of(suite, one), "--lengths", suite.squad]
+        command += ["-b", one.batch, "--scenario", one.scenario, "-o", Path(folder) / "logs", "--json", output]
+        command += ["--min-duration", seconds, "--search-duration", seconds / 6]
+        if one.scenario == "Server":
+            command += ["--latency-bound", LATENCY_BOUND]
+        try:
+            suite.run(command, program.name)
+        except DemoBertError:
+            if not output.is_file():  # a run that is INVALID has figures, and an exit code of 1
+                raise
+        (result,) = read_json(output, "output of mlperf.py")["results"]
+    return {name: result[name] for name in ("valid", "rate", "target", "bound_ms", "samples", "percentiles")}
