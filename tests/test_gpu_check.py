@@ -194,6 +194,29 @@ def test_a_python_travels(tmp_path, monkeypatch):
     assert said.stdout.startswith(str(moved)) and said.stdout.endswith("e3b0\n"), said.stderr
 
 
+def linked(tmp_path, *words) -> Path:
+    """A wheel whose _driver was linked as PyCUDA's is: its libraries first, LDFLAGS behind them."""
+    settings = {}
+    exec(tensorrt_8._pycuda_settings(tmp_path), settings)
+    source, module = tmp_path / "x.c", tmp_path / "_driver.so"
+    source.write_text("int cuInit(unsigned); int start(void) { return cuInit(0); }")
+    libraries = [f"-L{folder}" for folder in settings["CUDADRV_LIB_DIR"]]
+    libraries += [f"-l{name}" for name in settings["CUDADRV_LIBNAME"]]
+    flags = settings["LDFLAGS"] if not words else words
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-Wl,--as-needed", *libraries, "-o", module, *flags], check=True)
+    with zipfile.ZipFile(tmp_path / "pycuda.whl", "w") as archive:
+        archive.write(module, "pycuda/_driver.cpython.so")
+    return tmp_path / "pycuda.whl"
+
+
+def test_pycuda_names_the_driver_s_library(tmp_path, monkeypatch):
+    """It is linked where there is none: by a stand-in that defines nothing, which a linker may leave out."""
+    monkeypatch.setattr(tensorrt_8, "cuda_root", lambda: Path("/usr/local/cuda"))
+    tensorrt_8._check_driver(linked(tmp_path))
+    with pytest.raises(DemoBertError, match=r"PyCUDA was built here without libcuda\.so\.1"):
+        tensorrt_8._check_driver(linked(tmp_path, "-Wl,--no-as-needed"))
+
+
 def test_what_did_not_travel_is_said(tmp_path):
     with pytest.raises(DemoBertError, match="TensorRT 8.6.0 is not in .*: collect it by gpu_check.sh --prepare"):
         tensorrt_8.unpack(tmp_path / "tensorrt-8.6.0")
