@@ -202,7 +202,7 @@ def linked(tmp_path, *words) -> Path:
     source.write_text("int cuInit(unsigned); int start(void) { return cuInit(0); }")
     libraries = [f"-L{folder}" for folder in settings["CUDADRV_LIB_DIR"]]
     libraries += [f"-l{name}" for name in settings["CUDADRV_LIBNAME"]]
-    flags = settings["LDFLAGS"] if not words else words
+    flags = words or settings["LDFLAGS"]
     subprocess.run(["cc", "-shared", "-fPIC", source, "-Wl,--as-needed", *libraries, "-o", module, *flags], check=True)
     with zipfile.ZipFile(tmp_path / "pycuda.whl", "w") as archive:
         archive.write(module, "pycuda/_driver.cpython.so")

@@ -52,6 +52,7 @@ KINDS = (
 #: above.
 _WAYS = (
     ("GELU by a sigmoid", (), "gelu_sigmoid", ("fp16", "packed int8")),
+    ("GELU by a short sigmoid", (), "gelu_short", ("fp16", "packed int8")),
     ("int8 before GELU", (), "gelu_in_int8", ("packed int8",)),
     ("matrix products", (), "matrix_product", ("fp16",)),
     ("float sums", (), "float_sums", ("fp16",)),

@@ -348,22 +348,44 @@ class RowsPluginLayers(PackedPluginLayers):
         self.padded_ids, *others = self.network_inputs("padded", (batch_size, sequence_length))
         segments, mask = others
         ids, segments = (self.reshaped(one, f"rows/{one.name}", shape=(-1,)) for one in (self.padded_ids, segments))
-        first = self.output(self.network.add_gather(self.padded_ids, self.integers(0, "rows/0"), 0), "rows/first")
-        self.inputs = [ids, segments, self._bounds(mask, "rows"), first]  # of the last the length is read alone
+        self.inputs = [ids, segments, self._bounds(mask, "rows"), self._row(sequence_length, "rows/row")]
+
+    def _row(self, length: int, name: str):
+        """As many numbers as a row has tokens: nothing else of them is read."""
+        if length > 0:
+            return self.integers(np.zeros(length), name)
+        return self.output(self.network.add_gather(self.padded_ids, self.integers(0, f"{name}/0"), 0), name)
 
     def _bounds(self, mask, name: str):
         """Where each row begins, where its padding does, and where all ends: int32 [2 B + 1]."""
-        shape = self.output(self.network.add_shape(mask), f"{name}/shape")
-        zero, one = (self.integers([n], f"{name}/{n}s", self.shape_type(shape)) for n in (0, 1))
-        rows, length = (self.part(shape, at, one, f"{name}/{part}") for part, at in (("rows", zero), ("length", one)))
-        multiples = self.integers(np.arange(self.most_rows + 1), f"{name}/numbers")
-        multiples = self.elementwise(multiples, self.int32(length, f"{name}/length_int32"), "PROD", f"{name}/multiples")
-        starts = self.reshaped(self.part(multiples, zero, rows, f"{name}/begin"), f"{name}/starts", shape=(1, -1))
-        counts = self.network.add_reduce(mask, self.trt.ReduceOperation.SUM, 1 << 1, False)
-        counts = self.reshaped(self.output(counts, f"{name}/count"), f"{name}/counts", shape=(1, -1))
-        pairs = self.joined([starts, self.elementwise(starts, counts, "SUM", f"{name}/ends")], f"{name}/pairs")
-        pairs = self.reshaped(pairs, f"{name}/in_turn", before=(1, 0), shape=(-1,))
-        return self.joined([pairs, self.part(multiples, rows, one, f"{name}/end")], f"{name}/bounds")
+        numbers = np.arange(2 * self.most_rows + 1)
+        tokens = self.output(
+            self.network.add_reduce(mask, self.trt.ReduceOperation.SUM, 1 << 1, False), f"{name}/tokens"
+        )
+        is_padding = numbers % 2
+        places = self._cut(numbers // 2 * is_padding, mask, f"{name}/places")  # the others' tokens are not asked
+        tokens = self.output(self.network.add_gather(tokens, places, 0), f"{name}/of_each")
+        tokens = self.elementwise(tokens, self._cut(is_padding, mask, f"{name}/is_padding"), "PROD", f"{name}/before")
+        starts = self._cut(numbers // 2 * max(1, mask.shape[1]), mask, f"{name}/rows")
+        if mask.shape[1] < 0:
+            length = self.int32(self._size(mask, 1, f"{name}/length"), f"{name}/length_int32")
+            starts = self.elementwise(starts, length, "PROD", f"{name}/starts")
+        return self.elementwise(starts, tokens, "SUM", f"{name}/bounds")
+
+    def _cut(self, values: np.ndarray, mask, name: str):
+        """`values` of the rows that there are, int32 [2 B + 1]; they reach for `most_rows`."""
+        if mask.shape[0] > 0:
+            return self.integers(values, name)
+        rows = self._size(mask, 0, f"{name}/rows")
+        zero, one = (self.integers([n], f"{name}/{n}", self.shape_type(rows)) for n in (0, 1))
+        twice = self.elementwise(rows, rows, "SUM", f"{name}/twice")
+        size = self.elementwise(twice, one, "SUM", f"{name}/size")
+        return self.part(self.integers(values, f"{name}/all"), zero, size, name)
+
+    def _size(self, tensor, axis: int, name: str):
+        """One of its dimensions: a shape tensor [1]."""
+        shape = self.output(self.network.add_shape(tensor), f"{name}/shape")
+        return self.output(self.network.add_slice(shape, (axis,), (1,), (1,)), name)
 
     def _ordered(self, logits, name):
         """[B S, 2, 1, 1] → [B, S, 2, 1, 1]."""
