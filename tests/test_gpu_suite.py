@@ -321,6 +321,19 @@ def test_loadgen_asks_large_engines(on_a_cpu, tmp_path, monkeypatch):
     assert f"| large, packed int8, Offline | {'VALID' if found['valid'] else 'INVALID'} | {found['rate']:.1f} |" in page
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_cell_of_two_records_is_the_engine_s_of_its_own_size(turned):
+    """Records of earlier days have two batches of one padded engine, which fills up the smaller."""
+
+    def step(place, times):
+        facts = {"model": "large", "tokens": 384, "times": {"fp16": {b: {"average_ms": ms} for b, ms in times.items()}}}
+        return f"table: large × 384 × {place}, fp16", {"result": facts}
+
+    steps = [step("2 to 4", {"2": 3.24, "4": 3.25}), step("2", {"2": 2.0})]
+    rows = report.rows_of(dict(reversed(steps) if turned else steps))
+    assert [(row.batch, row.times["average_ms"]) for row in rows] == [(2, 2.0), (4, 3.25)]
+
+
 def test_a_program_that_hangs_is_ended(tmp_path):
     one = suite.Suite(SimpleNamespace(folder=tmp_path), SQUAD, Record(tmp_path / "record.json"))
     with pytest.raises(DemoBertError, match=r"sleep took longer than 0 s|sleep took longer than 1 s"):

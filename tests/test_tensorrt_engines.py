@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from helpers.backends import backend_module, load_engine, write_engine
-from helpers.backends.tensorrt import bert_plugins, native_layers, plugin_layers
+from helpers.backends.tensorrt import bert_plugins, native_layers, plan_builder, plugin_layers
 from helpers.backends.tensorrt.network_writer import NetworkWriter
 from helpers.backends.tensorrt.plugin_layers import PluginWriter
 from helpers.batching import PaddedBatch
@@ -276,7 +276,7 @@ def test_threads_share_an_engine(held):
     assert not wrong
 
 
-@pytest.mark.parametrize("form", [form for form in other_forms.FORMS if form != "gelu_in_int8"])
+@pytest.mark.parametrize("form", [form for form in other_forms.FORMS if form not in ("gelu_in_int8", "packed_rows")])
 def test_layers_written_otherwise_compute_the_same(form, engine_path, monkeypatch, rng):
     """What gpu_check.sh compares with the project's own."""
     install("8.6.1", monkeypatch)
@@ -323,18 +323,51 @@ def test_masks_of_every_length(version, network, interface, engine_path, monkeyp
     np.testing.assert_allclose(logits, reference, atol=TOLERANCE["fp32"])
 
 
+def pack_rows(monkeypatch) -> None:
+    """Has padded engines of any number of rows, and of any length, pack them."""
+    monkeypatch.setattr(plan_builder, "MOST_PACKED_ROWS", {"fp16": 9, "int8": 9})
+    monkeypatch.setattr(plan_builder, "SHORTEST_PACKED_ROWS", 1)
+
+
+@pytest.mark.parametrize(
+    "options, capability, packs",
+    [
+        ({}, (9, 0), True),
+        ({"batch_sizes": (1, 2), "sequence_lengths": (128, 384)}, (9, 0), True),
+        ({"batch_sizes": (3,)}, (9, 0), False),
+        ({"sequence_lengths": (96, 384)}, (9, 0), False),
+        ({"sequence_lengths": (385,)}, (9, 0), False),
+        ({"precision": "fp32"}, (9, 0), False),
+        ({"batch_sizes": (4,), "quantize": "int8", "force_int8_multihead": True}, (9, 0), True),
+        ({"batch_sizes": (5,), "quantize": "int8", "force_int8_multihead": True}, (9, 0), False),
+        ({"batch_sizes": (4,), "quantize": "int8"}, (9, 0), False),
+        ({"layout": "packed"}, (9, 0), False),
+        ({}, (8, 9), False),
+        ({}, (10, 0), False),
+    ],
+    ids=str,
+)
+def test_which_engines_pack_their_rows(options, capability, packs):
+    options = {"precision": "fp16", "sequence_lengths": (384,)} | options
+    assert plan_builder._packs_rows(BuildOptions(**options), capability) == packs
+
+
 @pytest.mark.parametrize(
     "version, interface", [(v, i) for v, form, i in NETWORKS if form == "plugin"], ids=lambda value: str(value)
 )
 @pytest.mark.parametrize("lengths", [1, 2])
 def test_rows_through_the_packed_plugins(version, interface, lengths, engine_path, monkeypatch, rng):
-    """On Hopper a padded half network's rows are sequences of the packed plugins, which have its attention kernels."""
+    """On Hopper a padded half network's few rows are sequences of the packed plugins."""
+    pack_rows(monkeypatch)
     install(version, monkeypatch, compute_capability=(9, 0))
     config = replace(small_config(rng), hidden_size=128, num_attention_heads=2)  # heads of 64
     weights = weights_of(config, rng)
     sizes = sorted({int(n) for n in rng.integers(2, config.max_position_embeddings + 1, lengths)})
+    batches = (3,) if rng.integers(2) else (1, 3)
     options = {"network": "plugin", "plugin_version": interface, "precision": "fp16", "strict": True}
-    card = write(engine_path, version, config, weights, batch_sizes=(1, 3), sequence_lengths=tuple(sizes), **options)
+    if version == "10.16.1" and rng.integers(2):
+        options["distributive_independence"] = True
+    card = write(engine_path, version, config, weights, batch_sizes=batches, sequence_lengths=tuple(sizes), **options)
     assert (card.network, card.precision) == ("plugin", ["fp16", "fp32"])
     engine = load_engine(engine_path, "padded")
     for batch_size in (1, 2, 3):

@@ -26,7 +26,7 @@ from tests.checkpoints import bert_weights, megatron_state, pytorch_state, write
 from tests.conftest import BUNDLED, ROOT
 from tests.reference_bert import channels_of, fake_quantizer, random_inputs, random_weights, reference_logits, smoothed
 from tests.tensorrt_double import TensorRTDoubleError, api, bindings, install, plugins
-from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, write
+from tests.test_tensorrt_engines import NETWORKS, TOLERANCE, pack_rows, write
 from tests.test_tensorrt_packed import packed, sequences
 
 pytestmark = [pytest.mark.sampled(0.4), pytest.mark.usefixtures("int8_norms_of_any_size")]
@@ -194,10 +194,11 @@ class Case:
 @pytest.mark.parametrize("multihead", [False, True], ids=["", "imh"])
 @pytest.mark.parametrize("skipln", [False, True], ids=["", "iln"])
 @pytest.mark.parametrize("by_channel", [False, True], ids=["", "channels"])
+@pytest.mark.parametrize("hopper", [False, True], ids=["", "hopper"])
 def test_padded(
-    version, interface, precision, strict, multihead, skipln, by_channel, engine_path, built, monkeypatch, rng
+    version, interface, precision, strict, multihead, skipln, by_channel, hopper, engine_path, built, monkeypatch, rng
 ):
-    hopper = bool(rng.integers(2))
+    pack_rows(monkeypatch)
     install(version, monkeypatch, compute_capability=(9, 0) if hopper else (8, 6))
     forced = {"force_int8_skipln": skipln, "force_int8_multihead": multihead}
     gelu = str(rng.choice(["erf", "tanh"]))

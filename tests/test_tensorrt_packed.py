@@ -12,6 +12,7 @@ import pytest
 
 from helpers.backends import backend_module, load_engine
 from helpers.backends.tensorrt import bert_plugins, native_packed, plan_builder, plugin_layers
+from helpers.backends.tensorrt import engine as tensorrt_engine
 from helpers.backends.tensorrt.native_packed import PackedNativeLayers
 from helpers.backends.tensorrt.plan_builder import Profile
 from helpers.batching import PackedBatch, PaddedBatch
@@ -258,7 +259,7 @@ WIDE = BertConfig(144, 1, 2, 24, 60, 600, layer_norm_eps=1e-12)
     [
         ({}, {}, (7, 0), "packed BERT plugins need compute capability 7.2; this GPU has 7.0; use --network native"),
         ({}, {}, (8, 6), "heads of up to 64, this model's have 72; use --network native"),
-        ({"num_attention_heads": 4}, {"sequence_lengths": (513,)}, (8, 6), "sequences of up to 512 tokens; use"),
+        ({"num_attention_heads": 4}, {"sequence_lengths": (385,)}, (8, 6), "sequences of up to 384 tokens; use"),
         ({"num_attention_heads": 4, "layer_norm_eps": 1e-3}, {}, (8, 6), "ignore this model's layer_norm_eps, 0.001"),
     ],
     ids=["GPU", "heads", "length", "epsilon"],
@@ -271,6 +272,26 @@ def test_what_packed_plugins_can_not_do(changes, options, capability, message, e
     with pytest.raises(UsageError, match=message):
         write(engine_path, "10.16.1", config, weights, network="plugin", **options)
     assert write(engine_path, "10.16.1", config, weights, **options).network == "native"
+
+
+def test_packed_plugins_of_longer_sequences_than_they_write(engine_path, monkeypatch, rng):
+    """As builder.py once built them: refused when they are loaded; and the double does not play what is not written."""
+    install("10.16.1", monkeypatch)
+    config = replace(WIDE, num_attention_heads=4)
+    weights = weights_of(config, rng)
+    options = {"layout": "packed", "precision": "fp16", "network": "plugin", "sequence_lengths": (385,)}
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_builder, "MAX_PACKED_LENGTH", 512)
+        write(engine_path, "10.16.1", config, weights, **options)
+    with pytest.raises(
+        DemoBertError, match="of 385 tokens, of which packed BERT plugins leave those behind the first 384"
+    ):
+        load_engine(engine_path, "packed")
+    monkeypatch.setattr(tensorrt_engine, "MAX_PACKED_LENGTH", 512)
+    engine = load_engine(engine_path, "packed")
+    engine.run(packed(config, rng, [384]))
+    with pytest.raises(DemoBertError, match="packed embeddings write 384 tokens of a sequence, not 385"):
+        engine.run(packed(config, rng, [385]))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@
 matrix_product   dense layers as TensorRT's matrix products, which cuBLASLt computes, and sums; not as 1×1 convolutions
 float_sums       as convolutions that give float32, of which TensorRT 8.6 has kernels that add up in float32; what reads it
                  rounds it to half
-gelu_sigmoid     GELU of the erf formula as x · sigmoid(x · p(x²)), at most 3e-5 off it: fewer instructions than erf takes
+gelu_sigmoid     GELU as x · sigmoid(x · p(x²)), at most 3e-5 off the erf formula: fewer instructions than erf takes
 gelu_short       the same with a shorter p, at most 3e-4 off: a hundredth of int8's steps, half of one of fp16's
-gelu_in_int8     int8: the dense layer before GELU gives int8, too, of GELU's own range: TensorRT fuses the two into a faster kernel
+gelu_in_int8     int8: the dense layer before GELU gives int8, too, of GELU's own range
+packed_rows      padded fp16 engines of any number of rows go through the packed plugins, on any GPU; not only of few on Hopper
 """
 
 import functools
@@ -19,15 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
     sys.path[0] = str(ROOT)
 
+from helpers.backends.tensorrt import plan_builder
 from helpers.backends.tensorrt.plugin_layers import PluginWriter
 
 #: p(z) = a + b z + c z², z = x² of at most 48: the largest difference of x · sigmoid(x · p(x²)) to x · Φ(x) is smallest
-#: with these (2.6e-5; Nelder and Mead's search from the Taylor series of Φ's log odds). Above 48 p would turn negative.
+#: with these (2.6e-5; Nelder and Mead's search from the Taylor series of Φ's log odds). Without a bound p would end up
+#: negative: at 124 and above.
 GELU_SIGMOID = (1.59501577, 0.0740112924, -0.000703033618)
 LARGEST_SQUARE = 48.0
 
 #: The same without c, which needs no bound (2.8e-4).
 GELU_SHORT = (1.60031416, 0.06940179)
+
+#: GELU of the tanh formula is just that: 2 √(2/π) (1 + 0.044715 z).
+GELU_TANH = (1.5957691216, 0.0713548163)
 
 
 def matrix_product(self, hidden, kernel, bias):
@@ -76,6 +82,8 @@ def sigmoid_gelu(self, coefficients, x, formula, constant, name):
     def binary(operation, left, right, part):
         return self.elementwise(left, right, operation, f"{name}/{part}")
 
+    if formula == "tanh":
+        coefficients = GELU_TANH
     square = binary("PROD", x, x, "square")
     if len(coefficients) > 2:
         square = binary("MIN", square, constant(LARGEST_SQUARE, f"{name}/most"), "clipped")
@@ -103,7 +111,12 @@ def use_int8_before_gelu(writer) -> None:
     writer.gelu = gelu
 
 
+def pack_rows(writer) -> None:
+    plan_builder._packs_rows = lambda options, capability: options.layout == "padded"
+
+
 FORMS = {
+    "packed_rows": pack_rows,
     "matrix_product": functools.partial(use_layer, matrix_product),
     "float_sums": use_float_sums,
     "gelu_sigmoid": functools.partial(use_sigmoid, GELU_SIGMOID),

@@ -58,7 +58,12 @@ def _either(*tests: Callable) -> Callable:
 _ROW = _either(_fields(error=_is_text), _fields(**dict.fromkeys(TIMES, _is_time)))
 _TIMES = _fields(model=_is_name, tokens=_is_count, times=_each(_is_name, _each(_is_batch, _ROW)))
 _DISTANCE = _fields(windows=_is_count, largest=_is_number, rms=_is_number, other_argmax=_is_count)
-_RATE = _fields(valid=lambda found: isinstance(found, bool), rate=_is_time, percentiles=_each(_is_text, _is_number))
+_RATE = _fields(
+    valid=lambda found: isinstance(found, bool),
+    rate=_is_time,
+    bound_ms=_either(_is_time, lambda found: found is None),
+    percentiles=_each(_is_text, _is_number),
+)
 _LAYER = _fields(ms=_is_number, layers=_is_count)
 
 #: What the key of a step begins with → what its result has to be. Of others the page says nothing.

@@ -54,6 +54,7 @@ _WAYS = (
     ("GELU by a sigmoid", (), "gelu_sigmoid", ("fp16", "packed int8")),
     ("GELU by a short sigmoid", (), "gelu_short", ("fp16", "packed int8")),
     ("int8 before GELU", (), "gelu_in_int8", ("packed int8",)),
+    ("rows packed", (), "packed_rows", ("int8", "fp16")),
     ("matrix products", (), "matrix_product", ("fp16",)),
     ("float sums", (), "float_sums", ("fp16",)),
     ("level 2", ("--optimization-level", "2"), None, ("fp16", "packed int8")),

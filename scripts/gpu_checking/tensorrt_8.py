@@ -187,8 +187,10 @@ def _pycuda(python: str, downloads: Path) -> Path:
     """PyCUDA's wheel for `python`, built here unless it was before."""
     downloads.mkdir(parents=True, exist_ok=True)
     tag = PYTHON.replace(".", "")
-    if found := sorted(downloads.glob(f"pycuda-*-cp{tag}-*.whl")):
-        return found[-1]
+    for wheel in sorted(downloads.glob(f"pycuda-*-cp{tag}-*.whl"), reverse=True):
+        if _names_driver(wheel):
+            return wheel
+        wheel.unlink()  # built by an earlier release of this script
     cli.note("Building PyCUDA (some minutes)")
     _pip(python, "download", "--no-deps", "--no-binary", "pycuda", "--quiet", "-d", str(downloads), "pycuda")
     archive = sorted(downloads.glob("pycuda-*.tar.gz"))[-1]
@@ -198,16 +200,16 @@ def _pycuda(python: str, downloads: Path) -> Path:
         (source / "siteconf.py").write_text(_pycuda_settings(Path(folder)), encoding="utf-8")
         _pip(python, "wheel", "--no-deps", "--quiet", "-w", folder, str(source))
         wheel = next(Path(folder).glob(f"pycuda-*-cp{tag}-*.whl"))
-        _check_driver(wheel)
+        if not _names_driver(wheel):
+            raise DemoBertError(f"PyCUDA was built here without {_DRIVER}: it would not be loaded on the GPU machine")
         return Path(shutil.move(wheel, downloads))
 
 
-def _check_driver(wheel: Path) -> None:
-    """Raises DemoBertError where PyCUDA does not name the driver's library: it can't be loaded, where there is one."""
+def _names_driver(wheel: Path) -> bool:
+    """Whether PyCUDA names the driver's library: else it can't be loaded, where there is one."""
     with zipfile.ZipFile(wheel) as archive:
-        module = next(name for name in archive.namelist() if Path(name).name.startswith("_driver."))
-        if _DRIVER.encode() not in archive.read(module):
-            raise DemoBertError(f"PyCUDA was built here without {_DRIVER}: it would not be loaded on the GPU machine")
+        modules = [name for name in archive.namelist() if Path(name).name.startswith("_driver.")]
+        return any(_DRIVER.encode() in archive.read(name) for name in modules)
 
 
 def _pycuda_settings(folder: Path) -> str:

@@ -263,6 +263,10 @@ def _valid_lengths(mask: np.ndarray) -> np.ndarray:
     return mask.sum(0)
 
 
+#: The packed embeddings plugins leave what is behind unwritten (embLayerNormVarSeqlenPlugin.cpp; TensorRT#2948).
+MOST_EMBEDDED = 384
+
+
 def _run_embeddings(params, inputs):
     ids, segments = inputs[:2]
     if params["variant"] == "padded":
@@ -270,6 +274,10 @@ def _run_embeddings(params, inputs):
         second = _valid_lengths(inputs[2])
     else:
         ranges = _checked_sequences(inputs[2], inputs[3], len(ids))
+        if len(inputs[3]) > MOST_EMBEDDED:
+            raise TensorRTDoubleError(
+                f"packed embeddings write {MOST_EMBEDDED} tokens of a sequence, not {len(inputs[3])}"
+            )
         positions = np.concatenate([np.arange(part.stop - part.start) for part in ranges])
         second = np.array([part.stop - part.start for part in ranges])
     total = _rows(params, "word_embeddings", ids) + _rows(params, "token_type_embeddings", segments)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.backends.base import Engine
+from helpers.backends.tensorrt.bert_plugins import MAX_PACKED_LENGTH
 from helpers.backends.tensorrt.gpu import Gpu, cuda_driver, gpu, rtx_supports
 from helpers.backends.tensorrt.module import Flavour, explain, load, logger_of, plugin_registry
 from helpers.backends.tensorrt.plan_builder import RTX_DEVICE, Profile
@@ -199,6 +200,7 @@ class Session:
             self.engine = deserialize(trt, self.logger, self.runtime, plan, path)
             self._check_interface(path)
             self.profiles = [self._profile(index) for index in range(self.engine.num_optimization_profiles)]
+            self._check_lengths(path)
             self.context = self.engine.create_execution_context()
             if self.context is None:
                 raise explain(self.logger, "TensorRT could not make an execution context; free GPU memory may be short")
@@ -223,6 +225,15 @@ class Session:
         ranks = {len(engine.get_tensor_shape(name)) for name in self.inputs}
         if ranks != {2 if self.layout == "padded" else 1}:
             raise DemoBertError(f"{path} does not take {self.layout} inputs; build it again")
+
+    def _check_lengths(self, path) -> None:
+        """Raises DemoBertError for packed plugins and longer sequences than they write: builder.py once built that."""
+        longest = max(profile.length for profile in self.profiles)
+        if self.layout == "packed" and self.is_plugin_network and longest > MAX_PACKED_LENGTH:
+            raise DemoBertError(
+                f"{path} takes sequences of {longest} tokens, of which packed BERT plugins leave those behind the first "
+                f"{MAX_PACKED_LENGTH} unwritten; build it again, with -s {MAX_PACKED_LENGTH} or --network native"
+            )
 
     @property
     def is_plugin_network(self) -> bool:

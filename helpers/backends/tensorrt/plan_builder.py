@@ -14,9 +14,11 @@ from helpers.backends.tensorrt.bert_plugins import (
     MAX_PACKED_HEAD_SIZE,
     MAX_PACKED_LENGTH,
     MEGATRON_VERSIONS,
+    MOST_PACKED_ROWS,
     PACKED_VERSIONS,
     PADDED_HEAD_SIZE,
     PADDED_VERSIONS,
+    SHORTEST_PACKED_ROWS,
     BertPlugins,
     find_plugins,
 )
@@ -49,7 +51,7 @@ RTX_CAPABILITY = (8, 0)
 #: The compute capability from which the packed plugins run.
 PACKED_PLUGIN_CAPABILITY = (7, 2)
 
-#: The first GPUs for which the packed attention plugin has kernels of their own, and the padded one Ampere's.
+#: The GPUs on which padded rows were seen to be faster through the packed plugins.
 HOPPER = (9, 0)
 
 #: The plugins' layer norms take no epsilon from the network. Up to this one (Megatron's) that makes no difference in
@@ -288,9 +290,12 @@ def _plugins(
 
 
 def _packs_rows(options: BuildOptions, capability: tuple) -> bool:
-    """Whether a padded network's rows go through the packed plugins, which alone have Hopper's own attention kernels."""
-    fits = options.precision == "fp16" and options.max_sequence_length <= MAX_PACKED_LENGTH
-    return options.layout == "padded" and fits and capability >= HOPPER
+    """Whether the rows of a padded plugin network go through the packed plugins, which are faster for few rows."""
+    attention = "int8" if options.quantize == "int8" and options.force_int8_multihead else options.precision
+    few = options.max_batch_size <= MOST_PACKED_ROWS.get(attention, 0)
+    lengths = options.sequence_lengths
+    fits = min(lengths) >= SHORTEST_PACKED_ROWS and max(lengths) <= MAX_PACKED_LENGTH
+    return options.layout == "padded" and options.precision == "fp16" and few and fits and capability == HOPPER
 
 
 def _plugin_versions(options: BuildOptions, capability: tuple) -> dict:

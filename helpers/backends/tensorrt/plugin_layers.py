@@ -153,7 +153,6 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         if self.int8:
             # What reads it reads int8: written so, GELU is fused into the dense layer before it (TensorRT 8.6.0). Nothing
             # in between has a range, so that the builder can't round it.
-            self._require_ranges(result)
             self.network.get_layer(self.network.num_layers - 1).set_output_type(0, self.trt.int8)
         return result
 
@@ -320,9 +319,13 @@ class PackedPluginLayers(TypedPluginWriter):
 
     def _make_inputs(self, batch_size, sequence_length):
         super()._make_inputs(batch_size, sequence_length)
-        self.inputs = self.network_inputs("packed", (-1,))
+        self.inputs = self._packed_inputs(batch_size, sequence_length)
         self.half_embeddings = self.half_embeddings or self.int8 is not None
         self.own_fields[ATTENTION]["var_seqlen"] = 1
+
+    def _packed_inputs(self, batch_size: int, sequence_length: int) -> list:
+        """What the plugins take as inputs: ids, segments, cu_seqlens, max_seqlen."""
+        return self.network_inputs("packed", (-1,))
 
     def _embedding_inputs(self, name):
         return self.inputs
@@ -332,7 +335,7 @@ class PackedPluginLayers(TypedPluginWriter):
 
 
 class RowsPluginLayers(PackedPluginLayers):
-    """NetworkLayers for padded input through the packed plugins, whose attention has kernels of Hopper's own.
+    """NetworkLayers for padded input through the packed plugins, where they are faster than the padded ones.
 
     A row is two sequences, its tokens and its padding, of which nothing is read: that one may have no token. `most_rows`
     bounds B. Attention and add + norm are int8 where `int8` says so, as in padded networks.
@@ -342,53 +345,57 @@ class RowsPluginLayers(PackedPluginLayers):
         self.most_rows = most_rows
         super().__init__(*arguments, **settings)
 
-    def _make_inputs(self, batch_size, sequence_length):
-        TypedPluginWriter._make_inputs(self, batch_size, sequence_length)
-        self.own_fields[ATTENTION]["var_seqlen"] = 1
-        self.padded_ids, *others = self.network_inputs("padded", (batch_size, sequence_length))
-        segments, mask = others
+    def _packed_inputs(self, batch_size, sequence_length):
+        self.shape = batch_size, sequence_length
+        self.padded_ids, segments, mask = self.network_inputs("padded", self.shape)
         ids, segments = (self.reshaped(one, f"rows/{one.name}", shape=(-1,)) for one in (self.padded_ids, segments))
-        self.inputs = [ids, segments, self._bounds(mask, "rows"), self._row(sequence_length, "rows/row")]
+        return [ids, segments, self._bounds(mask, "rows"), self._row("rows/row")]
 
-    def _row(self, length: int, name: str):
+    def _row(self, name: str):
         """As many numbers as a row has tokens: nothing else of them is read."""
+        length = self.shape[1]
         if length > 0:
             return self.integers(np.zeros(length), name)
         return self.output(self.network.add_gather(self.padded_ids, self.integers(0, f"{name}/0"), 0), name)
 
     def _bounds(self, mask, name: str):
         """Where each row begins, where its padding does, and where all ends: int32 [2 B + 1]."""
+        sum_of_rows = self.network.add_reduce(mask, self.trt.ReduceOperation.SUM, 1 << 1, False)  # over axis 1
+        tokens = self.output(sum_of_rows, f"{name}/tokens")
         numbers = np.arange(2 * self.most_rows + 1)
-        tokens = self.output(
-            self.network.add_reduce(mask, self.trt.ReduceOperation.SUM, 1 << 1, False), f"{name}/tokens"
-        )
-        is_padding = numbers % 2
-        places = self._cut(numbers // 2 * is_padding, mask, f"{name}/places")  # the others' tokens are not asked
+        rows, is_padding = numbers // 2, numbers % 2
+        size = None if self.shape[0] > 0 else self._number_of_bounds(mask, f"{name}/size")
+        places = self._first(rows * is_padding, size, f"{name}/places")  # of the others no row's tokens are asked
         tokens = self.output(self.network.add_gather(tokens, places, 0), f"{name}/of_each")
-        tokens = self.elementwise(tokens, self._cut(is_padding, mask, f"{name}/is_padding"), "PROD", f"{name}/before")
-        starts = self._cut(numbers // 2 * max(1, mask.shape[1]), mask, f"{name}/rows")
-        if mask.shape[1] < 0:
-            length = self.int32(self._size(mask, 1, f"{name}/length"), f"{name}/length_int32")
+        tokens = self.elementwise(tokens, self._first(is_padding, size, f"{name}/is_padding"), "PROD", f"{name}/before")
+        starts = self._first(rows * max(1, self.shape[1]), size, f"{name}/rows")
+        if self.shape[1] < 0:
+            length = self.int32(self._dimension(mask, 1, f"{name}/length"), f"{name}/length_int32")
             starts = self.elementwise(starts, length, "PROD", f"{name}/starts")
         return self.elementwise(starts, tokens, "SUM", f"{name}/bounds")
 
-    def _cut(self, values: np.ndarray, mask, name: str):
-        """`values` of the rows that there are, int32 [2 B + 1]; they reach for `most_rows`."""
-        if mask.shape[0] > 0:
-            return self.integers(values, name)
-        rows = self._size(mask, 0, f"{name}/rows")
-        zero, one = (self.integers([n], f"{name}/{n}", self.shape_type(rows)) for n in (0, 1))
+    def _number_of_bounds(self, mask, name: str):
+        """2 B + 1, a shape tensor [1]."""
+        rows = self._dimension(mask, 0, f"{name}/rows")
         twice = self.elementwise(rows, rows, "SUM", f"{name}/twice")
-        size = self.elementwise(twice, one, "SUM", f"{name}/size")
+        return self.elementwise(twice, self.integers([1], f"{name}/1", self.shape_type(rows)), "SUM", name)
+
+    def _first(self, values: np.ndarray, size, name: str):
+        """As many of `values` as the shape tensor `size` says, or all; int32."""
+        if size is None:
+            return self.integers(values, name)
+        zero = self.integers([0], f"{name}/0", self.shape_type(size))
         return self.part(self.integers(values, f"{name}/all"), zero, size, name)
 
-    def _size(self, tensor, axis: int, name: str):
-        """One of its dimensions: a shape tensor [1]."""
+    def _dimension(self, tensor, axis: int, name: str):
+        """One of its sizes: a shape tensor [1]."""
         shape = self.output(self.network.add_shape(tensor), f"{name}/shape")
         return self.output(self.network.add_slice(shape, (axis,), (1,), (1,)), name)
 
     def _ordered(self, logits, name):
         """[B S, 2, 1, 1] → [B, S, 2, 1, 1]."""
+        if self.shape[1] > 0:
+            return self.reshaped(logits, name, shape=(-1, self.shape[1], 2, 1, 1))
         shape = self.output(self.network.add_shape(self.padded_ids), f"{name}/rows")
         rest = self.integers([2, 1, 1], f"{name}/rest", self.shape_type(shape))
         layer = self.network.add_shuffle(logits)
