@@ -290,7 +290,7 @@ def test_packed_plugins_of_longer_sequences_than_they_write(engine_path, monkeyp
     monkeypatch.setattr(tensorrt_engine, "MAX_PACKED_LENGTH", 512)
     engine = load_engine(engine_path, "packed")
     engine.run(packed(config, rng, [384]))
-    with pytest.raises(DemoBertError, match="packed embeddings write 384 tokens of a sequence, not 385"):
+    with pytest.raises(TensorRTDoubleError, match="packed embeddings write 384 tokens of a sequence, not 385"):
         engine.run(packed(config, rng, [385]))
 
 
