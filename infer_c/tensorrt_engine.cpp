@@ -29,6 +29,9 @@ constexpr bool kIsRtx = false;
 
 constexpr const char* kOutput = "logits_out";
 
+// Tokens of a sequence that the packed embeddings plugins write (helpers/backends/tensorrt/bert_plugins.py).
+constexpr std::int64_t kMostPackedTokens = 384;
+
 // Execution contexts with a CUDA graph each, at most. Without graphs one context serves every shape.
 constexpr std::size_t kMaxGraphs = 8;
 
@@ -202,6 +205,18 @@ Layout layout_of(const nvinfer1::ICudaEngine& engine, const std::string& path) {
     throw Error(path + " is a TensorRT plan, but not one of builder.py's");
 }
 
+// Throws Error for packed plugins and longer sequences than their embeddings write: builder.py once built that.
+void check_lengths(const Plan& plan, const std::string& path) {
+    const std::string most = std::to_string(kMostPackedTokens);
+    for (const Profile& profile : plan.profiles) {
+        if (plan.layout == Layout::packed && plan.is_plugin_network && profile.length > kMostPackedTokens) {
+            throw Error(path + " takes sequences of " + std::to_string(profile.length) +
+                        " tokens, of which packed BERT plugins leave those behind the first " + most +
+                        " unwritten; build it again, with -s " + most + " or --network native");
+        }
+    }
+}
+
 Plan read_plan(std::unique_ptr<nvinfer1::ICudaEngine> engine, const std::string& path) {
     Plan plan;
     plan.layout = layout_of(*engine, path);
@@ -228,6 +243,7 @@ Plan read_plan(std::unique_ptr<nvinfer1::ICudaEngine> engine, const std::string&
     const std::size_t plugin_rank = plan.layout == Layout::padded ? 5 : 4;
     const Sizes logits = sizes_of(engine->getTensorShape(kOutput));
     plan.is_plugin_network = logits.size() == plugin_rank;
+    check_lengths(plan, path);
     plan.gives_starts_first = plan.layout == Layout::packed && !logits.empty() && logits.front() == kLogits;
     plan.engine = std::move(engine);
     return plan;
