@@ -86,7 +86,7 @@ class Tokenizer:
         if entries is None:
             raise DemoBertError("the tokenizer does not say how a question and a passage are put together")
         self.template = PairTemplate.of(entries)
-        self._backend = backend(tokenizer_json.to_bytes(_with_hidden_control_tokens(values)))
+        self._backend = backend(_with_hidden_control_tokens(values))
         self._backend.encode_special_tokens = True
         pieces = values["model"]["vocab"]
         self.base_size = 1 + max(pieces.values()) if isinstance(pieces, dict) else len(pieces)
@@ -210,11 +210,28 @@ def _of(merge: list) -> tuple:
     return (*merge, "".join(merge))
 
 
-def backend(data: bytes):
-    """The library's tokenizer of a canonical tokenizer.json. Raises DemoBertError."""
+def backend(values: dict):
+    """The library's tokenizer of a canonical tokenizer.json's values. Raises DemoBertError.
+
+    A Unigram is handed its scores as they are: the library reads one of seven from JSON as a float's neighbour, which
+    tells where two ways to cut a word are as good as each other.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import Unigram
+
+    found, model = in_library(Backend.from_str, tokenizer_json.to_bytes(values).decode("utf-8")), values["model"]
+    if model["type"] == "Unigram":
+        pieces = [(piece, score) for piece, score in model["vocab"]]
+        found.model = in_library(Unigram, pieces, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
+    return found
+
+
+def scores_as_read(model: dict) -> dict:
+    """A Unigram's model with the scores that the library itself reads from JSON, where a class has it read that."""
     from tokenizers import Tokenizer as Backend
 
-    return in_library(Backend.from_str, data.decode("utf-8"))
+    found = in_library(Backend.from_str, tokenizer_json.to_bytes({"added_tokens": [], "model": model}).decode("utf-8"))
+    return model | {"vocab": json.loads(found.to_str())["model"]["vocab"]}
 
 
 def in_library(function, *arguments, **named):

@@ -21,7 +21,7 @@ from helpers.errors import DemoBertError, UsageError, one_line
 from helpers.families import FAMILIES
 from helpers.files import read_json, read_limited
 from helpers.sentencepiece_model import CONTROL, MAX_SENTENCEPIECE_BYTES, UNIGRAM, USER_DEFINED, read_sentencepiece
-from helpers.tokenization import Tokenizer, backend, in_library, load_tokenizer
+from helpers.tokenization import Tokenizer, backend, in_library, load_tokenizer, scores_as_read
 from helpers.tokenizer_json import (
     ADDED_TOKEN_FLAGS,
     MAX_ADDED_CHARACTERS,
@@ -409,6 +409,8 @@ class _Reader:
     def _as_it_is(self) -> _Plan:
         if self.stored is None:
             raise DemoBertError(f"there is no {JSON_NAME}, and no file says which class of transformers reads it")
+        if self.stored["model"]["type"] == "Unigram":
+            self.stored |= {"model": scores_as_read(self.stored["model"])}
         return _Plan(self.stored, dict(self.settings.named), self.settings.extras or [])
 
     # -- what they are made of
@@ -514,7 +516,7 @@ class _Reader:
     def _finished(self, plan: _Plan) -> Tokenizer:
         """The plan with its added tokens: the library gives them ids, in the order in which transformers adds them."""
         values = plan.values
-        library = backend(tokenizer_json.to_bytes(values | {"post_processor": None}))
+        library = backend(values | {"post_processor": None})
         in_library(library.add_tokens, [_for_library(token) for token in self._tokens_to_add(plan)])
         added = {token.content: number for number, token in library.get_added_tokens_decoder().items()}
         if plan.template is not None:

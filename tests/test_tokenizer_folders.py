@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import long_texts, tokenization
+from helpers import long_texts, tokenization, tokenizer_files
 from helpers.data_processing import make_features
 from helpers.tokenization import Tokenizer
 from helpers.tokenizer_files import ReadingOptions, find_tokenizer
@@ -273,6 +273,49 @@ def test_ids_and_offsets_are_hugging_face_s(name, rng):
 def test_pairs_are_put_together_as_hugging_face_does(name, rng):
     got, reference = pair_of(name)
     assert_same_pair(got, reference, "What is TensorRT?", "TensorRT is a platform. " + random_text(rng))
+
+
+def scores(backend) -> list[float] | None:
+    model = json.loads(backend.to_str())["model"]
+    return [score for _, score in model["vocab"]] if model["type"] == "Unigram" else None
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_unigram_s_scores_are_hugging_face_s_to_the_last_bit(name):
+    """And an engine's, from what it takes along."""
+    got, reference = pair_of(name)
+    expected = scores(reference.backend_tokenizer)
+    assert scores(got._backend) == expected == scores(Tokenizer.from_bytes(got.json)._backend)
+
+
+@pytest.mark.parametrize("class_name", ["AlbertTokenizerFast", "PreTrainedTokenizerFast"])
+def test_words_that_can_be_cut_in_two_ways_as_good_as_each_other(class_name, tmp_path, rng, monkeypatch):
+    """A word of two letters is a piece whose score is the letters' sum: a score's last bit decides.
+
+    One class of transformers hands the scores to the library, the other lets it read tokenizer.json, which it does badly.
+    """
+    letters = [chr(0x4E00 + i) for i in range(600)]
+    values = {letter: float(rng.uniform(-14, -2)) for letter in letters}
+    words = [a + b for a, b in zip(letters[::2], letters[1::2])]
+    values |= {word: values[word[0]] + values[word[1]] for word in words} | {"\u2581": -1.0}
+    first, unk = folders.unigram_vocabulary("albert")
+    pieces = [*first[:5], *(list(item) for item in values.items())]
+    folders.legacy_unigram_json(tmp_path, "albert", class_name, pieces, unk, {})
+    got, reference = ours(tmp_path), theirs(tmp_path)
+    assert_same_tokens(got, reference, words)
+    with monkeypatch.context() as patch:  # the other way to read them, which is what tells that this test can fail
+        read = tokenization.scores_as_read
+        patch.setattr(tokenizer_files, "scores_as_read", lambda model: model)
+        if class_name == "AlbertTokenizerFast":
+            patch.setattr(tokenization, "_with_hidden_control_tokens", lambda values: as_read(values, read))
+        other = ours(tmp_path)
+    assert [tokens.ids.tolist() for tokens in other.encode_batch(words)] != [
+        tokens.ids.tolist() for tokens in got.encode_batch(words)
+    ]
+
+
+def as_read(values: dict, read) -> dict:
+    return values | {"model": read(values["model"])}
 
 
 @pytest.mark.sampled(0.4)
