@@ -216,22 +216,25 @@ def backend(values: dict):
     A Unigram is handed its scores as they are: the library reads one of seven from JSON as a float's neighbour, which
     tells where two ways to cut a word are as good as each other.
     """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.models import Unigram
-
-    found, model = in_library(Backend.from_str, tokenizer_json.to_bytes(values).decode("utf-8")), values["model"]
+    found, model = _as_read(values), values["model"]
     if model["type"] == "Unigram":
-        pieces = [(piece, score) for piece, score in model["vocab"]]
+        from tokenizers.models import Unigram
+
+        pieces = list(map(tuple, model["vocab"]))
         found.model = in_library(Unigram, pieces, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
     return found
 
 
 def scores_as_read(model: dict) -> dict:
     """A Unigram's model with the scores that the library itself reads from JSON, where a class has it read that."""
+    return model | {"vocab": json.loads(_as_read({"added_tokens": [], "model": model}).to_str())["model"]["vocab"]}
+
+
+def _as_read(values: dict):
+    """What the library makes of a tokenizer.json of these values. Raises DemoBertError."""
     from tokenizers import Tokenizer as Backend
 
-    found = in_library(Backend.from_str, tokenizer_json.to_bytes({"added_tokens": [], "model": model}).decode("utf-8"))
-    return model | {"vocab": json.loads(found.to_str())["model"]["vocab"]}
+    return in_library(Backend.from_str, tokenizer_json.to_bytes(values).decode("utf-8"))
 
 
 def in_library(function, *arguments, **named):

@@ -260,9 +260,8 @@ def test_what_computes_in_which_precision(form, engine_path, built, monkeypatch,
             expected = "HALF" if node.name == "cls_squad_output" else "INT8"
         assert node.precision == expected, node.name
         graph = built.graph
-        if re.match(
-            r"l\d_intermediate/", node.name
-        ):  # GELU's parts: int8 is what the last gives, and nothing in between
+        if re.match(r"l\d_intermediate/", node.name):
+            # GELU's parts: int8 is what the last gives, and nothing in between.
             (output,) = (graph.tensors[i] for i in node.outputs)
             last = node.name.endswith("/gelu")
             assert (output.forced_type == "INT8", output.dynamic_range is not None) == (last, last), node.name

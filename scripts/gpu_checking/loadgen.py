@@ -12,9 +12,9 @@ from pathlib import Path
 
 from helpers.errors import DemoBertError
 from helpers.files import read_json
-from scripts.gpu_checking.networks import Network, build_command
+from scripts.gpu_checking.networks import Network
 from scripts.gpu_checking.record import OutOfTime
-from scripts.gpu_checking.table import KINDS, TIMING_ITERATIONS, Place, model_checkpoints, sizes_of
+from scripts.gpu_checking.table import KINDS, Place, build_engine, remove, sizes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,8 +60,7 @@ def measure(suite) -> None:
         engine = engine_of(suite, one)
         if engine.is_file():
             suite.record.step(one.key, ask, suite, one)
-            for path in engine.parent.glob(f"{engine.name}*"):  # as the table's, they would fill a disk
-                path.unlink()
+            remove(engine)
 
 
 def engine_of(suite, one: Question) -> Path:
@@ -78,19 +77,8 @@ def build(suite, one: Question) -> None:
 
 def _build(suite, one: Question) -> dict:
     place = Place("large", sizes_of(suite.args)["large"], LENGTH, (one.batch,))
-    sizes = {"batch": [one.batch], "length": [LENGTH]}
-    extra = (
-        "-w",
-        suite.args.workspace,
-        "--timing-iterations",
-        TIMING_ITERATIONS,
-        "-v",
-        suite.checkpoints["vocabulary"],
-    )
-    engine, paths = engine_of(suite, one), model_checkpoints(suite, place)
-    command = build_command(suite.args.engine_python, ROOT, one.kind, paths, engine, sizes, extra)
-    suite.run(command, Path(command[1]).name)
-    return {"mib": round(engine.stat().st_size / 2**20, 1)}
+    vocabulary = ("-v", suite.checkpoints["vocabulary"])  # LoadGen's samples are cut by it
+    return build_engine(suite, place, one.kind, engine_of(suite, one), vocabulary)
 
 
 def ask(suite, one: Question) -> dict:

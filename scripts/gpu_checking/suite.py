@@ -31,8 +31,6 @@ from scripts.gpu_checking.record import OutOfTime, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PARTS = ("networks", "answers", "table", "tried", "loadgen")
-
 #: Megatron's network for the numbers: of random weights, and as wide as its plugins want it.
 MEGATRON = BertConfig(768, 4, 12, 3072, 30522, gelu="tanh")
 

@@ -138,11 +138,9 @@ def measure(suite, tasks: list[Task]) -> None:
             for task in wave:
                 if engine_of(suite, task).is_file():
                     suite.record.step(task.key, engine_times, suite, task)
-        finally:  # large ones fill a disk
+        finally:
             for task in wave:
-                engine = engine_of(suite, task)
-                for path in engine.parent.glob(f"{engine.name}*"):
-                    path.unlink()
+                remove(engine_of(suite, task))
 
 
 def beside(suite, places: list[Place]) -> None:
@@ -176,14 +174,21 @@ def build(suite, task: Task) -> None:
     key = f"build: {task}"
     suite.record.forget(key)
     with contextlib.suppress(OutOfTime):
-        suite.record.step(key, _build, suite, task)
+        suite.record.step(key, build_engine, suite, task.place, task.kind, engine_of(suite, task))
 
 
-def _build(suite, task: Task) -> dict:
-    engine, paths = engine_of(suite, task), model_checkpoints(suite, task.place)
-    sizes = {"batch": [task.place.batches[-1]], "length": [task.place.length]}
-    extra = ("-w", suite.args.workspace, "--timing-iterations", TIMING_ITERATIONS)
-    command = build_command(suite.args.engine_python, ROOT, task.kind, paths, engine, sizes, extra)
+def remove(engine: Path) -> None:
+    """The engine, and what lies beside it: large ones fill a disk."""
+    for path in engine.parent.glob(f"{engine.name}*"):
+        path.unlink()
+
+
+def build_engine(suite, place: Place, kind: Network, engine: Path, extra=()) -> dict:
+    """An engine of random weights, tuned for the last batch of `place`: {"mib": its size}. Raises DemoBertError."""
+    sizes = {"batch": [place.batches[-1]], "length": [place.length]}
+    extra = ("-w", suite.args.workspace, "--timing-iterations", TIMING_ITERATIONS, *extra)
+    paths = model_checkpoints(suite, place)
+    command = build_command(suite.args.engine_python, ROOT, kind, paths, engine, sizes, extra)
     suite.run(command, Path(command[1]).name)
     return {"mib": round(engine.stat().st_size / 2**20, 1)}
 

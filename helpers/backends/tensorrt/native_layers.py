@@ -356,9 +356,7 @@ class PaddedNativeLayers(NativeWriter):
 
     def _position_shape(self, hidden_size: int, name: str) -> Tensor:
         """The shape tensor [1, S, E]."""
-        shape = self.output(self.network.add_shape(self.input_ids), f"{name}/input")
-        length = self.output(self.network.add_slice(shape, (1,), (1,), (1,)), f"{name}/length")
-        dtype = self.shape_type(shape)
+        length = self.dimension(self.input_ids, 1, f"{name}/length")
+        dtype = self.shape_type(length)
         one, width = self.integers([1], f"{name}/one", dtype), self.integers([hidden_size], f"{name}/width", dtype)
-        layer = self.network.add_concatenation([one, length, width])
-        return self.output(layer, name)
+        return self.joined([one, length, width], name)

@@ -94,11 +94,8 @@ class PackedNativeLayers(NativeWriter):
         return self.output(self.network.add_shape(tensor), name)
 
     def _range(self, tensor: Tensor, at_most: int, name: str) -> Tensor:
-        """0, 1, 2… as many as the 1-D `tensor` is long, int32. Cut from a constant: 8.6 fills with floats only."""
-        numbers = self.integers(np.arange(at_most), f"{name}/all")
-        length = self._length(tensor, f"{name}/length")
-        zero = self.integers([0], f"{name}/zero", self.shape_type(length))
-        return self.part(numbers, zero, length, name)
+        """0, 1, 2… as many as the 1-D `tensor` is long, int32."""
+        return self.first(np.arange(at_most), self._length(tensor, f"{name}/length"), name)
 
     def _column(self, tensor: Tensor, name: str) -> Tensor:
         return self.reshaped(tensor, name, shape=(-1, 1))

@@ -71,6 +71,16 @@ class NetworkWriter:
             layer.set_input(2, size)
         return self.output(layer, name)
 
+    def first(self, values, size: Tensor, name: str) -> Tensor:
+        """As many of `values` as the shape tensor `size` [1] says, int32. Cut from a constant: 8.6 fills with floats only."""
+        zero = self.integers([0], f"{name}/zero", self.shape_type(size))
+        return self.part(self.integers(values, f"{name}/all"), zero, size, name)
+
+    def dimension(self, tensor: Tensor, axis: int, name: str) -> Tensor:
+        """One size of a tensor: a shape tensor [1]."""
+        shape = self.output(self.network.add_shape(tensor), f"{name}/shape")
+        return self.output(self.network.add_slice(shape, (axis,), (1,), (1,)), name)
+
     def joined(self, tensors: list[Tensor], name: str) -> Tensor:
         """Tensors of one or two axes, along the first."""
         return self.output(self.network.add_concatenation(tensors), name)

@@ -109,9 +109,9 @@ class PreparedPlan(Prepared):
         self._logger = logger_of(self._trt)
         self._logger.start(options.verbose)
         self._device, capability = _device(options, flavour)
-        self._packs_rows = _packs_rows(options, capability)
+        self._plugin_layers, versions = _plugin_layers(options, capability)
         _refuse_what_is_missing(self._trt, options, flavour)
-        self._plugins, self._why_native = _plugins(self._trt, self._logger, config, options, capability)
+        self._plugins, self._why_native = _plugins(self._trt, self._logger, config, options, capability, versions)
         no_choice = not hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._weakly_typed = self._plugins is not None or no_choice
 
@@ -179,14 +179,9 @@ class PreparedPlan(Prepared):
             attention=packed or options.force_int8_multihead,
             add_and_norm=packed or options.force_int8_skipln,
         )
-        padded_form = PaddedPluginLayers
-        if self._packs_rows:
-            padded_form = partial(RowsPluginLayers, most_rows=options.max_batch_size)
-        packed_form = InterleavedPluginLayers if options.interleaved else PackedPluginLayers
-        layers = packed_form if packed else padded_form
         sizes = input_shape(options)
         own = {"sizes": sizes, "plugins": self._plugins, "int8": int8, "logits_by_token": options.logits_by_token}
-        return partial(layers, precision=options.precision, strict=options.strict, **own)
+        return partial(self._plugin_layers, precision=options.precision, strict=options.strict, **own)
 
     def _notes(self) -> list[str]:
         """Only the build tells: without plugins that suit the model, --network auto ends in a native network."""
@@ -262,9 +257,9 @@ def _precisions(options: BuildOptions, weakly_typed: bool) -> list[str]:
 
 
 def _plugins(
-    trt, logger, config: BertConfig, options: BuildOptions, capability: tuple
+    trt, logger, config: BertConfig, options: BuildOptions, capability: tuple, versions: dict
 ) -> tuple[BertPlugins | None, str | None]:
-    """The plugins of a plugin network; None: build the native network, and, where plugins are there, why.
+    """The plugins of a plugin network, in these versions; None: build the native network, and, where plugins are there, why.
 
     Raises UsageError for a contradiction.
     """
@@ -277,9 +272,7 @@ def _plugins(
     misfit = _why_not_plugins(config, options, capability)
     if not asked and (options.precision == "bf16" or _is_packed_fp32(options)):
         return None, None
-    plugins = find_plugins(
-        trt, plugin_registry(trt, logger), options.plugin_version, _plugin_versions(options, capability)
-    )
+    plugins = find_plugins(trt, plugin_registry(trt, logger), options.plugin_version, versions)
     if plugins is None and asked:
         kind = f"{options.plugin_version} " if options.plugin_version else ""
         instead = "leave --interleaved out" if options.interleaved else "use --network native, without a plugin flag"
@@ -298,12 +291,15 @@ def _packs_rows(options: BuildOptions, capability: tuple) -> bool:
     return options.layout == "padded" and options.precision == "fp16" and few and fits and capability == HOPPER
 
 
-def _plugin_versions(options: BuildOptions, capability: tuple) -> dict:
+def _plugin_layers(options: BuildOptions, capability: tuple) -> tuple[Callable, dict]:
+    """What writes a plugin network, and the versions of its plugins."""
     if options.layout == "padded":
-        return PACKED_VERSIONS if _packs_rows(options, capability) else PADDED_VERSIONS
+        if _packs_rows(options, capability):
+            return partial(RowsPluginLayers, most_rows=options.max_batch_size), PACKED_VERSIONS
+        return PaddedPluginLayers, PADDED_VERSIONS
     if options.interleaved:
-        return MEGATRON_VERSIONS if options.megatron else INTERLEAVED_VERSIONS
-    return PACKED_VERSIONS
+        return InterleavedPluginLayers, MEGATRON_VERSIONS if options.megatron else INTERLEAVED_VERSIONS
+    return PackedPluginLayers, PACKED_VERSIONS
 
 
 def _why_not_plugins(config: BertConfig, options: BuildOptions, capability: tuple) -> str | None:

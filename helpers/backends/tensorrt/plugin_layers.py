@@ -370,27 +370,19 @@ class RowsPluginLayers(PackedPluginLayers):
         tokens = self.elementwise(tokens, self._first(is_padding, size, f"{name}/is_padding"), "PROD", f"{name}/before")
         starts = self._first(rows * max(1, self.shape[1]), size, f"{name}/rows")
         if self.shape[1] < 0:
-            length = self.int32(self._dimension(mask, 1, f"{name}/length"), f"{name}/length_int32")
+            length = self.int32(self.dimension(mask, 1, f"{name}/length"), f"{name}/length_int32")
             starts = self.elementwise(starts, length, "PROD", f"{name}/starts")
         return self.elementwise(starts, tokens, "SUM", f"{name}/bounds")
 
     def _number_of_bounds(self, mask, name: str):
         """2 B + 1, a shape tensor [1]."""
-        rows = self._dimension(mask, 0, f"{name}/rows")
+        rows = self.dimension(mask, 0, f"{name}/rows")
         twice = self.elementwise(rows, rows, "SUM", f"{name}/twice")
         return self.elementwise(twice, self.integers([1], f"{name}/1", self.shape_type(rows)), "SUM", name)
 
     def _first(self, values: np.ndarray, size, name: str):
         """As many of `values` as the shape tensor `size` says, or all; int32."""
-        if size is None:
-            return self.integers(values, name)
-        zero = self.integers([0], f"{name}/0", self.shape_type(size))
-        return self.part(self.integers(values, f"{name}/all"), zero, size, name)
-
-    def _dimension(self, tensor, axis: int, name: str):
-        """One of its sizes: a shape tensor [1]."""
-        shape = self.output(self.network.add_shape(tensor), f"{name}/shape")
-        return self.output(self.network.add_slice(shape, (axis,), (1,), (1,)), name)
+        return self.integers(values, name) if size is None else self.first(values, size, name)
 
     def _ordered(self, logits, name):
         """[B S, 2, 1, 1] → [B, S, 2, 1, 1]."""
