@@ -25,7 +25,8 @@ def reference_logits(
 ) -> np.ndarray:
     """Start and end logits, float64 [B, S, 2].
 
-    `tensors` are canonical, `gelu` is "tanh" or "erf", the other three int [B, S]. Keys where the mask is 0 get
+    `tensors` are canonical, `gelu` is "tanh" or "erf", or a function of a layer's number and what its GELU reads, the
+    other three are int [B, S]. Keys where the mask is 0 get
     exactly no weight; the logits at such positions are computed like any other. `pre_normalised`: Megatron's BERT,
     whose sub-layers read a layer norm of the stream, and add what they find to the stream itself. `quantize(name,
     value)` replaces the values at each place that has a range, by the range's name; kernels are [out, in].
@@ -72,7 +73,9 @@ def reference_logits(
         branch = dense(attend(hidden, f"l{i}_attention_self"), f"l{i}_attention_output_dense")
         stream = add(branch, stream if pre_normalised else hidden, f"l{i}_attention_output")
         hidden = normalise(stream, f"l{i}_attention_output_layernorm")
-        branch = dense(gelu_of(dense(hidden, f"l{i}_intermediate_dense"), gelu), f"l{i}_output_dense")
+        inner = dense(hidden, f"l{i}_intermediate_dense")
+        inner = gelu(i, inner) if callable(gelu) else gelu_of(inner, gelu)
+        branch = dense(inner, f"l{i}_output_dense")
         stream = add(branch, stream if pre_normalised else hidden, f"l{i}_output")
         hidden = normalise(stream, f"l{i}_output_layernorm")
     hidden = quantize("bert_encoder_final_input_quantizer_amax", hidden)
@@ -172,6 +175,16 @@ def gelu_of(x: np.ndarray, formula: str) -> np.ndarray:
     if formula == "tanh":
         return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     raise ValueError(formula)
+
+
+def sigmoid_gelu(x: np.ndarray, formula: str) -> np.ndarray:
+    """GELU as x·σ(x·p(x²)), as plugin networks below float32 compute it: "erf" within 3e-5, "tanh" the same."""
+    if formula == "erf":
+        square = np.minimum(x * x, 48.0)
+        odds = x * (1.59501577 + square * (0.0740112924 - 0.000703033618 * square))
+    else:
+        odds = 2 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
+    return x / (1.0 + np.exp(-np.clip(odds, -700, 700)))
 
 
 def random_config(rng: np.random.Generator) -> BertConfig:

@@ -19,7 +19,7 @@ import pytest
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.tensorrt import bert_plugins, native_layers, plan_builder, plugin_layers
 from helpers.backends.tensorrt.network_writer import NetworkWriter
-from helpers.backends.tensorrt.plugin_layers import PluginWriter
+from helpers.backends.tensorrt.plugin_layers import PluginWriter, TypedPluginWriter
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
@@ -28,7 +28,14 @@ from helpers.errors import DemoBertError, UsageError
 from helpers.weights import load_weights
 from scripts.gpu_checking import other_forms
 from tests.checkpoints import bert_weights, own_quantization
-from tests.reference_bert import gelu_of, random_config, random_inputs, random_weights, reference_logits
+from tests.reference_bert import (
+    gelu_of,
+    random_config,
+    random_inputs,
+    random_weights,
+    reference_logits,
+    sigmoid_gelu,
+)
 from tests.tensorrt_double import VERSIONS, TensorRTDoubleError, bindings, install, rtx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -276,17 +283,22 @@ def test_threads_share_an_engine(held):
     assert not wrong
 
 
-@pytest.mark.parametrize("form", [form for form in other_forms.FORMS if form not in ("gelu_in_int8", "packed_rows")])
+@pytest.mark.parametrize("form", [form for form in other_forms.FORMS if form not in ("gelu_in_half", "packed_rows")])
 def test_layers_written_otherwise_compute_the_same(form, engine_path, monkeypatch, rng):
     """What gpu_check.sh compares with the project's own."""
     install("8.6.1", monkeypatch)
-    for name in ("_convolution", "_dense", "composed_gelu"):  # put back at the end
-        monkeypatch.setattr(PluginWriter, name, getattr(PluginWriter, name))
+    for writer, name in (
+        (PluginWriter, "_convolution"),
+        (PluginWriter, "_dense"),
+        (PluginWriter, "sigmoid_gelu"),
+        (TypedPluginWriter, "_make_inputs"),
+    ):
+        monkeypatch.setattr(writer, name, getattr(writer, name))  # put back at the end
     other_forms.FORMS[form](PluginWriter)
     config = BertConfig(128, 2, 2, int(rng.integers(20, 90)), 50, 16)  # heads of 64, as half precision wants them
     weights = weights_of(config, rng)
     sizes = {"batch_sizes": (3,), "sequence_lengths": (9,)}
-    precision = "fp32" if form == "matrix_product" else "fp16"  # the sigmoid is 3e-5 off GELU
+    precision = "fp32" if form == "matrix_product" else "fp16"
     for strict in (False, True):
         write(engine_path, "8.6.1", config, weights, network="plugin", precision=precision, strict=strict, **sizes)
         engine = load_engine(engine_path, "padded")
@@ -294,19 +306,25 @@ def test_layers_written_otherwise_compute_the_same(form, engine_path, monkeypatc
         engine.close()
 
 
-@pytest.mark.parametrize(
-    "coefficients, most, off",
-    [
-        (other_forms.GELU_SIGMOID, other_forms.LARGEST_SQUARE, 3e-5),
-        ((*other_forms.GELU_SHORT, 0.0), np.inf, 3e-4),
-    ],
-    ids=["sigmoid", "short"],
-)
-def test_the_sigmoid_is_as_near_to_gelu_as_is_said(coefficients, most, off):
-    x, (a, b, c) = np.linspace(-60, 60, 200_001), coefficients
-    square = np.minimum(x * x, most)
-    shares = 1 / (1 + np.exp(-np.clip(x * (a + square * (b + c * square)), -700, 700)))
-    assert np.abs(x * shares - gelu_of(x, "erf")).max() < off
+@pytest.mark.parametrize("formula, off", [("erf", 3e-5), ("tanh", 1e-12)])
+def test_the_sigmoid_is_as_near_to_gelu_as_is_said(formula, off):
+    x = np.linspace(-60, 60, 200_001)
+    assert np.abs(sigmoid_gelu(x, formula) - gelu_of(x, formula)).max() < off
+
+
+@pytest.mark.parametrize("gelu", ["erf", "tanh"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gelu_is_the_formula_or_its_sigmoid(precision, gelu, engine_path, monkeypatch, rng):
+    """Of float32 the formula itself; below it the sigmoid, to float64's last places on the double."""
+    install("8.6.1", monkeypatch)
+    config = BertConfig(128, 2, 2, int(rng.integers(20, 90)), 50, 16)
+    weights = weights_of(config, rng)
+    sizes = {"batch_sizes": (3,), "sequence_lengths": (9,)}
+    write(engine_path, "8.6.1", config, weights, gelu, network="plugin", precision=precision, **sizes)
+    engine = load_engine(engine_path, "padded")
+    written = gelu if precision == "fp32" else lambda layer, x: sigmoid_gelu(x, gelu)
+    assert difference(engine, config, weights, written, 3, 9, rng) < 1e-5
+    engine.close()
 
 
 @pytest.mark.parametrize("version, network, interface", NETWORKS)

@@ -84,9 +84,9 @@ NETWORKS = (
     _native("QAT int8", *PTQ, checkpoint="qat"),
     _native("packed fp16", "--fp16", layout="packed"),
     _plugin("fp16, matrix products", "--fp16", "--strict", form="matrix_product"),
-    _plugin("fp16, float sums", "--fp16", "--strict", form="float_sums"),
-    _plugin("fp16, GELU by a sigmoid", "--fp16", "--strict", form="gelu_sigmoid"),
-    _plugin("packed int8, int8 before GELU", *PTQ, layout="packed", checkpoint="wide", form="gelu_in_int8"),
+    _plugin("fp16, float norms", "--fp16", "--strict", form="float_norms"),
+    _plugin("fp16, GELU by erf", "--fp16", "--strict", form="gelu_erf"),
+    _plugin("packed int8, half before GELU", *PTQ, layout="packed", checkpoint="wide", form="gelu_in_half"),
 )
 
 

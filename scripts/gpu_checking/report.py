@@ -53,7 +53,8 @@ def _merged(records: list[Path]) -> dict:
         if wrong := record_form.what_is_wrong(content):
             raise DemoBertError(f"{record} is not a record of gpu_check.sh --suite: {wrong}")
         for fact in ("machine", "tensorrt"):
-            if merged.setdefault(fact, content.get(fact)) != content.get(fact):
+            found = content.get(fact)  # PyTorch's times alone are of no TensorRT
+            if found is not None and merged.setdefault(fact, found) != found:
                 raise DemoBertError(f"{records[0]} and {record} are of different machines: make a page of each")
         failed = {key for key, entry in content["steps"].items() if "error" in entry}
         kept = {

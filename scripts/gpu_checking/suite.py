@@ -10,6 +10,7 @@ Every step is a process of its own with a time limit, and a line of the record (
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -62,6 +63,22 @@ class Suite:
             WIDE_CALIBRATION: self.work / WIDE_CALIBRATION,
         }
 
+    @property
+    def builds_apart(self) -> bool:
+        """Whether another GPU builds what this one times."""
+        return self.args.build_gpu is not None
+
+    @property
+    def timing_lock(self) -> Path:
+        return self.work / "timing.lock"
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Nothing else is timed meanwhile, by any command of the same folder."""
+        with open(self.timing_lock, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def wanted(self, name: str) -> bool:
         return not self.args.only or any(text in name for text in self.args.only)
 
@@ -84,7 +101,7 @@ class Suite:
         """All but the bundled model. What failed costs the networks that are built from it."""
         paths = self.checkpoints
         checkpoints.write_random_megatron(paths["megatron"], MEGATRON)
-        flags = ("--qat", "-imh", "-iln", "--epochs", "2", *self.args.finetune)  # some minutes of a GPU
+        flags = ("--qat", "-imh", "-iln", "--epochs", "5", *self.args.finetune)  # some minutes of a GPU
         training = self.args.folder / TRAINING
         program = (sys.executable, ROOT / "squad" / "finetune.py")
         train = [*program, "-pt", paths["bundled"], "-j", training, "-o", paths["qat"], *flags]

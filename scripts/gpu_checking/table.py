@@ -8,7 +8,8 @@ each is timed with the GPU to itself.
 import contextlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,20 +46,17 @@ KINDS = (
     Network("packed int8", _INT8, layout="packed", checkpoint="qat"),
     Network("interleaved int8", (*_INT8, "-il"), layout="packed", checkpoint="qat"),
     Network("Megatron sparse int8", (*_INT8, "-il", "--megatron", "-sp"), layout="packed", checkpoint="megatron"),
-    Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),
 )
 
 #: What might be faster: flags of the builder, or layers written otherwise (other_forms.py), and for which of the lines
 #: above.
 _WAYS = (
-    ("GELU by a sigmoid", (), "gelu_sigmoid", ("fp16", "packed int8")),
-    ("GELU by a short sigmoid", (), "gelu_short", ("fp16", "packed int8")),
-    ("int8 before GELU", (), "gelu_in_int8", ("packed int8",)),
+    ("GELU by erf", (), "gelu_erf", ("fp16", "packed int8")),
+    ("half before GELU", (), "gelu_in_half", ("packed int8", "interleaved int8")),
     ("rows packed", (), "packed_rows", ("int8", "fp16")),
     ("matrix products", (), "matrix_product", ("fp16",)),
-    ("float sums", (), "float_sums", ("fp16",)),
-    ("level 2", ("--optimization-level", "2"), None, ("fp16", "packed int8")),
-    ("level 5", ("--optimization-level", "5"), None, ("int8", "fp16", "native fp16")),
+    ("float norms", (), "float_norms", ("fp16",)),
+    *((f"level {n}", ("--optimization-level", str(n)), None, ("fp16", "packed int8")) for n in (0, 1, 2, 5)),
 )
 
 TRIED = tuple(
@@ -66,7 +64,7 @@ TRIED = tuple(
     for way, flags, form, names in _WAYS
     for kind in KINDS
     if kind.name in names
-)
+) + (Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),)
 
 #: Where that is tried.
 TRIED_AT = (("large", 384, (8,)), ("base", 384, (1,)))
@@ -106,6 +104,7 @@ def fill(suite) -> None:
     """Every step of the table, the most telling first. Raises OutOfTime where the minutes are over."""
     sizes = sizes_of(suite.args)
     for model, length in SIZES:
+        suite.record.check_time()
         places = [Place(model, sizes[model], length, batches) for batches in BATCHES]
         measure(suite, [task for place in places for kind in KINDS for task in tasks_of(place, kind)])
         beside(suite, places)  # on the same machine in the same minutes
@@ -127,35 +126,72 @@ def try_out(suite) -> None:
 
 
 def measure(suite, tasks: list[Task]) -> None:
-    """So many engines as jobs are built at once; then each is timed with the GPU to itself, and goes."""
+    """So many engines as jobs are built at once; then each is timed with the GPU to itself, and goes.
+
+    Where another GPU builds, each is timed as soon as it is there.
+    """
     missing = [task for task in tasks if suite.wanted(str(task)) and suite.record.result(task.key) is None]
-    for first in range(0, len(missing), suite.args.jobs):
-        wave = missing[first : first + suite.args.jobs]
+    together = len(missing) if suite.builds_apart else suite.args.jobs
+    for first in range(0, len(missing), max(1, together)):
         suite.record.check_time()
-        try:
-            with ThreadPoolExecutor(len(wave)) as pool:
-                list(pool.map(lambda task: build(suite, task), wave))
-            for task in wave:
-                if engine_of(suite, task).is_file():
-                    suite.record.step(task.key, engine_times, suite, task)
-        finally:
-            for task in wave:
-                remove(engine_of(suite, task))
+        _measure(suite, missing[first : first + together])
+
+
+def _measure(suite, wave: list[Task]) -> None:
+    pool = ThreadPoolExecutor(suite.args.jobs)
+    builds = {pool.submit(build, suite, task): task for task in wave}
+    try:
+        if not suite.builds_apart:
+            wait(builds)
+        for done in as_completed(builds):
+            task = builds[done]
+            if engine_of(suite, task).is_file():
+                suite.record.step(task.key, engine_times, suite, task)
+            remove(engine_of(suite, task))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for task in wave:
+            remove(engine_of(suite, task))
 
 
 def beside(suite, places: list[Place]) -> None:
-    """What the engines are held against: the floor, which is cheap to measure, and PyTorch."""
-    for name, work in (("products", torch_models.product_times), ("PyTorch", torch_models.model_times)):
-        for place in places:
-            for batch in place.batches:
-                key = f"table: {place.model} × {place.length}, {name} × {batch}"
-                if suite.wanted(key):
-                    suite.record.step(key, _facts_and, work, suite, place, batch)
+    """What the engines are held against: the floor, which is cheap to measure, and PyTorch, compiled for many batches at once."""
+    cells = [(place, batch) for place in places for batch in place.batches]
+    for place, batch in cells:
+        _beside(suite, "products", product_times, place, batch)
+    with ThreadPoolExecutor(suite.args.jobs) as pool:
+        list(pool.map(lambda cell: _beside(suite, "PyTorch", torch_times, *cell), cells))
+
+
+def _beside(suite, name: str, work, place: Place, batch: int) -> None:
+    key = f"table: {place.model} × {place.length}, {name} × {batch}"
+    if suite.wanted(key):
+        with contextlib.suppress(OutOfTime):
+            suite.record.step(key, _facts_and, work, suite, place, batch)
 
 
 def _facts_and(work, suite, place: Place, batch: int) -> dict:
     times = {name: {str(batch): row} for name, row in work(suite, place, batch).items()}
     return {"model": place.model, "tokens": place.length, "times": times}
+
+
+def product_times(suite, place: Place, batch: int) -> dict:
+    with suite.alone():
+        return torch_models.product_times(suite, place, batch)
+
+
+def torch_times(suite, place: Place, batch: int) -> dict:
+    """PyTorch's times by a process of its own (torch_times.py), which waits for others before it is timed."""
+    program = ROOT / "scripts" / "gpu_checking" / "torch_times.py"
+    command = [sys.executable, program, torch_models.DEVICE, place.model, place.config.num_hidden_layers]
+    command += [
+        place.length,
+        batch,
+        suite.args.iterations,
+        suite.timing_lock,
+        *(["--no-compile"] if suite.args.no_compile else []),
+    ]
+    return json.loads(suite.run(command, program.name, TORCHINDUCTOR_COMPILE_THREADS="1").splitlines()[-1])
 
 
 def sizes_of(args) -> dict:
@@ -189,16 +225,18 @@ def build_engine(suite, place: Place, kind: Network, engine: Path, extra=()) -> 
     extra = ("-w", suite.args.workspace, "--timing-iterations", TIMING_ITERATIONS, *extra)
     paths = model_checkpoints(suite, place)
     command = build_command(suite.args.engine_python, ROOT, kind, paths, engine, sizes, extra)
-    suite.run(command, Path(command[1]).name)
+    elsewhere = {"CUDA_VISIBLE_DEVICES": str(suite.args.build_gpu)} if suite.builds_apart else {}
+    suite.run(command, Path(command[1]).name, **elsewhere)
     return {"mib": round(engine.stat().st_size / 2**20, 1)}
 
 
 def engine_times(suite, task: Task) -> dict:
     """The figures of build/perf with and without CUDA graphs; TensorRT's own of the layers are a step of their own."""
     engine, place, name = engine_of(suite, task), task.place, task.kind.name
-    graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
-    if any(batch in PROFILED for batch in place.batches):
-        suite.record.step(f"layers: {task}", layers, suite, engine, task)
+    with suite.alone():
+        graph, stream = (perf(suite, engine, place, flags) for flags in (["--enable_graph"], []))
+        if any(batch in PROFILED for batch in place.batches):
+            suite.record.step(f"layers: {task}", layers, suite, engine, task)
     times = {f"{name}{GRAPH}": graph, name: stream}
     return {"model": place.model, "tokens": place.length, "times": times}
 

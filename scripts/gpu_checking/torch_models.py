@@ -135,22 +135,20 @@ def _timed(forward, runs: int) -> list[float]:
     return latencies
 
 
-def model_times(suite, place, batch: int) -> dict:
-    """PyTorch's BERT of `place` in fp16, as a CUDA graph: {"SDPA": ms, "torch.compile": ms}."""
+def model_replays(config: BertConfig, length: int, batch: int, compiled: bool) -> dict:
+    """PyTorch's BERT of random weights in fp16: name → a function that runs it once, warm; on a GPU by a CUDA graph."""
     import torch
     import transformers
 
-    torch._dynamo.reset()  # what was compiled for other batches is of no use
-    config = place.config
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     settings = {name: getattr(config, name) for name in sizes} | {"attn_implementation": "sdpa"}
     model = transformers.BertForQuestionAnswering(transformers.BertConfig(**settings)).to(DEVICE, torch.float16).eval()
-    ids = torch.randint(config.vocab_size, (batch, place.length), device=DEVICE)
+    ids = torch.randint(config.vocab_size, (batch, length), device=DEVICE)
     inputs = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}
     ways = {"SDPA": model}
-    if not suite.args.no_compile:
+    if compiled:
         ways["torch.compile"] = torch.compile(model, dynamic=False)
-    return {name: graph_times(partial(forward, **inputs), suite.args.iterations) for name, forward in ways.items()}
+    return {name: warm_replay(partial(forward, **inputs)) for name, forward in ways.items()}
 
 
 def product_times(suite, place, batch: int) -> dict:
@@ -179,18 +177,32 @@ def _products(place, batch: int, kind: str):
 
 
 def graph_times(forward, runs: int) -> dict:
-    """Average, median, 95th and 99th percentile of `runs` runs in ms: replays of a CUDA graph, on a CPU plain runs."""
+    return figures(timed(warm_replay(forward), runs))
+
+
+def warm_replay(forward):
+    """What runs `forward` once: the replay of a CUDA graph, on a CPU itself."""
     import torch
 
     with torch.inference_mode():
         for _ in range(3):
             forward()
+        return forward if DEVICE == "cpu" else _captured(forward).replay
+
+
+def timed(replay, runs: int) -> list[float]:
+    """ms of each of `runs` runs, after ten others on a GPU."""
+    import torch
+
+    with torch.inference_mode():
         if DEVICE == "cpu":
-            times = [_wall_time(forward) for _ in range(runs)]
-        else:
-            replay = _captured(forward).replay
-            _timed(replay, 10)
-            times = _timed(replay, runs)
+            return [_wall_time(replay) for _ in range(runs)]
+        _timed(replay, 10)
+        return _timed(replay, runs)
+
+
+def figures(times: list[float]) -> dict:
+    """Average, median, 95th and 99th percentile of times in ms."""
     percentiles = np.percentile(times, (50, 95, 99))
     names = ("median_ms", "percentile_95_ms", "percentile_99_ms")
     return {"average_ms": float(np.mean(times)), **{name: float(ms) for name, ms in zip(names, percentiles)}}
