@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import sys
-import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -285,13 +284,12 @@ def test_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
     assert {row.name for row in rows} >= {kind, f"{kind}, CUDA graph", "SDPA", "products alone, fp16"}
 
 
-@pytest.mark.parametrize("flags", [[], ["--build-gpu", "1"]], ids=["", "apart"])
-def test_the_double_builds_every_line_of_the_table(flags, on_a_cpu, tmp_path, monkeypatch, rng):
+def test_the_double_builds_every_line_of_the_table(on_a_cpu, tmp_path, monkeypatch, rng):
     """One of them, drawn anew each time, by the double of the release that runs on the GPU."""
     monkeypatch.setattr(table, "BATCHES", ((1, 2),))
     monkeypatch.setattr(table, "SIZES", (("large", 32),))
     kind = table.KINDS[int(rng.integers(len(table.KINDS)))]
-    flags = [*on_a_cpu, *flags, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]
+    flags = [*on_a_cpu, "--engine-python", suite.double_python(tmp_path), "--suite", "table"]
     assert gpu_check.main([*flags, "--only", f", {kind.name}"]) == 0
     steps, place = steps_of(tmp_path), "1 to 2" if kind.layout == "packed" else "2"
     assert steps[f"build: large × 32 × {place}, {kind.name}"]["result"]["mib"] > 1
@@ -310,35 +308,12 @@ def test_what_might_be_faster_is_tried(on_a_cpu, tmp_path, monkeypatch, rng):
     assert not report.rows_of(steps)
 
 
-def test_engines_are_built_on_one_gpu_while_those_of_another_are_timed(tmp_path, monkeypatch):
-    """The first is timed before the last is built; a failed build costs its own engine only; times are taken alone."""
-    args = SimpleNamespace(folder=tmp_path, only=None, jobs=1, build_gpu=3)
-    one = suite.Suite(args, SQUAD, Record(tmp_path / "record.json"))
-    place = table.Place("base", TINY, 8, (1,))
-    tasks = [table.Task(place, replace(table.KINDS[0], name=name)) for name in ("first", "broken", "last")]
-    seen, timed = [], threading.Event()
-
-    def build_engine(suite, place, kind, engine):
-        seen.append(f"build {kind.name}")
-        if kind.name == "broken":
-            raise DemoBertError("no")
-        assert kind.name == "first" or timed.wait(60)
-        engine.write_bytes(b"x")
-        return {"mib": 0.1}
-
-    def engine_times(suite, task):
-        with suite.alone(), open(suite.timing_lock, "a") as lock, pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        seen.append(f"time {task.kind.name}")
-        timed.set()
-        return {"ms": 1}
-
-    monkeypatch.setattr(table, "build_engine", build_engine)
-    monkeypatch.setattr(table, "engine_times", engine_times)
-    table.measure(one, tasks)
-    assert seen.index("time first") < len(seen) - 1 and seen[-1] == "time last"
-    assert "no" in one.record.content["steps"]["build: base × 8 × 1, broken"]["error"]
-    assert not list(one.work.glob("*.engine*"))
+def test_times_are_taken_alone(tmp_path):
+    one = suite.Suite(SimpleNamespace(folder=tmp_path), SQUAD, Record(tmp_path / "record.json"))
+    with open(one.timing_lock, "a") as lock:
+        with one.alone(), pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 @pytest.mark.sampled(0.4, group="slow")
@@ -369,7 +344,7 @@ def test_a_cell_of_two_records_is_the_engine_s_of_its_own_size(turned):
 
 
 def test_a_program_that_hangs_is_ended(tmp_path):
-    one = suite.Suite(SimpleNamespace(folder=tmp_path, build_gpu=None), SQUAD, Record(tmp_path / "record.json"))
+    one = suite.Suite(SimpleNamespace(folder=tmp_path), SQUAD, Record(tmp_path / "record.json"))
     with pytest.raises(DemoBertError, match=r"sleep took longer than 0 s|sleep took longer than 1 s"):
         one.run(["sleep", "60"], "sleep", seconds=0.5)
     with pytest.raises(DemoBertError, match="nowhere: /nowhere can't be run: No such file"):

@@ -121,10 +121,6 @@ def _add_suite_arguments(parser: cli.Parser) -> None:
         default=4,
         help="engines to build and networks to check at once (their times are not taken)",
     )
-    builds = (
-        "build the table's and LoadGen's engines there, by CUDA's number, and time them meanwhile (default: in turn)"
-    )
-    add("--build-gpu", type=cli.non_negative_int, metavar="N", help=builds)
     add("--perf", type=Path, metavar="PATH", help="build/perf (default: the one that travelled, or the repository's)")
     add("--iterations", **_NUMBER, default=100, help="runs of build/perf for each row of the table")
     seconds = "what a run of LoadGen takes, at least; MLPerf's own rule is 600"

@@ -23,8 +23,8 @@ _INT8_ALL = ("-iln", "-imh")
 
 @dataclass(frozen=True)
 class Network:
-    """One engine: `flags` of the builder of its `layout`; `checkpoint` is one of "bundled", "qat", both of them as "wide"
-    and "wide qat", and "megatron".
+    """One engine: `flags` of the builder of its `layout`; `checkpoint` is one of "bundled", "qat", the bundled one and "qat all"
+    as "wide" and "wide qat", and "megatron".
 
     `form` says which layers are written otherwise than the project does (other_forms.py).
 

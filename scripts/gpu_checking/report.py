@@ -122,7 +122,8 @@ def _networks(steps: dict) -> str:
 
 def _fake_quantized(steps: dict) -> list[str]:
     """The same int8 networks beside PyTorch's, which rounds what the dense layers read and nothing else."""
-    found = {key: steps.get(f"fake-quantized: {key}", {}).get("result") or {} for key in ("bundled", "qat")}
+    names = {"bundled": "calibrated", "qat": "QAT", "qat all": "QAT `-iln -imh`"}
+    found = {key: steps.get(f"fake-quantized: {key}", {}).get("result") or {} for key in names}
     rows = [(key, name, row) for key, rows in found.items() for name, row in rows.items()]
     lines = [
         "",
@@ -134,8 +135,7 @@ def _fake_quantized(steps: dict) -> list[str]:
     ]
     for key, name, row in rows:
         name = f"{name} (off its own fp32)" if name.startswith("PyTorch") else name
-        ranges = {"bundled": "calibrated", "qat": "QAT"}[key]
-        lines.append(f"| {ranges} | {name} | {_number(row, 'largest')} | {_number(row, 'rms')} |")
+        lines.append(f"| {names[key]} | {name} | {_number(row, 'largest')} | {_number(row, 'rms')} |")
     return lines if rows else []
 
 
