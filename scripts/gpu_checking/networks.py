@@ -84,6 +84,7 @@ NETWORKS = (
     _native("QAT int8", *PTQ, checkpoint="qat"),
     _native("packed fp16", "--fp16", layout="packed"),
     _plugin("fp16, matrix products", "--fp16", "--strict", form="matrix_product"),
+    _plugin("fp16, rows together", "--fp16", "--strict", form="rows_together"),
     _plugin("fp16, float norms", "--fp16", "--strict", form="float_norms"),
     _plugin("fp16, GELU by erf", "--fp16", "--strict", form="gelu_erf"),
     _plugin("packed int8, half before GELU", *PTQ, layout="packed", checkpoint="wide", form="gelu_in_half"),

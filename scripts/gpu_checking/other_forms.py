@@ -1,15 +1,18 @@
 """The plugin network with some of its layers written otherwise, to compare times and logits:
 
-    python scripts/gpu_checking/other_forms.py FORM builder.py ARGUMENTS…
+    python scripts/gpu_checking/other_forms.py FORM[+FORM…] builder.py ARGUMENTS…
 
-matrix_product   dense layers as TensorRT's matrix products, which cuBLASLt computes, and sums; not as 1×1 convolutions
-float_norms      add + norm in float32, and what it adds; what reads it rounds it to half
-gelu_erf         GELU by erf or tanh; not by a sigmoid
-gelu_in_half     int8: the dense layer before GELU gives half; not int8
-packed_rows      padded fp16 engines of any number of rows go through the packed plugins, on any GPU; not only of few on Hopper
+matrix_product     dense layers as TensorRT's matrix products, which cuBLASLt computes, and sums; not as 1×1 convolutions
+products_but_gelu  the same but for the one before GELU, which a convolution computes in one with it
+gelu_short         GELU by a sigmoid of fewer terms, at most 3e-4 off: a hundredth of int8's steps, half of one of fp16's
+gelu_erf           GELU by erf or tanh; not by a sigmoid
+gelu_in_half       int8: the dense layer before GELU gives half; not int8
+float_norms        add + norm in float32, and what it adds; what reads it rounds it to half
+packed_rows        padded fp16 engines of any number of rows go through the packed plugins, on any GPU; not only of few on
+                   Hopper
+rows_together      the same, each row one sequence: tokens are moved together first; not two, of its tokens and of its padding
 """
 
-import functools
 import runpy
 import sys
 from pathlib import Path
@@ -18,9 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # the process's own run, whose path begins with this file's folder
     sys.path[0] = str(ROOT)
 
-from helpers.backends.tensorrt import plan_builder
+import numpy as np
+
+from helpers.backends.tensorrt import plan_builder, plugin_layers
 from helpers.backends.tensorrt.bert_plugins import TYPE_IDS
-from helpers.backends.tensorrt.plugin_layers import PluginWriter, TypedPluginWriter
+from helpers.backends.tensorrt.plugin_layers import PluginWriter, RowsPluginLayers, TypedPluginWriter
+
+#: a + b x²: GELU's sigmoid without the last term, which needs no bound either (2.8e-4).
+GELU_SHORT = (1.60031416, 0.06940179)
 
 
 def matrix_product(self, hidden, kernel, bias):
@@ -46,8 +54,27 @@ def matrix_product(self, hidden, kernel, bias):
     return shaped(total.get_output(0), (*tokens, kernel.shape[0], 1, 1))
 
 
-def use_layer(layer, writer) -> None:
-    writer._convolution = layer
+def use_products(writer) -> None:
+    writer._convolution = matrix_product
+
+
+def use_products_but_for_gelu(writer) -> None:
+    convolution, own_dense = writer._convolution, writer._dense
+
+    def dense(self, hidden, kernel, bias, name, consumer):
+        self._convolution = convolution.__get__(self) if consumer is None else matrix_product.__get__(self)
+        return own_dense(self, hidden, kernel, bias, name, consumer)
+
+    writer._dense = dense
+
+
+def use_short_sigmoid(writer) -> None:
+    own_gelu, plugin_layers.TANH_SIGMOID = writer.sigmoid_gelu, GELU_SHORT
+
+    def sigmoid_gelu(self, x, formula, constant, name):
+        return own_gelu(self, x, "tanh", constant, name)  # whose coefficients are two, and unbounded
+
+    writer.sigmoid_gelu = sigmoid_gelu
 
 
 def use_float_norms(writer) -> None:
@@ -87,17 +114,80 @@ def pack_rows(writer) -> None:
     plan_builder._packs_rows = lambda options, capability: options.layout == "padded"
 
 
+class RowsTogether(RowsPluginLayers):
+    """Rows of a fixed shape whose tokens are moved together, so that each is one sequence; padding is of none, at the end."""
+
+    def _packed_inputs(self, batch_size, sequence_length):
+        self.shape = batch_size, sequence_length
+        padded_ids, segments, mask = self.network_inputs("padded", self.shape)
+        count = batch_size * sequence_length
+        self.tokens = self._sum(mask, "rows/tokens")
+        before = np.tril(np.ones((batch_size + 1, batch_size)), -1)  # of bound k the rows before it
+        rows = self.reshaped(self.tokens, "rows/tokens_row", shape=(1, -1))
+        self.bounds = self._sum(self._of("PROD", rows, before, "rows/each_before"), "rows/bounds")
+        ends = self.reshaped(
+            self._gathered(self.bounds, np.arange(1, batch_size + 1), "rows/ends"), "rows/ends_row", shape=(1, -1)
+        )
+        places = np.arange(count)
+        behind = self.elementwise(self.integers(places[:, None] + 1, "rows/places"), ends, "SUB", "rows/behind")
+        ended = self._of(
+            "MIN", self._of("MAX", behind, 0, "rows/not_before"), 1, "rows/ended"
+        )  # 1: so many rows are over
+        row = self._of("MIN", self._sum(ended, "rows/over"), batch_size - 1, "rows/row_of")
+        start = self._gathered(self.bounds, row, "rows/start_of")
+        column = self.elementwise(self.integers(places, "rows/all"), start, "SUB", "rows/column")
+        first = self._of("PROD", row, sequence_length, "rows/first")
+        source = self._of("MIN", self.elementwise(first, column, "SUM", "rows/from"), count - 1, "rows/source")
+        flat = [self.reshaped(one, f"rows/{one.name}", shape=(-1,)) for one in (padded_ids, segments)]
+        moved = [self._gathered(one, source, f"{one.name}/together") for one in flat]
+        return [*moved, self.bounds, self.integers(np.zeros(sequence_length), "rows/row")]
+
+    def _ordered(self, logits, name):
+        """Back to where the rows were; padding has its row's last token's."""
+        batch_size, length = self.shape
+        last = self.reshaped(self._of("SUB", self.tokens, 1, "rows/last"), "rows/last_column", shape=(-1, 1))
+        columns = self._of("MIN", last, np.arange(length)[None], "rows/columns")
+        starts = self._gathered(self.bounds, np.arange(batch_size), "rows/starts")
+        starts = self.reshaped(starts, "rows/starts_column", shape=(-1, 1))
+        places = self._of("MAX", self.elementwise(starts, columns, "SUM", "rows/to"), 0, "rows/target")
+        back = self._gathered(logits, self.reshaped(places, "rows/targets", shape=(-1,)), f"{name}/back")
+        return self.reshaped(back, name, shape=(batch_size, length, 2, 1, 1))
+
+    def _of(self, operation: str, tensor, values, name: str):
+        """`tensor`, and integers that broadcast against it."""
+        rank = len(tensor.shape)
+        values = np.reshape(values, (1,) * (rank - np.ndim(values)) + np.shape(values))
+        return self.elementwise(tensor, self.integers(values, f"{name}/with"), operation, name)
+
+    def _sum(self, tensor, name: str):
+        return self.output(self.network.add_reduce(tensor, self.trt.ReduceOperation.SUM, 1 << 1, False), name)
+
+    def _gathered(self, tensor, places, name: str):
+        if isinstance(places, np.ndarray):
+            places = self.integers(places, f"{name}/places")
+        return self.output(self.network.add_gather(tensor, places, 0), name)
+
+
+def move_rows_together(writer) -> None:
+    pack_rows(writer)
+    plan_builder.RowsPluginLayers = RowsTogether
+
+
 FORMS = {
-    "matrix_product": functools.partial(use_layer, matrix_product),
+    "matrix_product": use_products,
+    "products_but_gelu": use_products_but_for_gelu,
+    "gelu_short": use_short_sigmoid,
     "float_norms": use_float_norms,
     "gelu_erf": use_erf,
     "gelu_in_half": use_half_before_gelu,
     "packed_rows": pack_rows,
+    "rows_together": move_rows_together,
 }
 
 
-def main(form: str, script: str, *arguments: str) -> None:
-    FORMS[form](PluginWriter)
+def main(forms: str, script: str, *arguments: str) -> None:
+    for form in forms.split("+"):
+        FORMS[form](PluginWriter)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 

@@ -56,22 +56,30 @@ KINDS = (
 #: above.
 _WAYS = (
     ("GELU by erf", (), "gelu_erf", ("fp16", "packed int8")),
+    ("GELU by a short sigmoid", (), "gelu_short", ("fp16", "packed int8")),
     ("half before GELU", (), "gelu_in_half", ("packed int8", "interleaved int8")),
     ("rows packed", (), "packed_rows", ("int8", "fp16")),
+    ("rows together", (), "rows_together", ("int8", "fp16")),
     ("matrix products", (), "matrix_product", ("fp16",)),
+    ("products but before GELU", (), "products_but_gelu", ("fp16",)),
+    ("rows together, products but before GELU", (), "rows_together+products_but_gelu", ("fp16",)),
     ("float norms", (), "float_norms", ("fp16",)),
     *((f"level {n}", ("--optimization-level", str(n)), None, ("fp16", "packed int8")) for n in (0, 2, 3, 5)),
 )
 
-TRIED = tuple(
-    replace(kind, name=f"{kind.name}, {way}", flags=(*kind.flags, *flags), form=form)
-    for way, flags, form, names in _WAYS
-    for kind in KINDS
-    if kind.name in names
-) + (Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),)
+TRIED = (
+    *(
+        replace(kind, name=f"{kind.name}, {way}", flags=(*kind.flags, *flags), form=form)
+        for way, flags, form, names in _WAYS
+        for kind in KINDS
+        if kind.name in names
+    ),
+    Network("packed fp16", _FP16, layout="packed", checkpoint="qat"),
+    Network("native fp16", ("--network", "native", "--fp16"), checkpoint="qat"),
+)
 
 #: Where that is tried.
-TRIED_AT = (("large", 384, (8,)), ("base", 384, (1,)))
+TRIED_AT = (("large", 384, (8,)), ("large", 384, (4,)), ("large", 384, (128,)), ("base", 384, (1,)))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ _ELEMENTWISE = {
     "SUM": np.add,
     "PROD": np.multiply,
     "MIN": np.minimum,
+    "MAX": np.maximum,
     "SUB": np.subtract,
     "POW": np.power,
     "LESS": np.less,
@@ -120,11 +121,12 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, bias=0.0, roun
     return rounded(normalised_exponentials(scores, -1)) @ value
 
 
-def sequences(lengths: np.ndarray, tokens: int, shortest: int = 1) -> list[slice]:
-    """The token ranges of cumulative lengths; they must start at 0, grow, and end at the number of tokens."""
+def sequences(lengths: np.ndarray, tokens: int, shortest: int = 1, exact: bool = True) -> list[slice]:
+    """The token ranges of cumulative lengths; they must start at 0, grow, and end at the number of tokens, or before."""
     bounds = [int(bound) for bound in lengths]
     grows = all(a + shortest <= b for a, b in zip(bounds, bounds[1:]))
-    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or not grows:
+    ends = bounds[-1] == tokens if exact else bounds[-1] <= tokens
+    if len(bounds) < 2 or bounds[0] != 0 or not ends or not grows:
         raise TensorRTDoubleError(f"cumulative lengths {bounds} do not describe {tokens} tokens")
     return [slice(a, b) for a, b in zip(bounds, bounds[1:])]
 

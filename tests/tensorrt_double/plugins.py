@@ -280,17 +280,23 @@ def _run_embeddings(params, inputs):
             )
         positions = np.concatenate([np.arange(part.stop - part.start) for part in ranges])
         second = np.array([part.stop - part.start for part in ranges])
+        positions, behind = _behind(positions, len(ids), 0), len(positions)
     total = _rows(params, "word_embeddings", ids) + _rows(params, "token_type_embeddings", segments)
     total = total + _rows(params, "position_embeddings", positions)
     names = (f"bert_embeddings_layernorm_{name}" for name in ("gamma", "beta"))
     normalised = _normalise(total, *(params[name] for name in names))
+    if params["variant"] != "padded":
+        normalised[behind:] = np.nan
     second = total[..., None, None] if params["variant"] == "megatron" else second
     return [normalised[..., None, None], second]
 
 
 def _checked_sequences(cumulative: np.ndarray, longest: np.ndarray, tokens: int) -> list[slice]:
-    """The sequences' token ranges, some perhaps empty; none may be longer than `longest`, whose length is what counts."""
-    ranges = sequences(cumulative, tokens, shortest=0)
+    """The sequences' token ranges, some perhaps empty; none may be longer than `longest`, whose length is what counts.
+
+    Tokens behind them are of no sequence: what the plugins leave of those is nothing that was written.
+    """
+    ranges = sequences(cumulative, tokens, shortest=0, exact=False)
     if max(part.stop - part.start for part in ranges) > len(longest):
         raise TensorRTDoubleError(f"a sequence is longer than max_seqlen, {len(longest)}")
     return ranges
@@ -339,7 +345,13 @@ def _run_attention(params, inputs):
     context = np.concatenate(
         [_attend(tokens[part], params, part.stop - part.start) for part in ranges if part.stop > part.start]
     )
+    context = _behind(context, len(tokens), np.nan)
     return [context.T[None, :, :, None] if interleaved else context[:, :, None, None]]
+
+
+def _behind(values: np.ndarray, tokens: int, value: float) -> np.ndarray:
+    """`values` of the sequences' tokens, and `value` of those behind."""
+    return np.concatenate([values, np.full((tokens - len(values), *values.shape[1:]), value, values.dtype)])
 
 
 #: Hidden sizes of the int8 kernels: with another the plugin builds, and its run fails (8.6.0 on an H100).

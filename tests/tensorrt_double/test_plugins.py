@@ -123,6 +123,7 @@ class Block:
         layer = self.network.add_convolution_nd(tensor, len(bias), (1, 1), self.keep[-2], self.keep[-1])
         if self.int8_dense:
             layer.precision = self.trt.int8
+            layer.set_output_type(0, self.trt.float32)
         return layer.get_output(0)
 
     def transposed(self, tensor, order):
@@ -333,6 +334,30 @@ def test_int8_needs_the_flag_and_ranges(monkeypatch, rng):
             block(variant, int8_dense, **changes).engine(feeds, ())
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_what_an_int8_dense_layer_writes(told, monkeypatch, rng):
+    """Int8, where it has a range and no other type is asked for."""
+    double = install("8.6.1", monkeypatch)
+    kernel, x = rng.uniform(-1, 1, (4, 5)).astype(np.float32), rng.uniform(-1, 1, (1, 5, 3, 1)).astype(np.float32)
+
+    def write(trt, network, inputs, keep):
+        keep += [kernel, np.zeros(4, np.float32)]
+        inputs["x"].set_dynamic_range(-1, 1)
+        layer = network.add_convolution_nd(inputs["x"], 4, (1, 1), *keep)
+        layer.precision = trt.int8
+        layer.get_output(0).set_dynamic_range(-0.5, 0.5)
+        if told:
+            layer.set_output_type(0, trt.float32)
+        return {"out": network.add_shuffle(layer.get_output(0)).get_output(0)}
+
+    out = run(double, write, {"x": x}, flags=weak_flags(double.module), builder_flags=["INT8"])["out"]
+    step = np.abs(kernel.astype(np.float64)).max(1, keepdims=True) / 127
+    rounded = int8(x.astype(np.float64), np.float64(np.float32(1) / np.float32(127)))
+    exact = np.einsum("oc,bchw->bohw", int8(kernel.astype(np.float64), step), rounded)
+    expected = exact if told else int8(exact, np.float64(np.float32(0.5) / np.float32(127)))
+    np.testing.assert_allclose(out, expected, TOLERANCE, TOLERANCE)
+
+
 def test_a_kernel_has_a_scale_for_each_channel(monkeypatch, rng):
     """Of channels of very different size, one of them all zeros, each keeps its 127 steps."""
     double, sizes = install("10.16.1", monkeypatch), np.float32([1e-3, 1, 0, 50])
@@ -465,7 +490,7 @@ def test_inputs_that_the_plugins_misread_are_refused(name, row, message, monkeyp
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("cu_seqlens", [0, 3, 4], "do not describe 5 tokens"),
+        ("cu_seqlens", [0, 3, 6], "do not describe 5 tokens"),
         ("cu_seqlens", [1, 3, 5], "do not describe 5 tokens"),
         ("cu_seqlens", [0, 6, 5], "do not describe 5 tokens"),
         ("max_seqlen", [0, 0], "longer than max_seqlen"),
