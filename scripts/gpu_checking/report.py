@@ -36,7 +36,7 @@ def write(records: list[Path], document: Path) -> list[Path]:
     check_outputs({"--output": document, "the table": table, "the picture": picture}, records)
     rows = rows_of(steps)
     parts = [_heading(content, picture), _networks(steps), _answers(steps), _table(rows)]
-    parts += [_loadgen(steps), _layers(steps), _tried(steps), _failures(steps)]
+    parts += [_loadgen(steps), _layers(steps), _tried(steps, rows), _failures(steps)]
     if rows:
         draw(rows, picture)
     with atomic_write(document, "w") as file:
@@ -181,7 +181,7 @@ def _table(rows: list[Row]) -> str:
 
 
 #: Precision → the engines of the whole network in it.
-_ENGINES = {"int8": ("int8", "packed int8", "interleaved int8"), "fp16": ("fp16", "native fp16")}
+_ENGINES = {"int8": ("int8", "packed int8", "interleaved int8"), "fp16": ("fp16", "packed fp16")}
 
 
 def _ratio(times: dict, precision: str) -> str:
@@ -237,17 +237,21 @@ def _ms(layers: dict, name: str) -> float:
     return layers.get(name, {"ms": 0.0})["ms"]
 
 
-def _tried(steps: dict) -> str:
-    """A line for each engine of the part "tried": average ms without and with a CUDA graph."""
-    lines = ["## What was tried\n", "| where | engine | ms | in a CUDA graph |", "| --- | --- | ---: | ---: |"]
+def _tried(steps: dict, rows: list[Row]) -> str:
+    """A line for each engine and batch of the part "tried": average ms without and with a CUDA graph, beside the baseline."""
+    text = "## What was tried\n\nAverage ms; as a share of torch.compile's in a CUDA graph.\n\n"
+    lines = ["| where | engine | batch | ms | in a CUDA graph | share |", "| --- | --- |" + " ---: |" * 4]
+    baseline = {(row.model, row.tokens, row.batch): row.times["average_ms"] for row in rows if row.name == BASELINE}
     found = {key.removeprefix("tried: "): entry.get("result") for key, entry in steps.items() if "tried: " in key}
     for key, result in found.items():
         place, _, kind = key.partition(", ")
         for batch in (result or {"times": {kind: {}}})["times"].get(kind, {}):
-            both = (result["times"].get(name, {}).get(batch, {}) for name in (kind, f"{kind}{GRAPH}"))
-            shown = [f"{row['average_ms']:.3f}" if "average_ms" in row else "" for row in both]
-            lines.append(f"| {place} | {kind} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n" if found else ""
+            both = [result["times"].get(name, {}).get(batch, {}).get("average_ms") for name in (kind, f"{kind}{GRAPH}")]
+            peer = baseline.get((result["model"], result["tokens"], int(batch)))
+            shown = ["" if ms is None else f"{ms:.3f}" for ms in both]
+            shown.append(f"{both[1] / peer:.2f}" if both[1] and peer else "")
+            lines.append(f"| {place} | {kind} | {batch} | {' | '.join(shown)} |")
+    return text + "\n".join(lines) + "\n" if found else ""
 
 
 def _failures(steps: dict) -> str:
@@ -274,22 +278,33 @@ def draw(rows: list[Row], path: Path) -> None:
     panels = list(dict.fromkeys((row.model, row.tokens) for row in rows))
     if len(panels) > _MOST_PANELS:
         raise DemoBertError(f"the table is of {len(panels)} models and lengths: no picture has room for them")
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 5), squeeze=False, layout="constrained")
-    for (model, tokens), axis in zip(panels, axes[0]):
-        of_panel = [row for row in rows if (row.model, row.tokens) == (model, tokens) and _is_drawn(row.name)]
-        for name in dict.fromkeys(row.name for row in of_panel):
-            line = [(row.batch, row.times["average_ms"]) for row in of_panel if row.name == name]
-            axis.plot(*zip(*line), marker=".", label=name.removesuffix(GRAPH).replace("$", r"\$"))
-        title = f"{model}, {tokens} tokens".replace("$", r"\$")  # else it begins a formula
-        axis.set(title=title, xlabel="batch", ylabel="ms", xscale="log")
-        if of_panel:
-            axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-        if of_panel:
-            axis.legend(fontsize="x-small")
+    columns = min(2, len(panels))
+    size = {"figsize": (6 * columns, 4.5 * -(-len(panels) // columns)), "squeeze": False, "layout": "constrained"}
+    figure, axes = pyplot.subplots(-(-len(panels) // columns), columns, **size)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for panel, axis in zip(panels, axes.flat):
+        _draw_panel(axis, panel, [row for row in rows if (row.model, row.tokens) == panel and _is_drawn(row.name)])
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100)
     pyplot.close(figure)
+
+
+def _draw_panel(axis, panel: tuple, rows: list[Row]) -> None:
+    for name in dict.fromkeys(row.name for row in rows):
+        line = [(row.batch, row.times["average_ms"]) for row in rows if row.name == name]
+        axis.plot(*zip(*line), marker=".", label=name.removesuffix(GRAPH).replace("$", r"\$"))
+    model, tokens = panel
+    title = f"{model}, {tokens} tokens".replace("$", r"\$")  # else it begins a formula
+    axis.set(title=title, xlabel="batch", ylabel="ms", xscale="log")
+    axis.grid(alpha=0.3)
+    if rows:
+        batches = sorted({row.batch for row in rows})
+        axis.set_xticks(batches, map(str, batches))
+        axis.minorticks_off()
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.legend(fontsize="x-small")
 
 
 def _is_drawn(name: str) -> bool:
