@@ -21,7 +21,17 @@ from helpers.quantization import channel_range_names, range_names
 from helpers.weights import load_weights
 from helpers.weights.pytorch_names import pytorch_name
 from scripts.gpu_checking import check as gpu_check
-from scripts.gpu_checking import checkpoints, layer_times, loadgen, other_forms, report, suite, table, torch_models
+from scripts.gpu_checking import (
+    checkpoints,
+    layer_times,
+    loadgen,
+    other_forms,
+    report,
+    suite,
+    table,
+    torch_models,
+    torch_times,
+)
 from scripts.gpu_checking.networks import CALIBRATION, NETWORKS, WIDE_CALIBRATION, build_command
 from scripts.gpu_checking.record import OutOfTime, Record
 from tests.checkpoints import pytorch_state, write_folder
@@ -111,7 +121,7 @@ def test_the_builders_take_every_network_s_flags(network):
 
 
 def test_networks_have_names_and_files_of_their_own():
-    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 23
+    assert len({network.name for network in NETWORKS}) == len({network.file_name for network in NETWORKS}) == 24
     assert {name for pair in suite.PAIRS for name in pair} <= {network.name for network in NETWORKS}
 
 
@@ -308,12 +318,82 @@ def test_what_might_be_faster_is_tried(on_a_cpu, tmp_path, monkeypatch, rng):
     assert not report.rows_of(steps)
 
 
-def test_times_are_taken_alone(tmp_path):
-    one = suite.Suite(SimpleNamespace(folder=tmp_path), SQUAD, Record(tmp_path / "record.json"))
-    with open(one.timing_lock, "a") as lock:
-        with one.alone(), pytest.raises(BlockingIOError):
+def is_locked(path) -> bool:
+    with open(path, "a") as lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_engines_are_timed_alone(tmp_path, monkeypatch):
+    """And those of other GPUs meanwhile."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU/1")
+    one = suite.Suite(SimpleNamespace(folder=tmp_path), SQUAD, Record(tmp_path / "record.json"))
+    locked = []
+    monkeypatch.setattr(table, "perf", lambda *given: locked.append(is_locked(one.timing_lock)) or {})
+    table.engine_times(one, table.Task(table.Place("base", TINY, 8, (2,)), table.KINDS[0]))
+    assert locked == [True, True] and not is_locked(one.timing_lock)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert one.timing_lock.parent == tmp_path / "work" and "1" not in one.timing_lock.name
+
+
+def test_pytorch_s_batches_are_compiled_together_and_timed_alone(tmp_path, monkeypatch):
+    alone, together = [], []
+    path = tmp_path / "lock"
+
+    def model_replays(*given):
+        with open(path, "a") as lock:  # another one compiles meanwhile
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with open(path, "a") as other, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        together.append(given)
+        return {"SDPA": lambda: None}
+
+    monkeypatch.setattr(torch_models, "model_replays", model_replays)
+    monkeypatch.setattr(torch_models, "timed", lambda replay, runs: alone.append(is_locked(path)) or [1.0] * runs)
+    with path.open("a") as lock:
+        found = torch_times.times(TINY, 8, 2, 3, lock, True)
+    assert found["SDPA"]["average_ms"] == 1 and alone == [True] and together == [(TINY, 8, 2, True)]
+
+
+def test_what_a_graph_reads_lives_as_long_as_its_replay(monkeypatch):
+    import gc
+    import weakref
+
+    class Model:
+        def __call__(self):
+            return 1
+
+    model, replayed = Model(), []
+    monkeypatch.setattr(torch_models, "DEVICE", "cuda")
+    monkeypatch.setattr(torch_models, "_captured", lambda forward: SimpleNamespace(replay=lambda: replayed.append(1)))
+    replay, alive = torch_models.warm_replay(model), weakref.ref(model)
+    del model
+    gc.collect()
+    replay()
+    assert alive() is not None and replayed == [1]
+
+
+def test_which_checkpoints_are_trained_and_widened(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "MEGATRON", TINY)
+    args = SimpleNamespace(folder=tmp_path, finetune=["--epochs", "1"])
+    one = suite.Suite(args, SQUAD, Record(tmp_path / "record.json"))
+    trained, widened = {}, {}
+    monkeypatch.setattr(one, "run", lambda command, what: trained.update({command[command.index("-o") + 1]: command}))
+    monkeypatch.setattr(one, "_widen", lambda source, name, *ranges: widened.update({name: source}) or "")
+    one.make_checkpoints()
+    assert widened == {"wide": "bundled", "wide qat": "qat all"}
+    dense, all_int8 = (list(map(str, trained[one.checkpoints[name]])) for name in ("qat", "qat all"))
+    assert dense[-3:] == ["--qat", "--epochs", "1"] and "-imh" in all_int8 and "-iln" in all_int8
+    assert {network.checkpoint for network in NETWORKS if network.name.endswith(", QAT int8")} == {"qat"}
+
+
+def test_no_line_s_name_begins_another_s():
+    """--only TEXT chooses by a part of the name."""
+    names = [f"{network.name}" for network in table.TRIED]
+    assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
 
 
 @pytest.mark.sampled(0.4, group="slow")
@@ -328,6 +408,23 @@ def test_loadgen_asks_large_engines(on_a_cpu, tmp_path, monkeypatch):
     assert found["rate"] > 0 and isinstance(found["valid"], bool)
     page = report.write([tmp_path / "suite.json"], tmp_path / "page.md")[0].read_text()
     assert f"| large, packed int8, Offline | {'VALID' if found['valid'] else 'INVALID'} | {found['rate']:.1f} |" in page
+
+
+def test_a_record_of_pytorch_alone_is_of_any_tensorrt(tmp_path):
+    paths = [tmp_path / f"{n}.json" for n in range(3)]
+    machine = {"gpu": "NVIDIA H200", "torch": "2.11.0"}
+    found = {"windows": 1, "largest": 0.5, "rms": 0.125, "other_argmax": 0}
+    fake = {
+        "fake-quantized: qat all": {"result": {"plugin, QAT int8 -iln -imh": found}},
+        "logits: x": {"result": found},
+    }
+    for path, tensorrt, steps in zip(paths, (None, "8.6.0", "10.0.1"), ({}, fake, {})):
+        path.write_text(json.dumps({"machine": machine, "tensorrt": tensorrt, "steps": steps}))
+    page = report.write(paths[:2], tmp_path / "page.md")[0].read_text()
+    assert "TensorRT 8.6.0, PyTorch 2.11.0" in page
+    assert "| QAT `-iln -imh` | plugin, QAT int8 -iln -imh | 0.5000 | 0.1250 |" in page
+    with pytest.raises(DemoBertError, match="different machines"):
+        report.write(paths, tmp_path / "page.md")
 
 
 @pytest.mark.parametrize("turned", [False, True])

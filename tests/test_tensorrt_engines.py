@@ -19,14 +19,12 @@ import pytest
 from helpers.backends import backend_module, load_engine, write_engine
 from helpers.backends.tensorrt import bert_plugins, native_layers, plan_builder, plugin_layers
 from helpers.backends.tensorrt.network_writer import NetworkWriter
-from helpers.backends.tensorrt.plugin_layers import PluginWriter, TypedPluginWriter
 from helpers.batching import PaddedBatch
 from helpers.bert_config import BertConfig
 from helpers.bert_network import build_bert
 from helpers.build_options import BuildOptions
 from helpers.errors import DemoBertError, UsageError
 from helpers.weights import load_weights
-from scripts.gpu_checking import other_forms
 from tests.checkpoints import bert_weights, own_quantization
 from tests.reference_bert import (
     gelu_of,
@@ -283,33 +281,6 @@ def test_threads_share_an_engine(held):
     assert not wrong
 
 
-SAME_LAYERS = [form for form in other_forms.FORMS if form not in ("gelu_in_half", "packed_rows", "rows_together")]
-
-
-@pytest.mark.parametrize("form", SAME_LAYERS)
-def test_layers_written_otherwise_compute_the_same(form, engine_path, monkeypatch, rng):
-    """What gpu_check.sh compares with the project's own."""
-    install("8.6.1", monkeypatch)
-    for writer, name in (
-        (PluginWriter, "_convolution"),
-        (PluginWriter, "_dense"),
-        (PluginWriter, "sigmoid_gelu"),
-        (TypedPluginWriter, "_make_inputs"),
-        (plugin_layers, "TANH_SIGMOID"),
-    ):
-        monkeypatch.setattr(writer, name, getattr(writer, name))  # put back at the end
-    other_forms.FORMS[form](PluginWriter)
-    config = BertConfig(128, 2, 2, int(rng.integers(20, 90)), 50, 16)  # heads of 64, as half precision wants them
-    weights = weights_of(config, rng)
-    sizes = {"batch_sizes": (3,), "sequence_lengths": (9,)}
-    precision = "fp32" if "product" in form else "fp16"
-    for strict in (False, True):
-        write(engine_path, "8.6.1", config, weights, network="plugin", precision=precision, strict=strict, **sizes)
-        engine = load_engine(engine_path, "padded")
-        assert difference(engine, config, weights, "erf", 3, 9, rng) < TOLERANCE[precision]
-        engine.close()
-
-
 @pytest.mark.parametrize("formula, off", [("erf", 3e-5), ("tanh", 1e-12)])
 def test_the_sigmoid_is_as_near_to_gelu_as_is_said(formula, off):
     x = np.linspace(-60, 60, 200_001)
@@ -319,15 +290,20 @@ def test_the_sigmoid_is_as_near_to_gelu_as_is_said(formula, off):
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gelu_is_the_formula_or_its_sigmoid(precision, gelu, engine_path, monkeypatch, rng):
-    """Of float32 the formula itself; below it the sigmoid, to float64's last places on the double."""
+    """Of float32 the formula itself; below it the sigmoid, near it for whatever GELU is given: here up to 60."""
     install("8.6.1", monkeypatch)
     config = BertConfig(128, 2, 2, int(rng.integers(20, 90)), 50, 16)
     weights = weights_of(config, rng)
+    for i in range(2):
+        weights.tensors[f"l{i}_intermediate_dense_bias"] = np.linspace(
+            -60, 60, config.intermediate_size, dtype=np.float32
+        )
     sizes = {"batch_sizes": (3,), "sequence_lengths": (9,)}
     write(engine_path, "8.6.1", config, weights, gelu, network="plugin", precision=precision, **sizes)
     engine = load_engine(engine_path, "padded")
     written = gelu if precision == "fp32" else lambda layer, x: sigmoid_gelu(x, gelu)
-    assert difference(engine, config, weights, written, 3, 9, rng) < 1e-5
+    assert difference(engine, config, weights, written, 3, 9, rng) < 2e-5
+    assert difference(engine, config, weights, gelu, 3, 9, rng) < 2e-3
     engine.close()
 
 
@@ -399,26 +375,6 @@ def test_rows_through_the_packed_plugins(version, interface, lengths, engine_pat
             logits = engine.run(PaddedBatch(*inputs))
             off = np.abs(logits - reference_logits(config, weights.tensors, "erf", *inputs))[inputs[2] == 1]
             assert logits.shape == (batch_size, length, 2) and off.max() < TOLERANCE["fp16"], (batch_size, length)
-    engine.close()
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_rows_that_are_moved_together(batch_size, engine_path, monkeypatch, rng):
-    """What gpu_check.sh compares with two sequences a row. Of a row without a token nothing is asked."""
-    install("8.6.1", monkeypatch)
-    monkeypatch.setattr(plan_builder, "_packs_rows", plan_builder._packs_rows)
-    monkeypatch.setattr(plan_builder, "RowsPluginLayers", plan_builder.RowsPluginLayers)
-    other_forms.FORMS["rows_together"](PluginWriter)
-    config, length = BertConfig(128, 2, 2, 40, 50, 16), 9
-    weights = weights_of(config, rng)
-    options = {"batch_sizes": (batch_size,), "sequence_lengths": (length,), "network": "plugin", "precision": "fp16"}
-    write(engine_path, "8.6.1", config, weights, **options)
-    engine = load_engine(engine_path, "padded")
-    for counts in (rng.integers(1, length + 1, batch_size), np.full(batch_size, length), np.full(batch_size, 1)):
-        ids, segments, _ = random_inputs(config, rng, batch_size, length)
-        inputs = ids, segments, (np.arange(length) < counts[:, None]).astype(np.int32)
-        off = np.abs(engine.run(PaddedBatch(*inputs)) - reference_logits(config, weights.tensors, "erf", *inputs))
-        assert off[inputs[2] == 1].max() < TOLERANCE["fp16"]
     engine.close()
 
 

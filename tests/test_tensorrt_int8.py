@@ -159,9 +159,9 @@ class Case:
         return self.logits(batch, quantize, self.rounded_gelu)
 
     def rounded_gelu(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """GELU by a sigmoid, of what is rounded by the range of its output, or by 3."""
-        amax = max(3.0, float(self.effective_ranges()[f"l{layer}_output_dense_input_amax"]))
-        return sigmoid_gelu(fake_int8(x, amax), self.gelu)
+        """GELU by a sigmoid, of what is rounded by the range of its output, or by 3; not where that is under 1.5."""
+        amax = float(self.effective_ranges()[f"l{layer}_output_dense_input_amax"])
+        return sigmoid_gelu(fake_int8(x, max(3.0, amax)) if amax >= 1.5 else x, self.gelu)
 
     def effective_ranges(self) -> dict:
         """What the plugin network makes of the ranges, in words of docs/architecture.md's table."""
@@ -360,8 +360,8 @@ def test_each_range_lands_on_its_tensor(form, name, engine_path, built, monkeypa
         return
     shuffled = {"bert_embeddings", "bert_embeddings/sum"} if form in ("interleaved", "Megatron") else set()
     alike = {f"{tensor}/interleaved"} if tensor in shuffled else set()
-    if tensor.endswith("/gelu") and second[tensor] > 3:  # what it reads has the same range then
-        alike = {f"{tensor.partition('/')[0]}_dense"}
+    if tensor.endswith("/gelu"):  # what it reads has the same range, from 3 on
+        alike = {f"{tensor.partition('/')[0]}_dense"} & first.keys()
     assert landed == {tensor} | alike
     assert second[tensor] == case.ranges[name] == np.float32(8) * np.float32(first[tensor])
     assert all(np.abs(case.expected(batch) - old).max() > TOLERANCE["fp32"] for batch, old in zip(case.batches, before))

@@ -86,6 +86,7 @@ NETWORKS = (
     _plugin("fp16, matrix products", "--fp16", "--strict", form="matrix_product"),
     _plugin("fp16, rows together", "--fp16", "--strict", form="rows_together"),
     _plugin("fp16, float norms", "--fp16", "--strict", form="float_norms"),
+    _plugin("fp16, norm layers", "--fp16", "--strict", form="norm_layers"),
     _plugin("fp16, GELU by erf", "--fp16", "--strict", form="gelu_erf"),
     _plugin("packed int8, half before GELU", *PTQ, layout="packed", checkpoint="wide", form="gelu_in_half"),
 )

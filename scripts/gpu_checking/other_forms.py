@@ -4,10 +4,11 @@
 
 matrix_product     dense layers as TensorRT's matrix products, which cuBLASLt computes, and sums; not as 1×1 convolutions
 products_but_gelu  the same but for the one before GELU, which a convolution computes in one with it
-gelu_short         GELU by a sigmoid of fewer terms, at most 3e-4 off: a hundredth of int8's steps, half of one of fp16's
+gelu_short         GELU by a sigmoid of fewer terms, at most 3e-4 off: a hundredth of int8's steps, half of one of fp16's at 1
 gelu_erf           GELU by erf or tanh; not by a sigmoid
 gelu_in_half       int8: the dense layer before GELU gives half; not int8
 float_norms        add + norm in float32, and what it adds; what reads it rounds it to half
+norm_layers        add + norm as a sum and TensorRT's normalization layer, which computes in float32; not by the plugin
 packed_rows        padded fp16 engines of any number of rows go through the packed plugins, on any GPU; not only of few on
                    Hopper
 rows_together      the same, each row one sequence: tokens are moved together first; not two, of its tokens and of its padding
@@ -26,6 +27,7 @@ import numpy as np
 from helpers.backends.tensorrt import plan_builder, plugin_layers
 from helpers.backends.tensorrt.bert_plugins import TYPE_IDS
 from helpers.backends.tensorrt.plugin_layers import PluginWriter, RowsPluginLayers, TypedPluginWriter
+from helpers.network_layers import Normalised
 
 #: a + b x²: GELU's sigmoid without the last term, which needs no bound either (2.8e-4).
 GELU_SHORT = (1.60031416, 0.06940179)
@@ -93,6 +95,24 @@ def use_float_norms(writer) -> None:
         return tensor
 
     TypedPluginWriter._make_inputs, writer._dense = make_inputs, dense
+
+
+def use_norm_layers(writer) -> None:
+    def add_and_normalise(self, branch, residual, gamma, beta, name):
+        total = self.elementwise(branch, residual, "SUM", f"{name}/add")
+        axis = self.rank - 3  # the channels', the last one of what is normalised
+        rows = self.reshaped(total, f"{name}/rows", shape=(*(0,) * axis, -1))
+        row = (*(1,) * axis, -1)
+        scale, shift = (
+            self.constant(np.float32(array).reshape(row), f"{name}/{part}")
+            for array, part in ((gamma, "gamma"), (beta, "beta"))
+        )
+        layer = self.network.add_normalization(rows, scale, shift, 1 << axis)
+        layer.epsilon = self.config.layer_norm_eps
+        normal = self.output(layer, f"{name}/normal")
+        return Normalised(self.reshaped(normal, name, shape=(*(0,) * axis, -1, 1, 1)), total)
+
+    writer.add_and_normalise = add_and_normalise
 
 
 def use_erf(writer) -> None:
@@ -178,6 +198,7 @@ FORMS = {
     "products_but_gelu": use_products_but_for_gelu,
     "gelu_short": use_short_sigmoid,
     "float_norms": use_float_norms,
+    "norm_layers": use_norm_layers,
     "gelu_erf": use_erf,
     "gelu_in_half": use_half_before_gelu,
     "packed_rows": pack_rows,

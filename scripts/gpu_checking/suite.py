@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -69,12 +70,17 @@ class Suite:
 
     @property
     def timing_lock(self) -> Path:
-        return self.work / "timing.lock"
+        """Of this command's GPUs."""
+        gpus = re.sub(r"[^\w-]", "_", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        return self.work / f"timing-{gpus}.lock"
+
+    def alone(self):
+        """Nothing else is timed meanwhile on the same GPUs, by any command of the same folder."""
+        return self.locked(self.timing_lock)
 
     @contextlib.contextmanager
-    def alone(self):
-        """Nothing else is timed meanwhile, by any command of the same folder."""
-        with open(self.timing_lock, "a") as lock:
+    def locked(self, path: Path):
+        with open(path, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -259,7 +265,9 @@ def run(args, squad: Path) -> int:
     # TensorRT 8.6 has tens of thousands of kernels, and CUDA 12.0 loads all of them unless it is told not to.
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     torch = torch_models.import_torch()
-    record.note(machine={"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}, tensorrt=args.tensorrt)
+    record.note(machine={"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__})
+    if args.tensorrt:  # what needs none may have been done before, or after
+        record.note(tensorrt=args.tensorrt)
     suite = Suite(args, squad, record)
     try:
         if {"networks", "answers"} & set(args.suite):

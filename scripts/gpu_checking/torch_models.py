@@ -181,13 +181,21 @@ def graph_times(forward, runs: int) -> dict:
 
 
 def warm_replay(forward):
-    """What runs `forward` once: the replay of a CUDA graph, on a CPU itself."""
+    """What runs `forward` once: the replay of a CUDA graph, on a CPU itself. It keeps `forward`'s model and inputs."""
     import torch
 
     with torch.inference_mode():
         for _ in range(3):
             forward()
-        return forward if DEVICE == "cpu" else _captured(forward).replay
+        if DEVICE == "cpu":
+            return forward
+        graph = _captured(forward)
+
+    def replay():
+        graph.replay()
+        return forward  # whose memory the graph reads, and does not hold
+
+    return replay
 
 
 def timed(replay, runs: int) -> list[float]:

@@ -36,8 +36,11 @@ LARGEST_SQUARE = 48.0
 #: The formula with tanh is just that: (1 + tanh(y)) / 2 = sigmoid(2 y), so p(z) = 2 √(2/π) (1 + 0.044715 z).
 TANH_SIGMOID = (2 * np.sqrt(2 / np.pi), 2 * np.sqrt(2 / np.pi) * 0.044715)
 
-#: The least range of what GELU reads in int8: beyond, on its left, GELU is within 0.0041 of 0, a sixth of a step.
+#: The least range of what GELU reads in int8: beyond, on its left, GELU is within 0.0041 of 0, a sixth of that range's step.
 GELU_INPUT_RANGE = 3.0
+
+#: The least range of what GELU gives with which it reads int8, too: with half the range its steps are half of what it reads.
+LEAST_GELU_RANGE = GELU_INPUT_RANGE / 2
 
 #: What is said of a model whose embeddings are projected.
 NO_PROJECTION = "the BERT plugins take embeddings of the hidden size, this model's are projected to it"
@@ -169,13 +172,16 @@ class PluginWriter(NetworkWriter, NetworkLayers):
         return result
 
     def _in_int8(self, hidden, result) -> None:
-        """Has GELU read and give int8, so that nothing else is written to memory and read again.
+        """Has GELU give int8, and read it where its output's range allows: nothing else is written to memory then.
 
-        GELU's slope is at most 1.13: rounded by the range of what it gives, what it reads adds an error as large as that
-        of rounding its output. Nothing in between has a range, so that the builder can't round it.
+        GELU's slope is at most 1.13: rounded by the range of what it gives, 3 or more, what it reads adds an error of at most
+        1.13 times that of rounding its output; by the least range, of twice that. Nothing in between has a range, so that
+        the builder can't round it.
         """
-        amax = max(GELU_INPUT_RANGE, result.dynamic_range[1])
-        hidden.set_dynamic_range(-amax, amax)
+        amax = result.dynamic_range[1]
+        if amax >= LEAST_GELU_RANGE:
+            amax = max(GELU_INPUT_RANGE, amax)
+            hidden.set_dynamic_range(-amax, amax)
         self.network.get_layer(self.network.num_layers - 1).set_output_type(0, self.trt.int8)
 
     def sigmoid_gelu(self, x, formula, constant, name):
