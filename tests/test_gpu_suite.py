@@ -410,6 +410,12 @@ def test_loadgen_asks_large_engines(on_a_cpu, tmp_path, monkeypatch):
     assert f"| large, packed int8, Offline | {'VALID' if found['valid'] else 'INVALID'} | {found['rate']:.1f} |" in page
 
 
+def test_the_documents_page_is_made_of_its_record(tmp_path):
+    page, table, picture = report.write([ROOT / "docs" / "h200.json"], tmp_path / "h200.md")
+    assert page.read_text() == (ROOT / "docs" / "h200.md").read_text()
+    assert table.read_text() == (ROOT / "docs" / "h200.csv").read_text() and picture.stat().st_size > 10_000
+
+
 def test_a_record_of_pytorch_alone_is_of_any_tensorrt(tmp_path):
     paths = [tmp_path / f"{n}.json" for n in range(3)]
     machine = {"gpu": "NVIDIA H200", "torch": "2.11.0"}
