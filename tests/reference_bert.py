@@ -26,10 +26,10 @@ def reference_logits(
     """Start and end logits, float64 [B, S, 2].
 
     `tensors` are canonical, `gelu` is "tanh" or "erf", or a function of a layer's number and what its GELU reads, the
-    other three are int [B, S]. Keys where the mask is 0 get
-    exactly no weight; the logits at such positions are computed like any other. `pre_normalised`: Megatron's BERT,
-    whose sub-layers read a layer norm of the stream, and add what they find to the stream itself. `quantize(name,
-    value)` replaces the values at each place that has a range, by the range's name; kernels are [out, in].
+    other three are int [B, S]. Keys where the mask is 0 get exactly no weight; the logits at such positions are
+    computed like any other. `pre_normalised`: Megatron's BERT, whose sub-layers read a layer norm of the stream, and add
+    what they find to the stream itself. `quantize(name, value)` replaces the values at each place that has a range, by
+    the range's name; kernels are [out, in].
     """
     weight = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
     batch, length = input_ids.shape

@@ -65,11 +65,8 @@ def engine_of(suite, one: Question) -> Path:
 
 
 def build(suite, one: Question) -> None:
-    if not engine_of(suite, one).is_file():
-        key = f"build: {one.key}"
-        suite.record.forget(key)
-        with contextlib.suppress(OutOfTime):
-            suite.record.step(key, _build, suite, one)
+    with contextlib.suppress(OutOfTime):
+        suite.make(engine_of(suite, one), f"build: {one.key}", _build, suite, one)
 
 
 def _build(suite, one: Question) -> dict:

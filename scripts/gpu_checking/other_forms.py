@@ -141,36 +141,28 @@ class RowsTogether(RowsPluginLayers):
         self.shape = batch_size, sequence_length
         padded_ids, segments, mask = self.network_inputs("padded", self.shape)
         count = batch_size * sequence_length
-        self.tokens = self._sum(mask, "rows/tokens")
+        self.tokens = self.summed(mask, 1, "rows/tokens")
         before = np.tril(np.ones((batch_size + 1, batch_size)), -1)  # of bound k the rows before it
-        rows = self.reshaped(self.tokens, "rows/tokens_row", shape=(1, -1))
-        self.bounds = self._sum(self._of("PROD", rows, before, "rows/each_before"), "rows/bounds")
-        ends = self.reshaped(
-            self._gathered(self.bounds, np.arange(1, batch_size + 1), "rows/ends"), "rows/ends_row", shape=(1, -1)
-        )
-        places = np.arange(count)
-        behind = self.elementwise(self.integers(places[:, None] + 1, "rows/places"), ends, "SUB", "rows/behind")
-        ended = self._of(
-            "MIN", self._of("MAX", behind, 0, "rows/not_before"), 1, "rows/ended"
-        )  # 1: so many rows are over
-        row = self._of("MIN", self._sum(ended, "rows/over"), batch_size - 1, "rows/row_of")
-        start = self._gathered(self.bounds, row, "rows/start_of")
-        column = self.elementwise(self.integers(places, "rows/all"), start, "SUB", "rows/column")
+        lengths = self.as_row(self.tokens, "rows/tokens_row")
+        self.bounds = self.summed(self._of("PROD", lengths, before, "rows/each_before"), 1, "rows/bounds")
+        ends = self._at(self.bounds, np.arange(1, batch_size + 1), "rows/ends")
+        places = self.integers(np.arange(count), "rows/places")
+        row = self._of("MIN", self.sequence_of(places, ends, "rows"), batch_size - 1, "rows/row_of")
+        column = self.elementwise(places, self.gathered(self.bounds, row, "rows/start_of"), "SUB", "rows/column")
         first = self._of("PROD", row, sequence_length, "rows/first")
         source = self._of("MIN", self.elementwise(first, column, "SUM", "rows/from"), count - 1, "rows/source")
         flat = [self.reshaped(one, f"rows/{one.name}", shape=(-1,)) for one in (padded_ids, segments)]
-        moved = [self._gathered(one, source, f"{one.name}/together") for one in flat]
+        moved = [self.gathered(one, source, f"{one.name}/together") for one in flat]
         return [*moved, self.bounds, self.integers(np.zeros(sequence_length), "rows/row")]
 
     def _ordered(self, logits, name):
         """Back to where the rows were; padding has its row's last token's."""
         batch_size, length = self.shape
-        last = self.reshaped(self._of("SUB", self.tokens, 1, "rows/last"), "rows/last_column", shape=(-1, 1))
+        last = self.column(self._of("SUB", self.tokens, 1, "rows/last"), "rows/last_column")
         columns = self._of("MIN", last, np.arange(length)[None], "rows/columns")
-        starts = self._gathered(self.bounds, np.arange(batch_size), "rows/starts")
-        starts = self.reshaped(starts, "rows/starts_column", shape=(-1, 1))
+        starts = self.column(self._at(self.bounds, np.arange(batch_size), "rows/starts"), "rows/starts_column")
         places = self._of("MAX", self.elementwise(starts, columns, "SUM", "rows/to"), 0, "rows/target")
-        back = self._gathered(logits, self.reshaped(places, "rows/targets", shape=(-1,)), f"{name}/back")
+        back = self.gathered(logits, self.reshaped(places, "rows/targets", shape=(-1,)), f"{name}/back")
         return self.reshaped(back, name, shape=(batch_size, length, 2, 1, 1))
 
     def _of(self, operation: str, tensor, values, name: str):
@@ -179,13 +171,8 @@ class RowsTogether(RowsPluginLayers):
         values = np.reshape(values, (1,) * (rank - np.ndim(values)) + np.shape(values))
         return self.elementwise(tensor, self.integers(values, f"{name}/with"), operation, name)
 
-    def _sum(self, tensor, name: str):
-        return self.output(self.network.add_reduce(tensor, self.trt.ReduceOperation.SUM, 1 << 1, False), name)
-
-    def _gathered(self, tensor, places, name: str):
-        if isinstance(places, np.ndarray):
-            places = self.integers(places, f"{name}/places")
-        return self.output(self.network.add_gather(tensor, places, 0), name)
+    def _at(self, tensor, places: np.ndarray, name: str):
+        return self.gathered(tensor, self.integers(places, f"{name}/places"), name)
 
 
 def move_rows_together(writer) -> None:

@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,7 +52,6 @@ class Suite:
 
     def __init__(self, args, squad: Path, record: Record):
         self.args, self.squad, self.record = args, squad, record
-        self.lock = threading.Lock()
         self.work = args.folder / "work"
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoints = {
@@ -108,17 +106,23 @@ class Suite:
         checkpoints.write_random_megatron(paths["megatron"], MEGATRON)
         program = (sys.executable, ROOT / "squad" / "finetune.py", "-pt", paths["bundled"])
         for name, flags in QAT.items():
-            train = [*program, "-j", self.args.folder / TRAINING, "-o", paths[name], "--qat", *flags]
-            self._make(
-                paths[name] / "config.json", f"training {name}", self.run, [*train, *self.args.finetune], "finetune.py"
-            )
+            train = [
+                *program,
+                "-j",
+                self.args.folder / TRAINING,
+                "-o",
+                paths[name],
+                "--qat",
+                *flags,
+                *self.args.finetune,
+            ]
+            self.make(paths[name] / "config.json", f"training {name}", self.run, train, "finetune.py")
         calibrations = [paths[name] for name in (CALIBRATION, WIDE_CALIBRATION)]
-        self._make(paths[WIDE_CALIBRATION], "widening", self._widen, "bundled", "wide", *calibrations)
-        self._make(
-            paths["wide qat"] / "model.safetensors", "widening the QAT variant", self._widen, "qat all", "wide qat"
-        )
+        self.make(paths[WIDE_CALIBRATION], "widening", self._widen, "bundled", "wide", *calibrations)
+        wide = paths["wide qat"] / "model.safetensors"
+        self.make(wide, "widening the QAT variant", self._widen, "qat all", "wide qat")
 
-    def _make(self, path: Path, key: str, work, *arguments) -> None:
+    def make(self, path: Path, key: str, work, *arguments) -> None:
         """A step that makes the file `path`, which the record of another machine may tell of, but not hold."""
         if not path.is_file():
             self.record.forget(key)
@@ -194,7 +198,7 @@ class Suite:
             self.record.step(f"double: {network.name}", self._simulate, network)
 
     def _simulate(self, network: Network) -> dict:
-        with self.lock:  # several are simulated at once
+        with self.locked(self.work / "double.lock"):  # several are simulated at once
             double = double_python(self.work)
         simulated = self.engine(network).with_suffix(".double")
         self.build(network, double, simulated)

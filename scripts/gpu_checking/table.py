@@ -186,13 +186,9 @@ def torch_times(suite, place: Place, batch: int) -> dict:
     """PyTorch's times by a process of its own (torch_times.py), which waits for others before it is timed."""
     program = ROOT / "scripts" / "gpu_checking" / "torch_times.py"
     command = [sys.executable, program, torch_models.DEVICE, place.model, place.config.num_hidden_layers]
-    command += [
-        place.length,
-        batch,
-        suite.args.iterations,
-        suite.timing_lock,
-        *(["--no-compile"] if suite.args.no_compile else []),
-    ]
+    command += [place.length, batch, suite.args.iterations, suite.timing_lock]
+    if suite.args.no_compile:
+        command.append("--no-compile")
     return json.loads(suite.run(command, program.name, TORCHINDUCTOR_COMPILE_THREADS="1").splitlines()[-1])
 
 

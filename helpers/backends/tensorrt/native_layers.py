@@ -231,7 +231,7 @@ class NativeWriter(NetworkWriter, NetworkLayers):
     def _gather(self, table: np.ndarray, ids: Tensor, name: str) -> Tensor:
         """Rows of `table` [V, E] by `ids` ([B, S], say): [B, S, E]."""
         rows = self._constant(table, table.shape, f"{name}/table")
-        return self.output(self.network.add_gather(rows, ids, 0), name)
+        return self.gathered(rows, ids, name)
 
     def _split_heads(self, stacked: Tensor, heads: int, name: str) -> QueryKeyValue:
         """[B, S, 3·N·H], query, key and value side by side → each as [B, N, S, H]."""

@@ -36,10 +36,10 @@ class PackedNativeLayers(NativeWriter):
     # Words of NetworkLayers that are not the padded network's
 
     def attention(self, query_key_value, heads, name):
-        rows = self._gathered(query_key_value, self.token_of_slot, f"{name}/padded")
+        rows = self.gathered(query_key_value, self.token_of_slot, f"{name}/padded")
         padded = super().attention(rows, heads, name)
         slots = self.reshaped(padded, f"{name}/slots", shape=(-1, heads * self.config.head_size))
-        return self._gathered(slots, self.slot_of_token, f"{name}/packed")
+        return self.gathered(slots, self.slot_of_token, f"{name}/packed")
 
     # Parts
 
@@ -57,14 +57,8 @@ class PackedNativeLayers(NativeWriter):
     def _locate_tokens(self, starts: Tensor, ends: Tensor, max_tokens: int, name: str) -> Tensor:
         """Sets `position`, each token's place in its sequence; returns the sequences themselves; both int32 [T]."""
         tokens = self._range(self.input_ids, max_tokens, f"{name}/tokens")
-        column, row = self._column(tokens, f"{name}/token_column"), self._as_row(ends, f"{name}/end_row")
-        before = self.elementwise(column, row, "LESS", f"{name}/before_end")
-        ended = self.unary(before, "NOT", f"{name}/ended")
-        ended = self.output(self.network.add_cast(ended, self.trt.int32), f"{name}/ended_int32")
-        # As many sequences lie before a token as end at or before it.
-        layer = self.network.add_reduce(ended, self.trt.ReduceOperation.SUM, 1 << 1, False)
-        sequence = self.output(layer, f"{name}/sequence")
-        start = self._gathered(starts, sequence, f"{name}/start")
+        sequence = self.sequence_of(tokens, ends, name)
+        start = self.gathered(starts, sequence, f"{name}/start")
         self.position = self.elementwise(tokens, start, "SUB", f"{name}/position")
         return sequence
 
@@ -73,21 +67,17 @@ class PackedNativeLayers(NativeWriter):
 
         Slots behind a sequence's end hold copies of its last token, masked.
         """
-        places = self._as_row(self._range(self.max_seqlen, max_length, f"{name}/places"), f"{name}/place_row")
-        lengths = self._column(self.elementwise(ends, starts, "SUB", f"{name}/lengths"), f"{name}/length_column")
+        places = self.as_row(self._range(self.max_seqlen, max_length, f"{name}/places"), f"{name}/place_row")
+        lengths = self.column(self.elementwise(ends, starts, "SUB", f"{name}/lengths"), f"{name}/length_column")
         self.input_mask = self.elementwise(places, lengths, "LESS", f"{name}/mask")
         one = self.integers([[1]], f"{name}/one")
         last = self.elementwise(lengths, one, "SUB", f"{name}/last")
         places = self.elementwise(places, last, "MIN", f"{name}/clipped")
-        first = self._column(starts, f"{name}/start_column")
+        first = self.column(starts, f"{name}/start_column")
         self.token_of_slot = self.elementwise(first, places, "SUM", f"{name}/token_of_slot")
         longest = self.int32(self._length(self.max_seqlen, f"{name}/longest"), f"{name}/longest_int32")
         first = self.elementwise(sequence, longest, "PROD", f"{name}/first_slot")
         self.slot_of_token = self.elementwise(first, self.position, "SUM", f"{name}/slot_of_token")
-
-    def _gathered(self, tensor: Tensor, indices: Tensor, name: str) -> Tensor:
-        """Entries of `tensor` along its first axis."""
-        return self.output(self.network.add_gather(tensor, indices, 0), name)
 
     def _length(self, tensor: Tensor, name: str) -> Tensor:
         """The shape tensor [1] of a 1-D tensor."""
@@ -96,12 +86,6 @@ class PackedNativeLayers(NativeWriter):
     def _range(self, tensor: Tensor, at_most: int, name: str) -> Tensor:
         """0, 1, 2… as many as the 1-D `tensor` is long, int32."""
         return self.first(np.arange(at_most), self._length(tensor, f"{name}/length"), name)
-
-    def _column(self, tensor: Tensor, name: str) -> Tensor:
-        return self.reshaped(tensor, name, shape=(-1, 1))
-
-    def _as_row(self, tensor: Tensor, name: str) -> Tensor:
-        return self.reshaped(tensor, name, shape=(1, -1))
 
 
 class FusedPackedNativeLayers(PackedNativeLayers):

@@ -81,6 +81,28 @@ class NetworkWriter:
         shape = self.output(self.network.add_shape(tensor), f"{name}/shape")
         return self.output(self.network.add_slice(shape, (axis,), (1,), (1,)), name)
 
+    def gathered(self, tensor: Tensor, indices: Tensor, name: str) -> Tensor:
+        """Entries of `tensor` along its first axis."""
+        return self.output(self.network.add_gather(tensor, indices, 0), name)
+
+    def summed(self, tensor: Tensor, axis: int, name: str) -> Tensor:
+        """Sums over one axis, which goes."""
+        return self.output(self.network.add_reduce(tensor, self.trt.ReduceOperation.SUM, 1 << axis, False), name)
+
+    def column(self, tensor: Tensor, name: str) -> Tensor:
+        return self.reshaped(tensor, name, shape=(-1, 1))
+
+    def as_row(self, tensor: Tensor, name: str) -> Tensor:
+        return self.reshaped(tensor, name, shape=(1, -1))
+
+    def sequence_of(self, tokens: Tensor, ends: Tensor, name: str) -> Tensor:
+        """The sequence of each token: as many lie before it as end at or before it. `tokens` are 0, 1, 2…; int32 [T]."""
+        column, row = self.column(tokens, f"{name}/token_column"), self.as_row(ends, f"{name}/end_row")
+        before = self.elementwise(column, row, "LESS", f"{name}/before_end")
+        ended = self.unary(before, "NOT", f"{name}/ended")
+        ended = self.output(self.network.add_cast(ended, self.trt.int32), f"{name}/ended_int32")
+        return self.summed(ended, 1, f"{name}/sequence")
+
     def joined(self, tensors: list[Tensor], name: str) -> Tensor:
         """Tensors of one or two axes, along the first."""
         return self.output(self.network.add_concatenation(tensors), name)

@@ -400,17 +400,16 @@ class RowsPluginLayers(PackedPluginLayers):
         length = self.shape[1]
         if length > 0:
             return self.integers(np.zeros(length), name)
-        return self.output(self.network.add_gather(self.padded_ids, self.integers(0, f"{name}/0"), 0), name)
+        return self.gathered(self.padded_ids, self.integers(0, f"{name}/0"), name)
 
     def _bounds(self, mask, name: str):
         """Where each row begins, where its padding does, and where all ends: int32 [2 B + 1]."""
-        sum_of_rows = self.network.add_reduce(mask, self.trt.ReduceOperation.SUM, 1 << 1, False)  # over axis 1
-        tokens = self.output(sum_of_rows, f"{name}/tokens")
+        tokens = self.summed(mask, 1, f"{name}/tokens")
         numbers = np.arange(2 * self.most_rows + 1)
         rows, is_padding = numbers // 2, numbers % 2
         size = None if self.shape[0] > 0 else self._number_of_bounds(mask, f"{name}/size")
         places = self._first(rows * is_padding, size, f"{name}/places")  # of the others no row's tokens are asked
-        tokens = self.output(self.network.add_gather(tokens, places, 0), f"{name}/of_each")
+        tokens = self.gathered(tokens, places, f"{name}/of_each")
         tokens = self.elementwise(tokens, self._first(is_padding, size, f"{name}/is_padding"), "PROD", f"{name}/before")
         starts = self._first(rows * max(1, self.shape[1]), size, f"{name}/rows")
         if self.shape[1] < 0:
