@@ -125,7 +125,7 @@ def test_layers_written_otherwise_compute_the_same(form, engine_path, put_back, 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_rows_that_are_moved_together(batch_size, engine_path, put_back, monkeypatch, rng):
-    """What gpu_check.sh compares with two sequences a row. Of a row without a token nothing is asked."""
+    """What gpu_check.sh compares with two sequences a row."""
     install("8.6.1", monkeypatch)
     other_forms.FORMS["rows_together"](PluginWriter)
     config, length = CONFIG, 9

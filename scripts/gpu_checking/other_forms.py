@@ -156,12 +156,12 @@ class RowsTogether(RowsPluginLayers):
         return [*moved, self.bounds, self.integers(np.zeros(sequence_length), "rows/row")]
 
     def _ordered(self, logits, name):
-        """Back to where the rows were; padding has its row's last token's."""
+        """Back to where the rows were; padding has its row's last token's. A row has one at least."""
         batch_size, length = self.shape
         last = self.column(self._of("SUB", self.tokens, 1, "rows/last"), "rows/last_column")
         columns = self._of("MIN", last, np.arange(length)[None], "rows/columns")
         starts = self.column(self._at(self.bounds, np.arange(batch_size), "rows/starts"), "rows/starts_column")
-        places = self._of("MAX", self.elementwise(starts, columns, "SUM", "rows/to"), 0, "rows/target")
+        places = self.elementwise(starts, columns, "SUM", "rows/target")
         back = self.gathered(logits, self.reshaped(places, "rows/targets", shape=(-1,)), f"{name}/back")
         return self.reshaped(back, name, shape=(batch_size, length, 2, 1, 1))
 

@@ -34,7 +34,6 @@ _ELEMENTWISE = {
     "SUM": np.add,
     "PROD": np.multiply,
     "MIN": np.minimum,
-    "MAX": np.maximum,
     "SUB": np.subtract,
     "POW": np.power,
     "LESS": np.less,

@@ -34,7 +34,7 @@ def every_layer(trt, network, batch: int = -1, length: int = -1) -> list:
 def _pointwise(trt, network, inputs, constant):
     x, ids = inputs["x"], inputs["ids"]
     row = constant(np.ones((1, 1, 8), np.float32))
-    for op in ("SUM", "PROD", "SUB", "MIN", "MAX", "POW", "LESS"):
+    for op in ("SUM", "PROD", "SUB", "MIN", "POW", "LESS"):
         network.add_elementwise(x, row, getattr(trt.ElementWiseOperation, op))
     less = network.add_elementwise(ids, constant(np.int32([[3]])), trt.ElementWiseOperation.LESS).get_output(0)
     network.add_unary(less, trt.UnaryOperation.NOT)

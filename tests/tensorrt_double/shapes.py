@@ -103,7 +103,7 @@ def gather(params, inputs, graph):
 
 
 def elementwise(params, inputs, graph):
-    op = _played("elementwise", params["op"], "SUM PROD MIN MAX SUB POW LESS")
+    op = _played("elementwise", params["op"], "SUM PROD MIN SUB POW LESS")
     shape = broadcast(inputs[0].shape, inputs[1].shape, f"elementwise {op}")
     dtype = common_type(inputs, graph, f"elementwise {op}")
     allowed = FLOATS if op == "POW" else (*FLOATS, *INTEGERS, "INT8")
